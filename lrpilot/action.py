@@ -1,0 +1,122 @@
+"""What a learning-rate policy does: an action in [-1, 1] becomes a bounded learning rate."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+ANCHORS = ("constant", "linear", "cosine")
+KINDS = ("multiplier", "residual")
+
+
+def anchor_factor(anchor: str, progress: float) -> float:
+    """The trusted base schedule b(p) relative to the initial learning rate.
+
+    constant: 1; linear: 1 - p; cosine: (1 + cos(pi p)) / 2.
+
+    Args:
+        anchor: one of `ANCHORS`.
+        progress: p = t/T in [0, 1].
+
+    >>> [anchor_factor("linear", p) for p in (0.0, 0.25, 1.0)]
+    [1.0, 0.75, 0.0]
+    """
+    if anchor == "constant":
+        return 1.0
+    if anchor == "linear":
+        return 1.0 - progress
+    return (1.0 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """How an action a in [-1, 1] sets the learning rate, once per decision.
+
+    With b the anchor, p the progress and alpha = `max_log_change`, lr / initial lr is::
+
+        multiplier:  m <- clip(m exp(alpha a)),   factor = clip(b(p) m)
+        residual:    factor = clip(b(p) exp(alpha a))
+
+    where clip is to the box [`min_factor`, `max_factor`]. No action sets a raw learning rate.
+    Before the first decision m = factor = `start_factor`.
+
+    Args:
+        kind: "multiplier" (cumulative) or "residual" (around the anchor).
+        anchor: base schedule b: "constant", "linear" or "cosine".
+        max_log_change: alpha, the largest change of log lr that one decision makes.
+        min_factor: lower end of the box, relative to the initial learning rate.
+        max_factor: upper end of the box.
+        start_factor: learning rate of the first interval over the initial one.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+
+    >>> spec = ActionSpec(max_log_change=math.log(2))
+    >>> spec.apply(1.0, multiplier=1.0, progress=0.5)
+    (2.0, 2.0)
+    """
+
+    kind: str = "multiplier"
+    anchor: str = "constant"
+    max_log_change: float = 0.7
+    min_factor: float = 1e-3
+    max_factor: float = 1e3
+    start_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {KINDS}, got {self.kind!r}")
+        if self.anchor not in ANCHORS:
+            raise ValueError(f"`anchor` must be one of {ANCHORS}, got {self.anchor!r}")
+        if not 0.0 < self.max_log_change < 20.0:
+            raise ValueError(f"`max_log_change` must be in (0, 20), got {self.max_log_change}")
+        if not 0.0 < self.min_factor < math.inf:
+            raise ValueError(f"`min_factor` must be positive, got {self.min_factor}")
+        if not self.min_factor <= self.max_factor < math.inf:
+            raise ValueError(
+                f"`min_factor` must not exceed `max_factor`, got {self.min_factor} and "
+                f"{self.max_factor}"
+            )
+        if not self.min_factor <= self.start_factor <= self.max_factor:
+            raise ValueError(
+                f"`start_factor` must be in [{self.min_factor}, {self.max_factor}], got "
+                f"{self.start_factor}"
+            )
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether the total number of steps must be known."""
+        return self.anchor != "constant"
+
+    def apply(self, action: float, *, multiplier: float, progress: float) -> tuple[float, float]:
+        """The learning-rate factor that an action gives.
+
+        Args:
+            action: a in [-1, 1].
+            multiplier: m before the action.
+            progress: p in [0, 1].
+
+        Returns:
+            The factor lr / initial lr, and m after the action.
+
+        Raises:
+            ValueError: if the action is outside [-1, 1] or not a number.
+        """
+        if not -1.0 <= action <= 1.0:
+            raise ValueError(f"`action` must be in [-1, 1], got {action}")
+        change = math.exp(self.max_log_change * action)
+        if self.kind == "multiplier":
+            multiplier = self._clip(multiplier * change)
+            change = multiplier
+        return self._clip(anchor_factor(self.anchor, progress) * change), multiplier
+
+    def _clip(self, factor: float) -> float:
+        return max(self.min_factor, min(self.max_factor, factor))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification as it is stored in a policy file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The specification stored in a policy file."""
+        return cls(**values)

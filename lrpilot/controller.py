@@ -1,0 +1,158 @@
+"""The decision loop of one training run, shared by the simulator and the deployed scheduler."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrpilot.action import ActionSpec
+from lrpilot.observation import Observer, ObservationSpec
+
+
+@dataclass(frozen=True)
+class ClockSpec:
+    """How often a policy decides.
+
+    A run of T steps is cut into intervals of max(1, round(T / num_decisions)) optimizer steps.
+    The first interval runs at the start factor; a decision follows every interval.
+
+    Args:
+        num_decisions: intervals per run.
+        horizon_range: smallest and largest T of the runs that the policy was trained on, steps.
+
+    Raises:
+        ValueError: if a count is below 1 or the range is reversed.
+
+    >>> ClockSpec(num_decisions=30).interval_steps(10_000)
+    333
+    """
+
+    num_decisions: int = 30
+    horizon_range: tuple[int, int] = (1, 1_000_000)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon_range", tuple(self.horizon_range))
+        if self.num_decisions < 1:
+            raise ValueError(f"`num_decisions` must be at least 1, got {self.num_decisions}")
+        low, high = self.horizon_range
+        if not 1 <= low <= high:
+            raise ValueError(f"`horizon_range` must be 1 <= low <= high, got {(low, high)}")
+
+    def interval_steps(self, total_steps: int) -> int:
+        """Optimizer steps per decision in a run of `total_steps`."""
+        return max(1, round(total_steps / self.num_decisions))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification as it is stored in a policy file."""
+        return {**asdict(self), "horizon_range": list(self.horizon_range)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The specification stored in a policy file."""
+        return cls(**values)
+
+
+class Controller:
+    """Counts steps, gathers losses, and applies actions for one run.
+
+    The environment and `PolicyLR` both drive this class and nothing else, so what a policy sees
+    and does in training is what it sees and does in deployment.
+
+    Args:
+        observation: what is observed.
+        action: what an action does.
+        parameters: the optimizer's parameters.
+        interval_steps: optimizer steps per decision.
+        total_steps: T, or None if neither progress nor an anchor is used.
+        warmup_steps: steps before the clock of the intervals starts.
+
+    Raises:
+        ValueError: if a count is out of range, or T is missing where it is needed.
+    """
+
+    def __init__(
+        self,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        *,
+        parameters: Iterable[Tensor],
+        interval_steps: int,
+        total_steps: int | None,
+        warmup_steps: int = 0,
+    ) -> None:
+        if interval_steps < 1:
+            raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
+        if warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must not be negative, got {warmup_steps}")
+        if total_steps is None:
+            if observation.needs_progress or action.needs_progress:
+                raise ValueError(
+                    "`total_steps` is required: the policy uses progress or an anchor schedule"
+                )
+        elif total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+        self.action = action
+        self.observer = Observer(observation, parameters)
+        self.interval_steps = interval_steps
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.restart()
+
+    def restart(self) -> None:
+        """Set the clock to zero; the reference loss is kept."""
+        self.num_steps = 0
+        self.factor = self.action.start_factor
+        self._multiplier = self.action.start_factor
+        self._previous_action = 0.0
+
+    @property
+    def progress(self) -> float:
+        """t/T in [0, 1], and 0 when T is unknown."""
+        return min(1.0, self.num_steps / self.total_steps) if self.total_steps else 0.0
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Take the minibatch loss of the step that was just made."""
+        self.observer.update(loss)
+
+    def advance(self) -> bool:
+        """Count one optimizer step; returns whether a decision is due."""
+        self.num_steps += 1
+        elapsed = self.num_steps - self.warmup_steps
+        if elapsed == 0 and self.warmup_steps:
+            self.observation()
+        return elapsed > 0 and elapsed % self.interval_steps == 0
+
+    def observation(self) -> NDArray[np.float32]:
+        """Close the interval and return what the policy sees."""
+        return self.observer.observe(
+            progress=self.progress, factor=self.factor, previous_action=self._previous_action
+        )
+
+    def act(self, action: float) -> float:
+        """Apply an action in [-1, 1]; returns the new learning rate over the initial one."""
+        self.factor, self._multiplier = self.action.apply(
+            action, multiplier=self._multiplier, progress=self.progress
+        )
+        self._previous_action = action
+        return self.factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values and copied tensors."""
+        return {
+            "num_steps": self.num_steps,
+            "factor": self.factor,
+            "multiplier": self._multiplier,
+            "previous_action": self._previous_action,
+            "observer": self.observer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a controller built with the same arguments."""
+        self.num_steps = state["num_steps"]
+        self.factor = state["factor"]
+        self._multiplier = state["multiplier"]
+        self._previous_action = state["previous_action"]
+        self.observer.load_state_dict(state["observer"])

@@ -1,0 +1,371 @@
+"""What a learning-rate policy sees: dimensionless features of a training run."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FEATURES: dict[str, tuple[str, ...]] = {
+    "progress": ("progress",),
+    "loss": ("log_loss", "short_slope", "long_slope", "slope_significance", "relative_noise"),
+    "lr": ("log_lr", "previous_action"),
+    "movement": ("displacement", "displacement_cosine", "weight_growth"),
+    "gradient": ("gradient_growth",),
+}
+FEATURE_LIMIT = 5.0
+
+_LOSS_FLOOR = 1e-8
+_LOSS_CEILING = 1e4
+_LONG_DECAY = 0.8
+_NOISE_DECAY = 0.7
+_SAMPLE_SEED = 20230501
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """Which features a policy sees, in which order.
+
+    All features are dimensionless and lie in [-5, 5]. With r the minibatch loss divided by the
+    first loss of the run, m_k its mean over decision interval k (floored at 1e-8), s_k its
+    standard deviation, se_k the standard error of m_k, w_k the sampled parameter entries at the
+    end of interval k, d_k = w_k - w_{k-1}, and g_k their gradient:
+
+    ========== =================== ====================================================
+    group      feature             value
+    ========== =================== ====================================================
+    progress   progress            2 t/T - 1; stays 1 past the end
+    loss       log_loss            log(m_k) / 2
+    loss       short_slope         asinh(10 (log m_k - log m_{k-1})) / 2
+    loss       long_slope          the same of an exponential average (.8) of the slope
+    loss       slope_significance  asinh((m_k - m_{k-1}) / sqrt(se_k^2 + se_{k-1}^2)) / 2
+    loss       relative_noise      1 + log10(s_k / m_k + 1e-4) / 2
+    lr         log_lr              log10(lr / initial lr) / 2
+    lr         previous_action     in [-1, 1]
+    movement   displacement        2 + log10(||d_k|| / ||w_k||)
+    movement   displacement_cosine <d_k, d_{k-1}> / (||d_k|| ||d_{k-1}||)
+    movement   weight_growth       asinh(10 log(||w_k|| / ||w_{k-1}||)) / 2
+    gradient   gradient_growth     log(||g_k|| / ||g_{k-1}||) / 2
+    ========== =================== ====================================================
+
+    Args:
+        groups: the groups of features that are switched on.
+        num_entries: how many parameter entries are sampled for movement and gradient.
+
+    Raises:
+        ValueError: if a group is unknown or given twice, or `num_entries` is below 1.
+
+    >>> ObservationSpec(groups=("progress", "lr")).names
+    ('progress', 'log_lr', 'previous_action')
+    """
+
+    groups: tuple[str, ...] = tuple(FEATURES)
+    num_entries: int = 10_000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if not self.groups or len(set(self.groups)) != len(self.groups):
+            raise ValueError(f"`groups` must name each group once, got {list(self.groups)}")
+        for group in self.groups:
+            if group not in FEATURES:
+                raise ValueError(f"`groups` must be among {list(FEATURES)}, got {group!r}")
+        if self.num_entries < 1:
+            raise ValueError(f"`num_entries` must be at least 1, got {self.num_entries}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features in their order."""
+        return tuple(name for group in self.groups for name in FEATURES[group])
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether the total number of steps must be known."""
+        return "progress" in self.groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification as it is stored in a policy file."""
+        return {**asdict(self), "groups": list(self.groups)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The specification stored in a policy file."""
+        return cls(**values)
+
+
+class ParameterSample:
+    """A fixed random sample of the entries of an optimizer's parameters.
+
+    The positions depend on the parameters' sizes alone, so a simulated run and a deployed
+    scheduler read the same entries of the same model.
+
+    Args:
+        parameters: the parameters, in the optimizer's order.
+        num_entries: size of the sample; a model with fewer entries is read whole.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], num_entries: int) -> None:
+        self._parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._indices: list[Tensor | None] = [None] * len(sizes)
+        if sum(sizes) > num_entries:
+            generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+            drawn = torch.randint(sum(sizes), (num_entries,), generator=generator).sort().values
+            start = 0
+            for i, (parameter, size) in enumerate(zip(self._parameters, sizes, strict=True)):
+                inside = drawn[(drawn >= start) & (drawn < start + size)] - start
+                self._indices[i] = inside.to(parameter.device)
+                start += size
+
+    def values(self) -> Tensor:
+        """The sampled entries, as a new float32 vector."""
+        return self._gather([parameter.detach() for parameter in self._parameters])
+
+    def gradient(self) -> Tensor:
+        """The gradients of the sampled entries; zero where one parameter has none.
+
+        Raises:
+            RuntimeError: if no parameter has a gradient.
+        """
+        gradients = [parameter.grad for parameter in self._parameters]
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError(
+                "the policy observes the gradient norm, but no parameter has a gradient when the "
+                "scheduler steps: call `scheduler.step(loss)` before `optimizer.zero_grad()`, or "
+                "train a policy without the feature group 'gradient'"
+            )
+        return self._gather(
+            [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+            ]
+        )
+
+    def _gather(self, tensors: list[Tensor]) -> Tensor:
+        parts = [
+            tensor.reshape(-1) if index is None else tensor.reshape(-1).index_select(0, index)
+            for tensor, index in zip(tensors, self._indices, strict=True)
+        ]
+        device = parts[0].device
+        return torch.cat([part.to(device, torch.float32) for part in parts])
+
+
+class Observer:
+    """Turns the losses and parameters of one run into observations.
+
+    `update` takes the loss of every step at O(1) cost; `observe` closes a decision interval.
+    Losses of a device other than the CPU stay there until the interval closes.
+
+    Args:
+        spec: the features.
+        parameters: the optimizer's parameters; read only by the groups movement and gradient.
+    """
+
+    def __init__(self, spec: ObservationSpec, parameters: Iterable[Tensor]) -> None:
+        self.spec = spec
+        self._sample = ParameterSample(parameters, spec.num_entries)
+        self._reads_movement = "movement" in spec.groups
+        self._reads_gradient = "gradient" in spec.groups
+        self.initial_loss: float | None = None
+        self.num_nonfinite = 0
+        self._pending: list[Tensor] = []
+        self._log_mean = 0.0
+        self._mean = 1.0
+        self._mean_variance = 0.0
+        self._noise_variance = 0.0
+        self._long_slope: float | None = None
+        self._weights: Tensor | None = self._sample.values() if self._reads_movement else None
+        self._displacement: Tensor | None = None
+        self._gradient_norm: float | None = None
+        self._clear_interval()
+
+    def _clear_interval(self) -> None:
+        self._count = 0
+        self._interval_mean = 0.0
+        self._interval_m2 = 0.0
+
+    def update(self, loss: float | Tensor) -> None:
+        """Take the minibatch loss of one optimizer step.
+
+        Args:
+            loss: a number or a tensor of one element. NaN and infinities count as 1e4 times
+                the first loss.
+
+        Raises:
+            TypeError: if `loss` is not a number.
+            ValueError: if it has several elements, or is negative before any positive loss.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
+            if loss.device.type != "cpu":
+                # reading the value now would wait for the device at every step
+                self._pending.append(loss.detach().reshape(()).to(torch.float64, copy=True))
+                return
+            value = loss.item()
+        else:
+            try:
+                value = float(loss + 0.0)
+            except TypeError:
+                raise TypeError(
+                    f"`loss` must be a number or a tensor of one element, got {loss!r}"
+                ) from None
+        self._add(value)
+
+    def _add(self, value: float) -> None:
+        if not math.isfinite(value):
+            self.num_nonfinite += 1
+            ratio = _LOSS_CEILING
+        elif self.initial_loss is None:
+            if value < 0.0:
+                raise ValueError(
+                    f"`loss` must be positive at the start, since features are logarithms "
+                    f"relative to it, got {value}"
+                )
+            if value > 0.0:
+                self.initial_loss = value
+            ratio = 1.0
+        else:
+            ratio = max(-_LOSS_CEILING, min(_LOSS_CEILING, value / self.initial_loss))
+        self._count += 1
+        delta = ratio - self._interval_mean
+        self._interval_mean += delta / self._count
+        self._interval_m2 += delta * (ratio - self._interval_mean)
+
+    def flush(self) -> None:
+        """Read the losses that are still on a device."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            for value in torch.stack(pending).tolist():
+                self._add(value)
+
+    @property
+    def interval_loss(self) -> float:
+        """Mean loss since the last decision, over the first loss; 1e4 bounds it."""
+        self.flush()
+        return self._interval_mean if self._count else self._mean
+
+    def observe(
+        self, *, progress: float, factor: float, previous_action: float
+    ) -> NDArray[np.float32]:
+        """Close the interval and return its observation.
+
+        Args:
+            progress: t/T, the share of the run that is done.
+            factor: learning rate over initial learning rate.
+            previous_action: the last action, in [-1, 1].
+
+        Returns:
+            float32 array of shape (len(spec.names),).
+        """
+        self.flush()
+        values: list[float] = []
+        for group in self.spec.groups:
+            if group == "progress":
+                values.append(2.0 * min(progress, 1.0) - 1.0)
+            elif group == "loss":
+                values.extend(self._loss_features())
+            elif group == "lr":
+                values.append(math.log10(max(factor, 1e-30)) / 2)
+                values.append(previous_action)
+            elif group == "movement":
+                values.extend(self._movement_features())
+            else:
+                values.append(self._gradient_feature())
+        self._clear_interval()
+        limit = FEATURE_LIMIT
+        return np.array([max(-limit, min(limit, value)) for value in values], dtype=np.float32)
+
+    def _loss_features(self) -> tuple[float, ...]:
+        count = self._count
+        if count == 0:
+            return self._log_mean / 2, 0.0, math.asinh(10 * (self._long_slope or 0.0)) / 2, 0.0, 0.0
+        mean = self._interval_mean
+        change = mean - self._mean
+        # with one loss an interval, successive changes are all that tells the noise
+        variance = self._interval_m2 / (count - 1) if count > 1 else change * change / 2
+        if self._long_slope is None:
+            self._noise_variance = variance
+        else:
+            self._noise_variance += (1 - _NOISE_DECAY) * (variance - self._noise_variance)
+        mean_variance = self._noise_variance / count
+        floored = max(mean, _LOSS_FLOOR)
+        log_mean = math.log(floored)
+        slope = log_mean - self._log_mean
+        if self._long_slope is None:
+            self._long_slope = slope
+        else:
+            self._long_slope += (1 - _LONG_DECAY) * (slope - self._long_slope)
+        error = math.sqrt(mean_variance + self._mean_variance)
+        significance = change / max(error, 1e-12)
+        noise = math.sqrt(self._noise_variance) / floored
+        self._mean, self._mean_variance, self._log_mean = mean, mean_variance, log_mean
+        return (
+            log_mean / 2,
+            math.asinh(10 * slope) / 2,
+            math.asinh(10 * self._long_slope) / 2,
+            math.asinh(significance) / 2,
+            1 + math.log10(noise + 1e-4) / 2,
+        )
+
+    def _movement_features(self) -> tuple[float, float, float]:
+        assert self._weights is not None
+        old, new = self._weights, self._sample.values()
+        displacement = new - old
+        products = [displacement.dot(displacement), new.dot(new), old.dot(old)]
+        if self._displacement is not None:
+            products.append(displacement.dot(self._displacement))
+            products.append(self._displacement.dot(self._displacement))
+        moved, weight, old_weight, *rest = torch.stack(products).tolist()
+        self._weights, self._displacement = new, displacement
+        if not all(map(math.isfinite, (moved, weight, old_weight, *rest))):
+            return FEATURE_LIMIT, 0.0, FEATURE_LIMIT
+        cosine = 0.0
+        if rest and moved > 0.0 and rest[1] > 0.0:
+            cosine = rest[0] / (math.sqrt(moved) * math.sqrt(rest[1]))
+        rho = math.sqrt(moved) / max(math.sqrt(weight), 1e-30)
+        growth = math.log(max(weight, 1e-60) / max(old_weight, 1e-60)) / 2
+        return 2 + math.log10(max(rho, 1e-12)), cosine, math.asinh(10 * growth) / 2
+
+    def _gradient_feature(self) -> float:
+        norm = float(torch.linalg.vector_norm(self._sample.gradient()))
+        if not math.isfinite(norm):
+            return FEATURE_LIMIT
+        norm = max(norm, 1e-30)
+        previous = self._gradient_norm
+        self._gradient_norm = norm
+        return 0.0 if previous is None else math.log(norm / previous) / 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
+        self.flush()
+        state = {name: getattr(self, name) for name in self._state_names()}
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an observer of the same specification and model."""
+        self._pending = []
+        for name in self._state_names():
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+
+    @staticmethod
+    def _state_names() -> tuple[str, ...]:
+        return (
+            "initial_loss",
+            "num_nonfinite",
+            "_log_mean",
+            "_mean",
+            "_mean_variance",
+            "_noise_variance",
+            "_long_slope",
+            "_weights",
+            "_displacement",
+            "_gradient_norm",
+            "_count",
+            "_interval_mean",
+            "_interval_m2",
+        )

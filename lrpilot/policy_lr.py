@@ -1,0 +1,229 @@
+"""PolicyLR: a learned policy as a PyTorch learning-rate scheduler."""
+
+import os
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrpilot.caps import Cap, ask_cap
+from lrpilot.controller import Controller
+from lrpilot.policy import Policy
+
+
+class PolicyLR(LRScheduler):
+    """Sets the learning rate by a learned policy, once per decision interval.
+
+    After k decisions lr = initial lr x factor, where the factor follows the policy's
+    `ActionSpec` and stays in its box; every parameter group has the same factor::
+
+        scheduler = PolicyLR(optimizer, "policy.safetensors", total_steps=10_000)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model(batch)
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+
+    In `SequentialLR` or `ChainedScheduler`, which call `step()` without a loss, call
+    `scheduler.observe(loss)` first. In a chain the incoming learning rate is multiplied by the
+    change of the factor. The clock restarts when `SequentialLR` reaches the policy.
+
+    Args:
+        optimizer: the wrapped optimizer; its learning rates are the initial ones.
+        policy: a `Policy`, a policy file, or a run folder.
+        total_steps: T, optimizer steps of the run; may be None if the policy uses neither
+            progress nor an anchor schedule. Past T, progress stays 1.
+        interval_steps: optimizer steps per decision; by default T / num_decisions, rounded.
+        warmup_steps: steps of linear warm-up before the clock starts; losses are observed.
+        min_factor: replaces the lower end of the policy's box, relative to the initial lr.
+        max_factor: replaces the upper end.
+        cap: asked before every step; no group's learning rate exceeds its answer.
+
+    Raises:
+        ValueError: if an argument is out of range or T is missing where it is needed.
+        RuntimeError: by `step()`, if no loss was given since the last call.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        policy: Policy | str | os.PathLike[str],
+        *,
+        total_steps: int | None = None,
+        interval_steps: int | None = None,
+        warmup_steps: int = 0,
+        min_factor: float | None = None,
+        max_factor: float | None = None,
+        cap: Cap | None = None,
+    ) -> None:
+        self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+        box = {"min_factor": min_factor, "max_factor": max_factor}
+        given = {name: value for name, value in box.items() if value is not None}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not parameters:
+            raise ValueError("`optimizer` must hold at least one parameter, got none")
+        initial_lrs = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        if not max(initial_lrs) > 0.0:
+            raise ValueError(f"`optimizer` must have a positive learning rate, got {initial_lrs}")
+        self.controller = Controller(
+            self.policy.observation,
+            replace(self.policy.action, **given),
+            parameters=parameters,
+            interval_steps=self._interval_steps(total_steps, interval_steps),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+        )
+        self.cap = cap
+        self.bound_by: str | None = None
+        self._applied = 1.0
+        self._has_loss = False
+        self._last_lr = initial_lrs
+        super().__init__(optimizer)
+
+    def _interval_steps(self, total_steps: int | None, interval_steps: int | None) -> int:
+        clock = self.policy.clock
+        if interval_steps is None:
+            return clock.interval_steps(total_steps or clock.horizon_range[1])
+        low, high = map(clock.interval_steps, clock.horizon_range)
+        if interval_steps >= 1 and not low <= interval_steps <= high:
+            warnings.warn(
+                f"`interval_steps` = {interval_steps} is outside the range [{low}, {high}] that "
+                "the policy was trained on",
+                UserWarning,
+                stacklevel=3,
+            )
+        return interval_steps
+
+    @property
+    def factor(self) -> float:
+        """The learning rate over the initial one, after warm-up and cap."""
+        return self._applied
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Take the minibatch loss of the step that was just made, without stepping."""
+        observer = self.controller.observer
+        known = observer.num_nonfinite
+        observer.update(loss)
+        self._has_loss = True
+        if observer.num_nonfinite > known:
+            self._warn_nonfinite(known)
+
+    def _warn_nonfinite(self, known: int) -> None:
+        if known == 0:
+            warnings.warn(
+                f"`loss` should be finite, got NaN or infinity after step {self.last_epoch}; "
+                "the policy sees it as 1e4 times the first loss (further ones are not reported)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def step(self, loss: float | Tensor | None = None) -> None:  # type: ignore[override]
+        """Set the learning rates of the next step; call it after `optimizer.step()`.
+
+        Args:
+            loss: minibatch loss of the forward pass before this optimizer step: a number or a
+                tensor of one element. May be None after `observe(loss)`.
+        """
+        if loss is not None:
+            self.observe(loss)
+        if not self._has_loss and not self._is_initial:
+            raise RuntimeError(
+                "`PolicyLR.step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
+            )
+        self._has_loss = False
+        if self._step_count > 1 and not self._is_initial and not self._update_due():
+            self.last_epoch += 1
+            self.controller.num_steps += 1
+            return
+        super().step()
+
+    def _update_due(self) -> bool:
+        controller = self.controller
+        elapsed = controller.num_steps + 1 - controller.warmup_steps
+        return self.cap is not None or elapsed <= 0 or elapsed % controller.interval_steps == 0
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rates of the next step; makes the decision if one is due."""
+        controller = self.controller
+        before = self._applied
+        if self._is_initial:
+            before = 1.0
+            controller.restart()
+        elif self.last_epoch == 0:
+            controller.observation()
+            controller.restart()
+            self._has_loss = False
+        elif controller.advance():
+            known = controller.observer.num_nonfinite
+            observation = controller.observation()
+            if controller.observer.num_nonfinite > known:
+                self._warn_nonfinite(known)
+            controller.act(self.policy.act(observation))
+        self._applied = self._limited_factor()
+        return [
+            float(base) * self._applied
+            if self.last_epoch == 0 and not self._is_initial
+            # exact, and free of rounding drift, unless somebody else changed the learning rate
+            or not self._is_initial and bool(group["lr"] == last)
+            else float(group["lr"]) * (self._applied / before)
+            for base, last, group in zip(
+                self.base_lrs, self._last_lr, self.optimizer.param_groups, strict=True
+            )
+        ]
+
+    def _limited_factor(self) -> float:
+        controller = self.controller
+        factor = controller.factor
+        if controller.num_steps < controller.warmup_steps:
+            factor *= (controller.num_steps + 1) / controller.warmup_steps
+        self.bound_by = None
+        if self.cap is not None:
+            eta_max, guarantee = ask_cap(self.cap)
+            largest = max(float(lr) for lr in self.base_lrs)
+            if factor * largest > eta_max:
+                factor = eta_max / largest
+                self.bound_by = guarantee
+        return factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the schedule; the policy itself is named by its fingerprint."""
+        return {
+            "policy": self.policy.fingerprint,
+            "interval_steps": self.controller.interval_steps,
+            "total_steps": self.controller.total_steps,
+            "warmup_steps": self.controller.warmup_steps,
+            "controller": self.controller.state_dict(),
+            "last_epoch": self.last_epoch,
+            "base_lrs": list(self.base_lrs),
+            "_step_count": self._step_count,
+            "_last_lr": list(self._last_lr),
+            "_applied": self._applied,
+            "_has_loss": self._has_loss,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the continuation is bit-identical.
+
+        Raises:
+            ValueError: if the state belongs to another policy, interval, horizon or warm-up.
+        """
+        for name, mine in (
+            ("policy", self.policy.fingerprint),
+            ("interval_steps", self.controller.interval_steps),
+            ("total_steps", self.controller.total_steps),
+            ("warmup_steps", self.controller.warmup_steps),
+        ):
+            if state_dict[name] != mine:
+                raise ValueError(
+                    f"`state_dict` must have `{name}` = {mine!r} like this scheduler, got "
+                    f"{state_dict[name]!r}"
+                )
+        self.controller.load_state_dict(state_dict["controller"])
+        for name in ("last_epoch", "_step_count", "_applied", "_has_loss"):
+            setattr(self, name, state_dict[name])
+        self.base_lrs = list(state_dict["base_lrs"])
+        self._last_lr = list(state_dict["_last_lr"])
