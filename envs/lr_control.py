@@ -1,0 +1,261 @@
+"""LRControlEnv: one inner training run as a Gymnasium environment."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from lrpilot.action import ActionSpec
+from lrpilot.controller import ClockSpec, Controller
+from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
+from tasks.runs import Run, Task
+
+Array = NDArray[np.float32]
+
+REWARDS = ("privileged", "training")
+# evaluation takes its seeds from here upwards, so an agent never sees them
+FIRST_EVALUATION_SEED = 2**30
+
+_LEVEL_FLOOR = 1e-8
+
+
+class LRControlEnv(gymnasium.Env[Array, Array]):
+    """Control the learning rate of one training run.
+
+    **Action space.** `Box(-1, 1, (1,), float32)`. The action multiplies the learning rate; its
+    exact meaning, and the box that it cannot leave, are those of `lrpilot.ActionSpec`.
+
+    **Observation space.** `Box(-5, 5, (n,), float32)`, the n features of
+    `lrpilot.ObservationSpec` in their order. With all groups on:
+
+    ===== =================== ============================================================
+    index feature             meaning
+    ===== =================== ============================================================
+    0     progress            share of the run that is done, -1 to 1
+    1     log_loss            log loss relative to the start
+    2     short_slope         change of the log loss over the last interval
+    3     long_slope          its exponential average
+    4     slope_significance  change of the loss over its standard error
+    5     relative_noise      standard deviation of the loss over its mean
+    6     log_lr              log learning rate relative to the start
+    7     previous_action     the last action
+    8     displacement        movement of the weights over their norm, log scale
+    9     displacement_cosine cosine of successive movements
+    10    weight_growth       change of the log weight norm
+    11    gradient_growth     change of the log gradient norm
+    ===== =================== ============================================================
+
+    **Reward.** log y_{k-1} - log y_k, the improvement of the log loss over the decision
+    interval, so that an episode's return is the log improvement over all its decisions. y is
+    the loss relative to the start, kept in [1e-8, `divergence_factor`]: the run's privileged
+    loss at the interval's end (`reward="privileged"`: noise-free, or on fixed held-out data) or
+    the mean training loss of the interval (`reward="training"`). Never the test split.
+
+    **Start.** A task seed below 2^30, an initial learning rate (log-uniform around the task's
+    default) and a horizon T (log-uniform) are drawn; the first interval is trained at the start
+    factor, since before it there is nothing to see. `reset(options=...)` fixes any of
+    `task_seed`, `initial_lr` and `total_steps` instead.
+
+    **Episode end.** Terminated when T optimizer steps are done (the horizon is part of the task
+    and is observed, so values must not be bootstrapped), or when the run diverged: a loss that
+    is not finite, or an interval's mean loss above `divergence_factor` times the first loss.
+    Then y counts as `divergence_factor`, a finite penalty, and the observation is finite.
+
+    **Info.** `losses` (minibatch loss of each step of the interval), `lr`, `num_steps`,
+    `is_diverged`, `initial_lr`, `total_steps`, `task_seed`; at the end `episode` with return
+    `r` and length `l`.
+
+    Args:
+        task: the inner training problem.
+        observation: what is seen; default all features.
+        action: what an action does.
+        num_decisions: decision intervals per run.
+        interval_steps: optimizer steps per decision; default T / `num_decisions`, rounded.
+        horizon_factors: range of T over the task's `total_steps`.
+        initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
+        reward: "privileged" or "training".
+        divergence_factor: loss relative to the start above which a run counts as diverged.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Version history: v0, first.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's convention)
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        observation: ObservationSpec | None = None,
+        action: ActionSpec | None = None,
+        num_decisions: int = 30,
+        interval_steps: int | None = None,
+        horizon_factors: Sequence[float] = (1.0, 1.0),
+        initial_lr_factors: Sequence[float] = (0.03, 30.0),
+        reward: str = "privileged",
+        divergence_factor: float = 10.0,
+    ) -> None:
+        for name, (low, high) in (
+            ("horizon_factors", horizon_factors),
+            ("initial_lr_factors", initial_lr_factors),
+        ):
+            if not 0.0 < low <= high < math.inf:
+                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
+        if reward not in REWARDS:
+            raise ValueError(f"`reward` must be one of {REWARDS}, got {reward!r}")
+        if not 1.0 < divergence_factor < math.inf:
+            raise ValueError(f"`divergence_factor` must exceed 1, got {divergence_factor}")
+        if interval_steps is not None:
+            if interval_steps < 1:
+                raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
+            num_decisions = max(1, round(task.total_steps / interval_steps))
+        self.task = task
+        self.observation = observation or ObservationSpec()
+        self.action = action or ActionSpec()
+        self.clock = ClockSpec(
+            num_decisions=num_decisions,
+            horizon_range=(
+                max(1, round(task.total_steps * horizon_factors[0])),
+                max(1, round(task.total_steps * horizon_factors[1])),
+            ),
+        )
+        self.interval_steps = interval_steps
+        self.initial_lr_factors = tuple(initial_lr_factors)
+        self.reward = reward
+        self.divergence_factor = divergence_factor
+        self.render_mode = None
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observation_space = spaces.Box(
+            -FEATURE_LIMIT, FEATURE_LIMIT, (len(self.observation.names),), np.float32
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start a new run and train its first interval."""
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"task_seed", "initial_lr", "total_steps"}
+        if unknown:
+            raise ValueError(
+                f"`options` must be among task_seed, initial_lr and total_steps, got {unknown}"
+            )
+        drawn = {
+            "task_seed": int(self.np_random.integers(FIRST_EVALUATION_SEED)),
+            "initial_lr": self.task.base_lr * self._draw(self.initial_lr_factors),
+            "total_steps": max(1, round(self._draw(self.clock.horizon_range))),
+        }
+        self._start({**drawn, **options})
+        self._initial_privileged_loss = (
+            self.run.privileged_loss() if self.reward == "privileged" else 1.0
+        )
+        self._return = 0.0
+        self._num_decisions = 0
+        losses = self._train_interval()
+        self._log_level = self._observe_log_level(self._is_diverged(losses))
+        return self.controller.observation(), self._info(losses)
+
+    def _draw(self, bounds: Sequence[float]) -> float:
+        return math.exp(self.np_random.uniform(math.log(bounds[0]), math.log(bounds[1])))
+
+    def _start(self, episode: dict[str, Any]) -> None:
+        self._episode = episode
+        self.run: Run = self.task.start(episode["task_seed"])
+        total_steps = episode["total_steps"]
+        self.controller = Controller(
+            self.observation,
+            self.action,
+            parameters=self.run.parameters,
+            interval_steps=self.interval_steps or self.clock.interval_steps(total_steps),
+            total_steps=total_steps,
+        )
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Apply the action and train one decision interval."""
+        if not hasattr(self, "controller"):
+            raise RuntimeError("call `reset()` before `step()`")
+        value = np.asarray(action, dtype=np.float64)
+        if value.shape != (1,):
+            raise ValueError(f"`action` must have shape (1,), got {value.shape}")
+        self.controller.act(float(value[0]))
+        losses = self._train_interval()
+        is_diverged = self._is_diverged(losses)
+        log_level = self._observe_log_level(is_diverged)
+        reward = self._log_level - log_level
+        self._log_level = log_level
+        self._return += reward
+        self._num_decisions += 1
+        observation = self.controller.observation()
+        info = self._info(losses)
+        terminated = is_diverged or self.controller.progress >= 1.0
+        if terminated:
+            info["episode"] = {"r": self._return, "l": self._num_decisions}
+        return observation, reward, terminated, False, info
+
+    def _train_interval(self) -> list[float]:
+        controller, run = self.controller, self.run
+        lr = self._episode["initial_lr"] * controller.factor
+        losses = []
+        decision_due = False
+        while not decision_due and run.num_steps < self._episode["total_steps"]:
+            loss = run.step(lr)
+            controller.observe(loss)
+            losses.append(loss)
+            decision_due = controller.advance()
+        return torch.stack(losses).tolist() if losses else []
+
+    def _is_diverged(self, losses: list[float]) -> bool:
+        level = self.controller.observer.interval_loss
+        return level > self.divergence_factor or not all(map(math.isfinite, losses))
+
+    def _observe_log_level(self, is_diverged: bool) -> float:
+        if is_diverged:
+            return math.log(self.divergence_factor)
+        if self.reward == "training":
+            level = self.controller.observer.interval_loss
+        else:
+            level = self.run.privileged_loss() / self._initial_privileged_loss
+        if not math.isfinite(level):
+            level = self.divergence_factor
+        return math.log(max(_LEVEL_FLOOR, min(self.divergence_factor, level)))
+
+    def _info(self, losses: list[float]) -> dict[str, Any]:
+        return {
+            **self._episode,
+            "losses": losses,
+            "lr": self._episode["initial_lr"] * self.controller.factor,
+            "num_steps": self.run.num_steps,
+            "is_diverged": self._is_diverged(losses),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the episode and of the generator, in plain values and copied tensors."""
+        return {
+            "np_random": copy.deepcopy(self.np_random.bit_generator.state),
+            "episode": dict(self._episode),
+            "run": self.run.state_dict(),
+            "controller": self.controller.state_dict(),
+            "log_level": self._log_level,
+            "initial_privileged_loss": self._initial_privileged_loss,
+            "return": self._return,
+            "num_decisions": self._num_decisions,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an environment built with the same arguments."""
+        self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
+        self._start(dict(state["episode"]))
+        self.run.load_state_dict(state["run"])
+        self.controller.load_state_dict(state["controller"])
+        self._log_level = state["log_level"]
+        self._initial_privileged_loss = state["initial_privileged_loss"]
+        self._return = state["return"]
+        self._num_decisions = state["num_decisions"]

@@ -1,0 +1,121 @@
+"""Task and Run: what is trained, and one training in progress."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[..., Optimizer]
+
+
+class Run(ABC):
+    """One training in progress, driven by `step(lr)` or by a scheduler on `optimizer`.
+
+    Every random draw of a run comes from its own generator; two runs of one seed are identical.
+
+    Args:
+        parameters: what is trained.
+        optimizer: called as `optimizer(parameters, lr=...)`.
+        lr: initial learning rate.
+        generator: source of minibatches and noise.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        optimizer: OptimizerFactory,
+        lr: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.optimizer = optimizer(self.parameters, lr=lr)
+        self.generator = generator
+        self.num_steps = 0
+
+    @abstractmethod
+    def _backward(self) -> Tensor:
+        """Draw a minibatch, set `.grad`, and return the minibatch loss, detached, of shape ()."""
+
+    def step(self, lr: float | None = None) -> Tensor:
+        """Make one optimizer step.
+
+        Args:
+            lr: learning rate of this step; None leaves the optimizer's.
+
+        Returns:
+            The minibatch loss of the forward pass before the step, detached, of shape ().
+        """
+        if lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+        loss = self._backward()
+        self.optimizer.step()
+        self._project()
+        self.num_steps += 1
+        return loss
+
+    def _project(self) -> None:  # noqa: B027 (most problems are unconstrained)
+        """Return to the feasible set after a step."""
+
+    @abstractmethod
+    def privileged_loss(self) -> float:
+        """The noise-free or held-out loss that only a simulator knows; never the test split."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the final state; the only place that touches the test split."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
+        return {
+            "parameters": [parameter.detach().clone() for parameter in self.parameters],
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self.generator.get_state(),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"])
+        self.num_steps = state["num_steps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is trained: model, data, loss, optimizer and horizon.
+
+    Args:
+        name: short name, as in `conf/task/`.
+        optimizer: called as `optimizer(parameters, lr=...)`; a torch optimizer class or a
+            `functools.partial` of one.
+        base_lr: default initial learning rate.
+        total_steps: default horizon T, optimizer steps.
+
+    Raises:
+        ValueError: if `base_lr` is not positive or `total_steps` is below 1.
+    """
+
+    name: str
+    optimizer: OptimizerFactory
+    base_lr: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if not self.base_lr > 0.0:
+            raise ValueError(f"`base_lr` must be positive, got {self.base_lr}")
+        if self.total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {self.total_steps}")
+
+    @abstractmethod
+    def start(self, seed: int) -> Run:
+        """A new run; the seed fixes its initial state, its minibatches and its noise."""
