@@ -1,0 +1,1 @@
+"""Reinforcement-learning agents: train, checkpoint, resume, export to an `lrpilot.Policy`."""

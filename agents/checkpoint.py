@@ -1,0 +1,134 @@
+"""Checkpoints of an agent in training, taken between rollouts, that resume bit-identically."""
+
+import io
+import random
+import signal
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+FILE_NAME = "checkpoint.pt"
+
+
+def take_snapshot(model: PPO) -> dict[str, Any]:
+    """Everything that the rest of training depends on: agent, environments, generators."""
+    buffer = io.BytesIO()
+    model.save(buffer)
+    assert model.env is not None
+    _, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    return {
+        "num_env_steps": model.num_timesteps,
+        "agent": torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).clone(),
+        "envs": model.env.env_method("state_dict"),
+        "torch_rng": torch.get_rng_state(),
+        "numpy_rng": [keys.tolist(), int(position), int(has_gauss), float(cached_gaussian)],
+        "python_rng": random.getstate(),
+    }
+
+
+def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
+    """Write a snapshot; it replaces an older one only when it is complete."""
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(snapshot, unfinished)
+    unfinished.replace(path)
+
+
+def read_snapshot(path: Path) -> dict[str, Any]:
+    """Read a snapshot; no code from the file is run until `restore_agent`."""
+    snapshot: dict[str, Any] = torch.load(path, weights_only=True)
+    return snapshot
+
+
+def restore_agent(snapshot: dict[str, Any], env: VecEnv) -> PPO:
+    """The agent as it was, on environments built with the same arguments."""
+    buffer = io.BytesIO(snapshot["agent"].numpy().tobytes())
+    model = PPO.load(buffer, env=env, device="cpu", force_reset=False)
+    for i, state in enumerate(snapshot["envs"]):
+        env.env_method("load_state_dict", state, indices=i)
+    torch.set_rng_state(snapshot["torch_rng"])
+    keys, position, has_gauss, cached_gaussian = snapshot["numpy_rng"]
+    np.random.set_state(
+        ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached_gaussian)
+    )
+    random.setstate(snapshot["python_rng"])
+    return model
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        self._previous = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+
+class Checkpointer(BaseCallback):
+    """Keeps the snapshot of the last rollout's end, and writes it every so many env steps.
+
+    Args:
+        path: the checkpoint file.
+        interval_env_steps: env steps between two writes.
+        stop: when it has received a signal, training stops and the last snapshot is written.
+    """
+
+    def __init__(self, path: Path, *, interval_env_steps: int, stop: StopSignal) -> None:
+        super().__init__()
+        if interval_env_steps < 1:
+            raise ValueError(f"`interval_env_steps` must be at least 1, got {interval_env_steps}")
+        self._path = path
+        self._interval = interval_env_steps
+        self._stop = stop
+        self._snapshot: dict[str, Any] | None = None
+        self._written = 0
+
+    def _on_training_start(self) -> None:
+        self._written = self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, PPO)
+        self._snapshot = take_snapshot(self.model)
+        if self.num_timesteps - self._written >= self._interval:
+            self.write()
+
+    def _on_step(self) -> bool:
+        return self._stop.received is None
+
+    def write(self) -> None:
+        """Write the last snapshot, if there is one."""
+        if self._snapshot is not None:
+            write_snapshot(self._snapshot, self._path)
+            self._written = self._snapshot["num_env_steps"]
+
+    def finish(self) -> None:
+        """Write the state after the last rollout of a completed training."""
+        assert isinstance(self.model, PPO)
+        self._snapshot = take_snapshot(self.model)
+        self.write()

@@ -1,0 +1,131 @@
+"""What training tells: one row per rollout, in a file, on a progress bar and to a tracker."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from agents.tracking import Tracker
+
+FIELDS = (
+    "num_env_steps",
+    "num_inner_steps",
+    "num_episodes",
+    "return_mean",
+    "return_std",
+    "diverged_share",
+    "action_std",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "approx_kl",
+    "seconds",
+    "env_steps_per_second",
+)
+_TRAIN_KEYS = {
+    "action_std": "train/std",
+    "policy_loss": "train/policy_gradient_loss",
+    "value_loss": "train/value_loss",
+    "explained_variance": "train/explained_variance",
+    "approx_kl": "train/approx_kl",
+}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class RolloutRecorder(BaseCallback):
+    """Writes a row per rollout: returns of the episodes that ended in it, losses, speed.
+
+    Args:
+        path: the CSV file.
+        total_env_steps: budget, for the progress bar.
+        tracker: also gets every row.
+        earlier_rows: rows of the run that is resumed.
+        show_progress: whether to draw the bar.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        total_env_steps: int,
+        tracker: Tracker,
+        earlier_rows: list[dict[str, str]] | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._total = total_env_steps
+        self._tracker = tracker
+        self._show_progress = show_progress
+        self.rows: list[dict[str, Any]] = list(earlier_rows or [])
+        last = self.rows[-1] if self.rows else {}
+        self.num_inner_steps = int(last.get("num_inner_steps", 0))
+        self._earlier_seconds = float(last.get("seconds", 0.0))
+        self._open: dict[str, Any] | None = None
+
+    def _on_training_start(self) -> None:
+        self._start = time.perf_counter()
+        self._first_env_steps = self.num_timesteps
+        self._bar = tqdm(
+            total=max(self._total, self.num_timesteps),
+            initial=self.num_timesteps,
+            unit=" env steps",
+            disable=not self._show_progress,
+            mininterval=0.5,
+        )
+        with self._path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _on_rollout_start(self) -> None:
+        self._write_open_row()
+        self._episodes: list[tuple[float, bool]] = []
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.num_inner_steps += info["num_steps"]
+                self._episodes.append((info["episode"]["r"], info["is_diverged"]))
+        self._bar.update(min(self.training_env.num_envs, self._bar.total - self._bar.n))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        seconds = time.perf_counter() - self._start
+        returns, diverged = np.array(self._episodes or [(np.nan, np.nan)]).T
+        self._open = {
+            "num_env_steps": self.num_timesteps,
+            "num_inner_steps": self.num_inner_steps,
+            "num_episodes": len(self._episodes),
+            "return_mean": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "diverged_share": float(diverged.mean()),
+            "seconds": self._earlier_seconds + seconds,
+            "env_steps_per_second": (self.num_timesteps - self._first_env_steps) / seconds,
+        }
+        self._bar.set_postfix_str(f"return {self._open['return_mean']:+.3f}")
+
+    def _on_training_end(self) -> None:
+        self._write_open_row()
+        self._bar.close()
+
+    def _write_open_row(self) -> None:
+        """Write the row of the last rollout; its losses are known only after the update."""
+        if self._open is None:
+            return
+        recorded = self.logger.name_to_value
+        row = {**self._open, **{name: recorded[key] for name, key in _TRAIN_KEYS.items()}}
+        self._open = None
+        self.rows.append(row)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, FIELDS).writerow(row)
+        self._tracker.log(row, step=row["num_env_steps"])

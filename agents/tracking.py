@@ -1,0 +1,105 @@
+"""Experiment trackers: Weights & Biases, TensorBoard, or the run folder's CSV file alone."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+class Tracker:
+    """Tracks nothing: `metrics.csv` in the run folder is always written.
+
+    Args:
+        run_dir: the run folder.
+        config: the resolved configuration.
+    """
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+
+    def log(self, row: dict[str, Any], *, step: int) -> None:
+        """Take one row of metrics at an env step."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class TensorBoardTracker(Tracker):
+    """Writes TensorBoard events to `<run folder>/tensorboard`."""
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        super().__init__(run_dir, config)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, row: dict[str, Any], *, step: int) -> None:
+        """Write one scalar per metric."""
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush the events."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandbTracker(Tracker):
+    """Tracks with Weights & Biases; a failure of it warns once and never stops a run.
+
+    Args:
+        run_dir: the run folder.
+        config: the resolved configuration.
+        project: W&B project.
+        mode: "online", "offline" or "disabled"; by default the environment variable
+            `WANDB_MODE`, else online if the user is logged in, else offline.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        *,
+        project: str = "lrpilot",
+        mode: str | None = None,
+    ) -> None:
+        super().__init__(run_dir, config)
+        self._run: Any = None
+        # a tracker may fail in any way (network, disk, version); the training must go on
+        try:
+            import wandb
+
+            if mode is None and not os.environ.get("WANDB_MODE"):
+                mode = "online" if wandb.api.api_key else "offline"
+            self._run = wandb.init(
+                project=project,
+                dir=str(run_dir),
+                mode=mode,
+                config=config,
+                settings=wandb.Settings(silent=True, init_timeout=30),
+            )
+        except Exception as error:
+            self._give_up(error)
+
+    def log(self, row: dict[str, Any], *, step: int) -> None:
+        """Send one row."""
+        if self._run is not None:
+            try:
+                self._run.log(row, step=step)
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Finish the W&B run."""
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        warnings.warn(
+            f"W&B failed and is switched off for this run: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )

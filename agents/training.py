@@ -1,0 +1,135 @@
+"""Train an agent, with everything that a run folder holds."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents import checkpoint
+from agents.export import export_policy, versions
+from agents.metrics import RolloutRecorder, read_rows
+from agents.tracking import Tracker
+from lrpilot import ActionSpec, ClockSpec, ObservationSpec
+from lrpilot.policy import FILE_NAME as POLICY_FILE
+
+
+def train_agent(
+    env: VecEnv,
+    *,
+    algorithm: Callable[..., PPO],
+    total_steps: int,
+    seed: int,
+    run_dir: Path,
+    tracker: Tracker,
+    card: dict[str, Any],
+    checkpoint_steps: int,
+    resume_from: Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Train, or resume, and write policy, agent, metrics, checkpoint and summary.
+
+    Args:
+        env: vectorized `LRControlEnv`s.
+        algorithm: called as `algorithm(env=..., seed=..., device="cpu")`.
+        total_steps: budget in env steps; training ends with the rollout that reaches it.
+        seed: of the agent and the environments.
+        run_dir: the run folder.
+        tracker: gets the rows of metrics.
+        card: what the policy file says of its training.
+        checkpoint_steps: env steps between checkpoints.
+        resume_from: run folder whose checkpoint is continued.
+        show_progress: whether to draw a progress bar.
+
+    Returns:
+        The summary, as written to `summary.json`; `stopped_by` names the signal that ended
+        training early, else it is None.
+    """
+    rows: list[dict[str, str]] = []
+    if resume_from is None:
+        env.seed(seed)
+        model = algorithm(env=env, seed=seed, device="cpu")
+        rollout = model.n_steps * env.num_envs
+        if total_steps < rollout:
+            warnings.warn(
+                f"`total_steps` = {total_steps} is smaller than one rollout of {rollout} env "
+                f"steps: {rollout} will be made, for a single update",
+                UserWarning,
+                stacklevel=2,
+            )
+    else:
+        snapshot = checkpoint.read_snapshot(resume_from / checkpoint.FILE_NAME)
+        model = checkpoint.restore_agent(snapshot, env)
+        rows = [
+            row
+            for row in read_rows(resume_from / "metrics.csv")
+            if int(row["num_env_steps"]) <= snapshot["num_env_steps"]
+        ]
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    recorder = RolloutRecorder(
+        run_dir / "metrics.csv",
+        total_env_steps=total_steps,
+        tracker=tracker,
+        earlier_rows=rows,
+        show_progress=show_progress,
+    )
+    with checkpoint.StopSignal() as stop:
+        checkpointer = checkpoint.Checkpointer(
+            run_dir / checkpoint.FILE_NAME, interval_env_steps=checkpoint_steps, stop=stop
+        )
+        model.learn(
+            total_timesteps=total_steps - model.num_timesteps,
+            callback=[recorder, checkpointer],
+            log_interval=None,  # type: ignore[arg-type]
+            reset_num_timesteps=False,
+        )
+        if stop.received is None:
+            checkpointer.finish()
+        else:
+            checkpointer.write()
+    tracker.close()
+    return _write_results(model, recorder, run_dir, card, seed=seed, stopped_by=stop.received)
+
+
+def _write_results(
+    model: PPO,
+    recorder: RolloutRecorder,
+    run_dir: Path,
+    card: dict[str, Any],
+    *,
+    seed: int,
+    stopped_by: str | None,
+) -> dict[str, Any]:
+    assert model.env is not None
+    observation: ObservationSpec = model.env.get_attr("observation", indices=0)[0]
+    action: ActionSpec = model.env.get_attr("action", indices=0)[0]
+    clock: ClockSpec = model.env.get_attr("clock", indices=0)[0]
+    last = recorder.rows[-1] if recorder.rows else {}
+    trained = {
+        **card,
+        "algorithm": type(model).__name__,
+        "seed": seed,
+        "num_env_steps": int(last.get("num_env_steps", 0)),
+        "num_inner_steps": int(last.get("num_inner_steps", 0)),
+    }
+    policy = export_policy(
+        model, observation=observation, action=action, clock=clock, card=trained
+    )
+    policy.save(run_dir / POLICY_FILE)
+    model.save(run_dir / "agent.zip")
+    recent = [float(row["return_mean"]) for row in recorder.rows[-10:]]
+    summary = {
+        **trained,
+        "return_mean_last_rollouts": sum(recent) / len(recent) if recent else None,
+        "seconds": float(last.get("seconds", 0.0)),
+        "stopped_by": stopped_by,
+        "policy": str(run_dir / POLICY_FILE),
+        "policy_fingerprint": policy.fingerprint,
+        "versions": versions(),
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary

@@ -1,0 +1,104 @@
+"""Train an agent that controls learning rates: `python scripts/train_agent.py task=cifar`.
+
+The run folder (printed at the end; `hydra.run.dir=...` moves it) holds policy.safetensors,
+agent.zip, metrics.csv, summary.json, config.yaml and checkpoint.pt.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents import checkpoint
+from agents.training import train_agent
+
+MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
+
+
+def find_run_dir(resume: str | bool, output_root: str) -> Path:
+    """The run folder to continue; True means the newest with a checkpoint."""
+    if resume is not True:
+        run_dir = Path(str(resume))
+        if not (run_dir / checkpoint.FILE_NAME).is_file():
+            raise SystemExit(f"`resume` must be a run folder with a checkpoint, got {run_dir}")
+        return run_dir
+    found = Path(output_root).rglob(checkpoint.FILE_NAME)
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise SystemExit(f"`resume=true` found no {checkpoint.FILE_NAME} under {output_root}")
+    return newest.parent
+
+
+def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The configuration of the run that is continued, with what may change taken from `cfg`."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+~").split("=")[0].replace("/", ".").split("@")[0]
+        given = OmegaConf.select(cfg, key)
+        if key in MAY_CHANGE:
+            OmegaConf.update(saved, key, given)
+        elif key not in ("resume", "output_root") and key.split(".")[0] != "logger":
+            kept = OmegaConf.select(saved, key)
+            if plain(given) != plain(kept):
+                raise SystemExit(
+                    f"`{key}` cannot change when a run is resumed: {run_dir} has {kept}, got "
+                    f"{given} (may change: {', '.join(MAY_CHANGE)}, logger)"
+                )
+    saved.logger = cfg.logger
+    saved.resume = str(run_dir)
+    return saved
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as resolved plain values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
+def main(cfg: DictConfig) -> None:
+    """Compose the parts and train."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    resume_from = find_run_dir(cfg.resume, cfg.output_root) if cfg.resume else None
+    if resume_from:
+        cfg = resumed_config(cfg, resume_from)
+    torch.set_num_threads(cfg.num_threads)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    task = instantiate(cfg.task, _convert_="all")
+    make_env = instantiate(cfg.env, _convert_="all")
+    config = plain(cfg)
+    summary = train_agent(
+        DummyVecEnv([lambda: make_env(task) for _ in range(cfg.agent.num_envs)]),
+        algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
+        total_steps=cfg.agent.total_steps,
+        seed=cfg.seed,
+        run_dir=run_dir,
+        tracker=instantiate(cfg.logger)(run_dir, config),
+        card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
+        checkpoint_steps=cfg.agent.checkpoint_steps,
+        resume_from=resume_from,
+        show_progress=cfg.show_progress,
+    )
+    returns = summary["return_mean_last_rollouts"]
+    print(f"\ntask                   {task.name}")
+    print(f"env steps              {summary['num_env_steps']}")
+    print(f"inner steps            {summary['num_inner_steps']}")
+    print(f"return, last rollouts  {'none yet' if returns is None else f'{returns:+.3f}'}")
+    print(f"seconds                {summary['seconds']:.1f}")
+    print(f"policy                 {summary['policy']}")
+    print(f"run folder             {run_dir}")
+    if summary["stopped_by"]:
+        raise SystemExit(f"stopped by {summary['stopped_by']}; continue with resume={run_dir}")
+    print(f"next                   python scripts/evaluate.py task={task.name} policy={run_dir}")
+
+
+if __name__ == "__main__":
+    main()
