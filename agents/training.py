@@ -116,9 +116,7 @@ def _write_results(
         "num_env_steps": int(last.get("num_env_steps", 0)),
         "num_inner_steps": int(last.get("num_inner_steps", 0)),
     }
-    policy = export_policy(
-        model, observation=observation, action=action, clock=clock, card=trained
-    )
+    policy = export_policy(model, observation=observation, action=action, clock=clock, card=trained)
     policy.save(run_dir / POLICY_FILE)
     model.save(run_dir / "agent.zip")
     recent = [float(row["return_mean"]) for row in recorder.rows[-10:]]

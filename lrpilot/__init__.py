@@ -3,7 +3,7 @@
 from lrpilot.action import ActionSpec
 from lrpilot.caps import Cap
 from lrpilot.controller import ClockSpec, Controller
-from lrpilot.observation import Observer, ObservationSpec
+from lrpilot.observation import ObservationSpec, Observer
 from lrpilot.policy import Policy, PolicyFileError
 from lrpilot.policy_lr import PolicyLR
 

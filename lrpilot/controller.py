@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.action import ActionSpec
-from lrpilot.observation import Observer, ObservationSpec
+from lrpilot.observation import ObservationSpec, Observer
 
 
 @dataclass(frozen=True)

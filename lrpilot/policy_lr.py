@@ -166,9 +166,9 @@ class PolicyLR(LRScheduler):
         self._applied = self._limited_factor()
         return [
             float(base) * self._applied
-            if self.last_epoch == 0 and not self._is_initial
+            if (self.last_epoch == 0 and not self._is_initial)
             # exact, and free of rounding drift, unless somebody else changed the learning rate
-            or not self._is_initial and bool(group["lr"] == last)
+            or (not self._is_initial and bool(group["lr"] == last))
             else float(group["lr"]) * (self._applied / before)
             for base, last, group in zip(
                 self.base_lrs, self._last_lr, self.optimizer.param_groups, strict=True

@@ -13,6 +13,7 @@ import torch
 
 from tasks import data
 from tasks.data import DataError, ImageData, load_image_data
+from tasks.files import read_files
 
 _FOLDER = Path(
     os.environ.get("LRPILOT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -261,9 +262,12 @@ def test_truncated_local_file_is_refused_though_the_cache_has_a_good_one(
         load_image_data("fashion_mnist", data_dir=str(tmp_path))
 
 
-def test_files_are_kept_in_memory_where_the_cache_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_bytes(b"a file, not a folder")
-    assert data._store({"a": b"1"}, tmp_path / "cache" / "set") == {"a": b"1"}
+def test_altered_local_archive_is_refused_though_the_cache_has_all_files(tmp_path: Path) -> None:
+    _write_files(tmp_path / "cache" / "cifar-10-batches-py", _CIFAR10_FILES)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    _write_archive(archive, b"altered")
+    with pytest.raises(DataError, match=f"^{archive} .its member data_batch_1"):
+        load_image_data("cifar10", data_dir=str(tmp_path))
 
 
 # Fashion-MNIST and CIFAR-10
@@ -291,8 +295,8 @@ def test_fashion_mnist_is_found_in_each_layout_of_the_cache(
     place = _write_files(tmp_path / "cache" / subfolder, [])
     for name in _FASHION_FILES:
         (place / name).symlink_to(fashion_folder / name)
-    files = data._read_files("fashion_mnist", (tmp_path / "cache",))
-    assert list(files) == _FASHION_FILES
+    found = read_files("fashion_mnist", (tmp_path / "cache",))
+    assert list(found) == _FASHION_FILES
 
 
 @pytest.mark.slow
@@ -324,13 +328,27 @@ def test_cifar10_test_part_is_disjoint_from_the_training_set(cifar10: ImageData)
 
 
 @pytest.mark.slow
-def test_cifar10_archive_leaves_only_the_seven_files_in_the_cache(
+def test_cifar10_archive_leaves_only_its_files_and_their_source_in_the_cache(
     cifar10: ImageData, cifar10_cache: Path
 ) -> None:
     unpacked = cifar10_cache / "cifar-10-batches-py"
     if not unpacked.exists():
         pytest.skip("needs a CIFAR-10 archive in LRPILOT_DATA")
-    assert sorted(path.name for path in unpacked.iterdir()) == sorted(_CIFAR10_FILES)
+    expected = sorted([*_CIFAR10_FILES, "source.json"])
+    assert sorted(path.name for path in unpacked.iterdir()) == expected
+
+
+@pytest.mark.slow
+def test_truncated_cifar10_archive_is_refused_though_the_cache_has_good_files(
+    cifar10: ImageData, cifar10_cache: Path, tmp_path: Path
+) -> None:
+    if not (cifar10_cache / "cifar-10-batches-py").exists():
+        pytest.skip("needs a CIFAR-10 archive in LRPILOT_DATA")
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    _write_archive(archive, os.urandom(1_000_000))
+    os.truncate(archive, 500_000)
+    with pytest.raises(DataError, match=f"^{archive} is truncated or damaged"):
+        read_files("cifar10", (tmp_path, cifar10_cache))
 
 
 @pytest.mark.slow

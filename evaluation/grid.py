@@ -1,0 +1,121 @@
+"""Train under every scheduler, initial learning rate and seed, through the real schedulers."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tasks.runs import Task
+
+Scheduler = Callable[..., LRScheduler]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scheduler in a comparison.
+
+    Args:
+        name: as in tables.
+        make: called as `make(optimizer, total_steps=...)`.
+        takes_loss: whether its `step` is given the minibatch loss.
+    """
+
+    name: str
+    make: Scheduler
+    takes_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training: its row in `runs.csv`, and its curves (one value per optimizer step)."""
+
+    row: dict[str, Any]
+    lrs: list[float]
+    losses: list[float]
+
+
+def train(
+    task: Task,
+    method: Method,
+    *,
+    initial_lr_factor: float,
+    seed: int,
+    total_steps: int | None = None,
+    divergence_factor: float = 10.0,
+) -> Result:
+    """Train one run to its end, or to divergence, and measure its final state.
+
+    A run has diverged when a loss is not finite, or the mean loss of its last thirtieth exceeds
+    `divergence_factor` times the first loss. Its metrics are then infinite losses and zero
+    accuracies.
+
+    Args:
+        task: what is trained.
+        method: the scheduler.
+        initial_lr_factor: initial learning rate over the task's `base_lr`.
+        seed: of the run.
+        total_steps: horizon T; default the task's.
+        divergence_factor: see above.
+    """
+    total_steps = total_steps or task.total_steps
+    run = task.start(seed)
+    optimizer: Optimizer = run.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = task.base_lr * initial_lr_factor
+    scheduler: Any = method.make(optimizer, total_steps=total_steps)
+    lrs, losses = [], []
+    start = time.perf_counter()
+    for _ in range(total_steps):
+        lrs.append(float(optimizer.param_groups[0]["lr"]))
+        loss = run.step()
+        losses.append(float(loss))
+        if not math.isfinite(losses[-1]):
+            break
+        if method.takes_loss:
+            scheduler.step(loss)
+        else:
+            scheduler.step()
+    seconds = time.perf_counter() - start
+    last = losses[-max(1, total_steps // 30) :]
+    train_loss = sum(last) / len(last)
+    metrics = run.evaluate()
+    diverged = not train_loss <= divergence_factor * losses[0] or not math.isfinite(
+        metrics["held_out_loss"]
+    )
+    if diverged:
+        train_loss = math.inf
+        metrics = {name: 0.0 if "accuracy" in name else math.inf for name in metrics}
+    row = {
+        "task": task.name,
+        "scheduler": method.name,
+        "initial_lr_factor": initial_lr_factor,
+        "initial_lr": task.base_lr * initial_lr_factor,
+        "seed": seed,
+        "total_steps": total_steps,
+        "train_loss": train_loss,
+        **metrics,
+        "diverged": int(diverged),
+        "seconds": seconds,
+    }
+    return Result(row, lrs, losses)
+
+
+def train_grid(
+    task: Task,
+    methods: Sequence[Method],
+    *,
+    initial_lr_factors: Sequence[float],
+    seeds: Sequence[int],
+    total_steps: int | None = None,
+) -> Iterator[Result]:
+    """Every method at every initial learning rate, on the same seeds."""
+    for seed in seeds:
+        for factor in initial_lr_factors:
+            for method in methods:
+                yield train(
+                    task, method, initial_lr_factor=factor, seed=seed, total_steps=total_steps
+                )

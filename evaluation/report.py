@@ -1,0 +1,153 @@
+"""Tables and figures of a comparison."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from evaluation.grid import Result
+from evaluation.statistics import Rows, best_factor, mean_and_interval, select, unique
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+POLICY_COLOR = "#d62728"
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """Write rows as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, aligned for reading as text."""
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *map(line, lines)])
+
+
+def format_interval(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and 95 % bootstrap interval over seeds."""
+    mean, low, high = mean_and_interval(values)
+    if np.isnan(low):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def tuned_table(rows: Rows) -> str:
+    """One line per scheduler, at its own best initial learning rate by held-out loss.
+
+    The held-out loss is therefore optimistic for every scheduler alike; the test accuracy is
+    not used for the choice. Divergence is counted over all initial learning rates.
+    """
+    accuracy = "test_accuracy" in rows[0]
+    header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
+    header += ["test accuracy"] * accuracy + ["diverged", "seconds/run"]
+    lines = []
+    for name in unique(rows, "scheduler"):
+        mine = select(rows, scheduler=name)
+        best = select(mine, initial_lr_factor=best_factor(mine))
+        line = [name, f"{best[0]['initial_lr']:.3g}"]
+        line += [format_interval([row[k] for row in best]) for k in ("train_loss", "held_out_loss")]
+        if accuracy:
+            line.append(format_interval([row["test_accuracy"] for row in best]))
+        line.append(f"{sum(row['diverged'] for row in mine)}/{len(mine)}")
+        line.append(f"{np.mean([row['seconds'] for row in best]):.2f}")
+        lines.append(line)
+    return format_table(header, lines)
+
+
+def robustness_table(rows: Rows) -> str:
+    """Held-out loss (mean over seeds) of every scheduler at every initial learning rate."""
+    factors = unique(rows, "initial_lr_factor")
+    lines = []
+    for name in unique(rows, "scheduler"):
+        means = [
+            float(
+                np.mean(
+                    [
+                        row["held_out_loss"]
+                        for row in select(rows, scheduler=name, initial_lr_factor=factor)
+                    ]
+                )
+            )
+            for factor in factors
+        ]
+        lines.append([name, *(f"{mean:.3f}" for mean in means), f"{np.median(means):.3f}"])
+    base_lr = rows[0]["initial_lr"] / rows[0]["initial_lr_factor"]
+    return format_table(
+        ["held-out loss at initial lr", *(f"{base_lr * f:.3g}" for f in factors), "median"], lines
+    )
+
+
+def curve_rows(results: Sequence[Result], num_points: int = 100) -> list[dict[str, Any]]:
+    """LR and mean loss over at most `num_points` stretches of each run."""
+    rows = []
+    for result in results:
+        stretches = np.array_split(np.arange(len(result.losses)), min(num_points, len(result.lrs)))
+        rows += [
+            {
+                **{k: result.row[k] for k in ("scheduler", "initial_lr_factor", "seed")},
+                "step": int(stretch[-1]) + 1,
+                "lr": result.lrs[stretch[0]],
+                "train_loss": float(np.mean([result.losses[i] for i in stretch])),
+            }
+            for stretch in stretches
+        ]
+    return rows
+
+
+def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
+    """LR and loss over steps at each scheduler's best initial LR; held-out loss over it.
+
+    Args:
+        rows: as in `runs.csv`.
+        curves: as in `curves.csv`.
+        path: the PNG file.
+    """
+    factors = unique(rows, "initial_lr_factor")
+    figure, axes = plt.subplots(1, 2 + (len(factors) > 1), figsize=(15, 4.5), squeeze=False)
+    for i, name in enumerate(unique(rows, "scheduler")):
+        mine = select(rows, scheduler=name)
+        is_policy = name == "policy"
+        style = {
+            "label": name,
+            "color": POLICY_COLOR if is_policy else plt.get_cmap("tab20")(2 * (i + (i > 2)) % 20),
+            "linewidth": 2.5 if is_policy else 1.2,
+            "zorder": 3 if is_policy else 2,
+        }
+        best = select(curves, scheduler=name, initial_lr_factor=best_factor(mine))
+        seeds = [select(best, seed=seed) for seed in unique(best, "seed")]
+        longest = [points for points in seeds if len(points) == max(map(len, seeds))]
+        steps = [point["step"] for point in longest[0]]
+        for axis, key in ((axes[0, 0], "lr"), (axes[0, 1], "train_loss")):
+            values = np.mean([[point[key] for point in points] for points in longest], axis=0)
+            axis.plot(steps, values, **style)
+        if len(factors) > 1:
+            means = [
+                np.mean([r["held_out_loss"] for r in select(mine, initial_lr_factor=f)])
+                for f in factors
+            ]
+            base_lr = mine[0]["initial_lr"] / mine[0]["initial_lr_factor"]
+            axes[0, 2].plot([base_lr * f for f in factors], means, marker="o", **style)
+            axes[0, 2].set(xscale="log", xlabel="initial learning rate", ylabel="held-out loss")
+    axes[0, 0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
+    axes[0, 1].set(yscale="log", xlabel="optimizer step", ylabel="training loss")
+    task, seeds_used = rows[0]["task"], len(unique(rows, "seed"))
+    figure.suptitle(f"{task}: mean of {seeds_used} unseen seeds, each at its best initial LR")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

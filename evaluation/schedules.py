@@ -1,0 +1,85 @@
+"""The fixed schedules that a policy is compared with: functions of (optimizer, total_steps).
+
+All but `wsd` are torch's own classes. Every one of them starts from, or peaks at, the
+optimizer's learning rate.
+"""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def constant(optimizer: Optimizer, *, total_steps: int) -> LRScheduler:
+    """Lr = lr_0."""
+    return torch_schedulers.ConstantLR(optimizer, factor=1.0, total_iters=total_steps)
+
+
+def step(
+    optimizer: Optimizer, *, total_steps: int, num_drops: int = 2, gamma: float = 0.1
+) -> LRScheduler:
+    """Lr = lr_0 gamma^k after k of `num_drops` equally spaced drops."""
+    period = max(1, math.ceil(total_steps / (num_drops + 1)))
+    return torch_schedulers.StepLR(optimizer, period, gamma=gamma)
+
+
+def exponential(
+    optimizer: Optimizer, *, total_steps: int, final_factor: float = 0.01
+) -> LRScheduler:
+    """Lr = lr_0 final_factor^(t/T)."""
+    return torch_schedulers.ExponentialLR(optimizer, gamma=final_factor ** (1 / total_steps))
+
+
+def linear(optimizer: Optimizer, *, total_steps: int) -> LRScheduler:
+    """Lr = lr_0 (1 - t/T)."""
+    return torch_schedulers.LinearLR(
+        optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps
+    )
+
+
+def cosine(optimizer: Optimizer, *, total_steps: int) -> LRScheduler:
+    """Lr = lr_0 (1 + cos(pi t/T)) / 2."""
+    return torch_schedulers.CosineAnnealingLR(optimizer, T_max=total_steps)
+
+
+def cosine_restarts(optimizer: Optimizer, *, total_steps: int, num_cycles: int = 3) -> LRScheduler:
+    """Cosine from lr_0 to 0, `num_cycles` times."""
+    period = max(1, math.ceil(total_steps / num_cycles))
+    return torch_schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=period)
+
+
+def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0.3) -> LRScheduler:
+    """Cosine warm-up from lr_0/25 to lr_0, then cosine to lr_0/250,000; momentum untouched."""
+    return torch_schedulers.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        # torch refuses the step after the last one
+        total_steps=total_steps + 1,
+        pct_start=warmup_share,
+        cycle_momentum=False,
+    )
+
+
+def wsd(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    warmup_share: float = 0.05,
+    decay_share: float = 0.2,
+) -> LRScheduler:
+    """Warm-up, stable, decay: linear to lr_0, constant, and linear to 0 in the last share of T.
+
+    References:
+        Hu et al. MiniCPM: Unveiling the potential of small language models with scalable
+        training strategies. 2024.
+    """
+    warmup_steps = warmup_share * total_steps
+    decay_steps = decay_share * total_steps
+
+    def factor(t: int) -> float:
+        warmup = (t + 1) / warmup_steps if warmup_steps > 0 else 1.0
+        decay = (total_steps - t) / decay_steps if decay_steps > 0 else 1.0
+        return max(0.0, min(1.0, warmup, decay))
+
+    return torch_schedulers.LambdaLR(optimizer, factor)

@@ -1,0 +1,75 @@
+"""Compare a policy with fixed schedules: `python scripts/evaluate.py task=cifar policy=<run>`.
+
+Every method trains the same networks, on seeds that no agent sees, at the same initial learning
+rates, through its real scheduler on a real torch optimizer. The output folder holds runs.csv,
+curves.csv, curves.png, table.md and config.yaml.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from envs.lr_control import FIRST_EVALUATION_SEED
+from evaluation import report
+from evaluation.grid import Method, train_grid
+from lrpilot import Policy, PolicyLR
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Train the grid, then print and save table and figure."""
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
+    torch.set_num_threads(cfg.num_threads)
+    task = instantiate(cfg.task, _convert_="all")
+    methods = [
+        Method(name, instantiate(scheduler, _convert_="all"))
+        for name, scheduler in cfg.scheduler.items()
+    ]
+    if cfg.policy is not None:
+        policy = Policy.load(cfg.policy)
+        methods.insert(0, Method("policy", partial(PolicyLR, policy=policy), takes_loss=True))
+    factors = [float(factor) for factor in cfg.initial_lr_factors]
+    seeds = [FIRST_EVALUATION_SEED + i for i in range(cfg.num_seeds)]
+    results = list(
+        tqdm(
+            train_grid(
+                task,
+                methods,
+                initial_lr_factors=factors,
+                seeds=seeds,
+                total_steps=cfg.total_steps,
+            ),
+            total=len(methods) * len(factors) * len(seeds),
+            unit=" runs",
+            disable=not cfg.show_progress,
+        )
+    )
+    rows = [result.row for result in results]
+    curves = report.curve_rows(results)
+    report.write_rows(rows, out_dir / "runs.csv")
+    report.write_rows(curves, out_dir / "curves.csv")
+    report.draw_curves(rows, curves, out_dir / "curves.png")
+    tables = report.tuned_table(rows)
+    if len(factors) > 1:
+        tables += "\n\n" + report.robustness_table(rows)
+    (out_dir / "table.md").write_text(tables + "\n")
+    print(
+        f"\n{task.name}: {len(seeds)} seeds, mean [95 % bootstrap interval]; each scheduler at its"
+        f" best of {len(factors)} initial learning rates by held-out loss\n\n{tables}\n"
+    )
+    for name in ("runs.csv", "curves.csv", "curves.png", "table.md"):
+        print(out_dir / name)
+
+
+if __name__ == "__main__":
+    main()
