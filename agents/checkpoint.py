@@ -21,13 +21,14 @@ def take_snapshot(model: PPO) -> dict[str, Any]:
     buffer = io.BytesIO()
     model.save(buffer)
     assert model.env is not None
-    _, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    numpy_rng = np.random.get_state(legacy=False)
+    numpy_rng["state"]["key"] = numpy_rng["state"]["key"].tolist()
     return {
         "num_env_steps": model.num_timesteps,
         "agent": torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).clone(),
         "envs": model.env.env_method("state_dict"),
         "torch_rng": torch.get_rng_state(),
-        "numpy_rng": [keys.tolist(), int(position), int(has_gauss), float(cached_gaussian)],
+        "numpy_rng": numpy_rng,
         "python_rng": random.getstate(),
     }
 
@@ -52,10 +53,9 @@ def restore_agent(snapshot: dict[str, Any], env: VecEnv) -> PPO:
     for i, state in enumerate(snapshot["envs"]):
         env.env_method("load_state_dict", state, indices=i)
     torch.set_rng_state(snapshot["torch_rng"])
-    keys, position, has_gauss, cached_gaussian = snapshot["numpy_rng"]
-    np.random.set_state(
-        ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached_gaussian)
-    )
+    key = np.array(snapshot["numpy_rng"]["state"]["key"], dtype=np.uint32)
+    position = snapshot["numpy_rng"]["state"]["pos"]
+    np.random.set_state({**snapshot["numpy_rng"], "state": {"key": key, "pos": position}})
     random.setstate(snapshot["python_rng"])
     return model
 

@@ -89,7 +89,7 @@ class RolloutRecorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._write_open_row()
-        self._episodes: list[tuple[float, bool]] = []
+        self._episodes: list[tuple[float, float]] = []
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -101,7 +101,7 @@ class RolloutRecorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         seconds = time.perf_counter() - self._start
-        returns, diverged = np.array(self._episodes or [(np.nan, np.nan)]).T
+        returns, diverged = np.array(self._episodes or [(np.nan, np.nan)], dtype=np.float64).T
         self._open = {
             "num_env_steps": self.num_timesteps,
             "num_inner_steps": self.num_inner_steps,

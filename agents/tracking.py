@@ -3,7 +3,7 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class Tracker:
@@ -31,16 +31,16 @@ class TensorBoardTracker(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         super().__init__(run_dir, config)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, row: dict[str, Any], *, step: int) -> None:
         """Write one scalar per metric."""
         for name, value in row.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush the events."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbTracker(Tracker):
@@ -60,7 +60,7 @@ class WandbTracker(Tracker):
         config: dict[str, Any],
         *,
         project: str = "lrpilot",
-        mode: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
     ) -> None:
         super().__init__(run_dir, config)
         self._run: Any = None

@@ -1,6 +1,7 @@
 """Tables and figures of a comparison."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,12 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, lines)])
 
 
-def format_interval(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and 95 % bootstrap interval over seeds."""
+def format_interval(values: Sequence[float]) -> str:
+    """Mean and 95 % bootstrap interval over seeds, to the digits that show the interval."""
     mean, low, high = mean_and_interval(values)
-    if np.isnan(low):
-        return f"{mean:.{digits}f}"
+    if not np.isfinite(low):
+        return f"{mean:.4g}"
+    digits = max(2, 1 - math.floor(math.log10(high - low))) if high > low else 3
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -84,7 +86,7 @@ def robustness_table(rows: Rows) -> str:
             )
             for factor in factors
         ]
-        lines.append([name, *(f"{mean:.3f}" for mean in means), f"{np.median(means):.3f}"])
+        lines.append([name, *(f"{mean:.4g}" for mean in means), f"{np.median(means):.4g}"])
     base_lr = rows[0]["initial_lr"] / rows[0]["initial_lr_factor"]
     return format_table(
         ["held-out loss at initial lr", *(f"{base_lr * f:.3g}" for f in factors), "median"], lines

@@ -61,8 +61,11 @@ class PolicyLR(LRScheduler):
         cap: Cap | None = None,
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-        box = {"min_factor": min_factor, "max_factor": max_factor}
-        given = {name: value for name, value in box.items() if value is not None}
+        action = self.policy.action
+        low = action.min_factor if min_factor is None else min_factor
+        high = action.max_factor if max_factor is None else max_factor
+        start = max(low, min(high, action.start_factor))
+        action = replace(action, min_factor=low, max_factor=high, start_factor=start)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not parameters:
             raise ValueError("`optimizer` must hold at least one parameter, got none")
@@ -71,7 +74,7 @@ class PolicyLR(LRScheduler):
             raise ValueError(f"`optimizer` must have a positive learning rate, got {initial_lrs}")
         self.controller = Controller(
             self.policy.observation,
-            replace(self.policy.action, **given),
+            action,
             parameters=parameters,
             interval_steps=self._interval_steps(total_steps, interval_steps),
             total_steps=total_steps,
@@ -121,7 +124,7 @@ class PolicyLR(LRScheduler):
                 stacklevel=4,
             )
 
-    def step(self, loss: float | Tensor | None = None) -> None:  # type: ignore[override]
+    def step(self, loss: float | Tensor | None = None) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`.
 
         Args:
@@ -132,7 +135,7 @@ class PolicyLR(LRScheduler):
             self.observe(loss)
         if not self._has_loss and not self._is_initial:
             raise RuntimeError(
-                "`PolicyLR.step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
+                "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
             )
         self._has_loss = False
         if self._step_count > 1 and not self._is_initial and not self._update_due():

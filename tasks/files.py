@@ -143,7 +143,7 @@ def _verified(content: bytes, md5: str, source: str | Path) -> bytes:
 def _read_archive(archive: Path, md5s: dict[str, str]) -> dict[str, bytes]:
     """Verified content of each member named in `md5s`, wherever in the archive it lies."""
     files: dict[str, bytes] = {}
-    reason = "the archive ends early"
+    error_message = ""
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -152,12 +152,18 @@ def _read_archive(archive: Path, md5s: dict[str, str]) -> dict[str, bytes]:
                 if stream is not None:
                     source = f"{archive} (its member {file})"
                     files[file] = _verified(stream.read(), md5s[file], source)
+            # The loop stops before the end of the compressed stream and so before its checksum.
+            if tar.fileobj is not None:
+                tar.fileobj.read()
     except (EOFError, OSError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        reason = f"{type(error).__name__}: {error}"
-    if missing := [file for file in md5s if file not in files]:
+        error_message = f"{type(error).__name__}: {error}"
+    missing = [f"{file} with MD5 {md5}" for file, md5 in md5s.items() if file not in files]
+    if error_message:
+        missing.append("a readable end")
+    if missing:
         raise DataError(
-            f"{archive} is truncated or damaged ({reason}): expected {missing[0]} with MD5 "
-            f"{md5s[missing[0]]}, got an archive with MD5 {_md5(archive.read_bytes())} without it; "
+            f"{archive} is truncated or damaged ({error_message or 'it ends early'}): expected "
+            f"{missing[0]}, got an archive with MD5 {_md5(archive.read_bytes())} without it; "
             "delete the file or replace it by the official one"
         )
     return {file: files[file] for file in md5s}

@@ -30,7 +30,7 @@ def unpacked(archive: Path, tmp_path: Path) -> Path:
 def _write_archive(path: Path, contents: dict[str, bytes]) -> Path:
     folder = path.with_suffix(".members")
     folder.mkdir(exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w:gz") as tar:
         for file, content in contents.items():
             (folder / file).write_bytes(content)
             tar.add(folder / file, f"set/{file}")
@@ -86,6 +86,15 @@ def test_archive_overwritten_after_a_good_unpack_is_refused_at_equal_size(
     os.utime(archive, ns=(mtime_ns, mtime_ns + 1))
     with pytest.raises(DataError, match=f"^{archive} is truncated or damaged"):
         files._unpack(archive, _MD5, unpacked)
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.tar.xz"])
+def test_archive_that_lacks_only_its_last_byte_is_refused(name: str, tmp_path: Path) -> None:
+    archive = _write_archive(tmp_path / name, _FILES)
+    os.truncate(archive, archive.stat().st_size - 1)
+    with pytest.raises(DataError, match=f"^{archive} is truncated .*: expected a readable end"):
+        files._unpack(archive, _MD5, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_archive_at_another_path_is_read(archive: Path, unpacked: Path) -> None:
