@@ -51,7 +51,7 @@ def export_policy(
     modules = [*actor.mlp_extractor.policy_net, actor.action_net]
     layers = [
         (
-            np.ascontiguousarray(module.weight.detach().cpu().numpy().T),
+            module.weight.detach().cpu().numpy().T.copy(order="C"),
             module.bias.detach().cpu().numpy().copy(),
         )
         for module in modules

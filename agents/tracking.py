@@ -68,12 +68,12 @@ class WandbTracker(Tracker):
         try:
             import wandb
 
-            if mode is None and not os.environ.get("WANDB_MODE"):
-                mode = "online" if wandb.api.api_key else "offline"
+            chosen: Any = mode or os.environ.get("WANDB_MODE")
+            chosen = chosen or ("online" if wandb.api.api_key else "offline")
             self._run = wandb.init(
                 project=project,
                 dir=str(run_dir),
-                mode=mode,
+                mode=chosen,
                 config=config,
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )

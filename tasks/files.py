@@ -153,8 +153,8 @@ def _read_archive(archive: Path, md5s: dict[str, str]) -> dict[str, bytes]:
                     source = f"{archive} (its member {file})"
                     files[file] = _verified(stream.read(), md5s[file], source)
             # The loop stops before the end of the compressed stream and so before its checksum.
-            if tar.fileobj is not None:
-                tar.fileobj.read()
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass
     except (EOFError, OSError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         error_message = f"{type(error).__name__}: {error}"
     missing = [f"{file} with MD5 {md5}" for file, md5 in md5s.items() if file not in files]

@@ -1,0 +1,192 @@
+import csv
+import json
+import signal
+from functools import partial
+
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents import checkpoint
+from agents.tracking import Tracker
+from agents.training import train_agent
+from envs import LRControlEnv
+from lrpilot import Policy
+from tasks.cnn import ImageTask
+from tasks.quadratic import QuadraticTask
+
+
+
+def quadratic():
+    return QuadraticTask(
+        name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
+    )
+
+
+def digits():
+    optimizer = partial(torch.optim.SGD, momentum=0.9)
+    return ImageTask(
+        name="digits", data="digits", optimizer=optimizer, base_lr=0.1, total_steps=20
+    )
+
+
+class SignallingEnv(LRControlEnv):
+    """Sends this process a signal in its n-th step, as a user would."""
+
+    def __init__(self, task, *, number, at_step):
+        super().__init__(task, num_decisions=5)
+        self.number, self.steps_left = number, at_step
+
+    def step(self, action):
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            signal.raise_signal(self.number)
+        return super().step(action)
+
+
+PPO_TINY = partial(
+    PPO,
+    "MlpPolicy",
+    n_steps=12,
+    batch_size=12,
+    n_epochs=2,
+    gamma=1.0,
+    policy_kwargs={"net_arch": [8]},
+)
+
+
+def run(folder, *, total_steps, task=quadratic, first_env=None, seed=0, **kwargs):
+    folder.mkdir(exist_ok=True)
+    make_env = partial(LRControlEnv, task(), num_decisions=5)
+    return train_agent(
+        DummyVecEnv([first_env or make_env, make_env]),
+        algorithm=PPO_TINY,
+        total_steps=total_steps,
+        seed=seed,
+        run_dir=folder,
+        tracker=kwargs.pop("tracker", None) or Tracker(folder, {}),
+        card={},
+        checkpoint_steps=kwargs.pop("checkpoint_steps", 10_000),
+        show_progress=False,
+        **kwargs,
+    )
+
+
+def read_metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def comparable(rows):
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "env_steps_per_second")}
+        for row in rows
+    ]
+
+
+def test_run_folder_holds_policy_agent_metrics_summary_and_checkpoint(tmp_path):
+    run(tmp_path, total_steps=48)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "policy.safetensors",
+        "agent.zip",
+        "metrics.csv",
+        "summary.json",
+        "checkpoint.pt",
+    }
+
+
+def test_metrics_have_one_row_per_rollout(tmp_path):
+    run(tmp_path, total_steps=72)
+    assert [row["num_env_steps"] for row in read_metrics(tmp_path)] == ["24", "48", "72"]
+
+
+def test_summary_file_is_what_is_returned(tmp_path):
+    summary = run(tmp_path, total_steps=24)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_agent_zip_and_policy_file_hold_the_same_actor(tmp_path):
+    run(tmp_path, total_steps=48)
+    model = PPO.load(tmp_path / "agent.zip", device="cpu")
+    weight = model.policy.action_net.weight.detach().numpy().T
+    assert (Policy.load(tmp_path).layers[-1][0] == weight).all()
+
+
+def test_training_twice_with_one_seed_gives_identical_policy_files(tmp_path):
+    for name in ("a", "b"):
+        run(tmp_path / name, total_steps=72)
+    files = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+
+
+def test_another_seed_gives_another_policy(tmp_path):
+    fingerprints = {
+        run(tmp_path / str(seed), total_steps=48, seed=seed)["policy_fingerprint"]
+        for seed in range(2)
+    }
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("task", [quadratic, digits])
+def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(tmp_path, task):
+    run(tmp_path / "whole", total_steps=120, task=task)
+    run(tmp_path / "half", total_steps=48, task=task)
+    run(tmp_path / "rest", total_steps=120, task=task, resume_from=tmp_path / "half")
+    policies = [
+        (tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")
+    ]
+    assert policies[0] == policies[1]
+
+
+def test_resumed_metrics_equal_those_of_an_uninterrupted_training(tmp_path):
+    run(tmp_path / "whole", total_steps=120)
+    run(tmp_path / "half", total_steps=48)
+    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "half")
+    assert comparable(read_metrics(tmp_path / "rest")) == comparable(
+        read_metrics(tmp_path / "whole")
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(
+    tmp_path, number
+):
+    run(tmp_path / "whole", total_steps=120)
+    env = partial(SignallingEnv, quadratic(), number=number, at_step=30)
+    summary = run(tmp_path / "cut", total_steps=120, first_env=env)
+    assert summary["stopped_by"] == signal.Signals(number).name
+    assert summary["num_env_steps"] == 48
+    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
+    policies = [
+        (tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")
+    ]
+    assert policies[0] == policies[1]
+
+
+def test_signal_handlers_are_restored(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run(tmp_path, total_steps=24)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_checkpoints_are_written_while_training(tmp_path):
+    seen = []
+
+    class Watch(Tracker):
+        def log(self, row, *, step):
+            seen.append((tmp_path / checkpoint.FILE_NAME).exists())
+
+    run(tmp_path, total_steps=120, checkpoint_steps=48, tracker=Watch(tmp_path, {}))
+    assert seen == [False, False, True, True, True]
+
+
+def test_budget_below_one_rollout_warns(tmp_path):
+    with pytest.warns(UserWarning, match=r"`total_steps` = 10 is smaller than one rollout of 24"):
+        run(tmp_path, total_steps=10)
+
+
+def test_checkpoint_interval_below_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`interval_env_steps` must be at least 1, got 0"):
+        run(tmp_path, total_steps=24, checkpoint_steps=0)

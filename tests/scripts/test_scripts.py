@@ -1,0 +1,158 @@
+"""Every script as its user runs it: a subprocess, tiny, in an empty folder."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lrpilot import Policy
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["num_threads=1", "logger=csv", "agent.num_envs=2", "agent.algorithm.n_steps=29"]
+TINY += ["agent.algorithm.batch_size=58"]
+
+
+def script(name, *arguments, cwd, check=True):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=check,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    script(
+        "train_agent.py",
+        "task=digits",
+        "agent.total_steps=116",
+        "task.total_steps=30",
+        f"hydra.run.dir={folder}/agent",
+        *TINY,
+        cwd=folder,
+    )
+    return folder / "agent"
+
+
+def test_training_leaves_the_promised_files_directly_in_the_run_folder(run_dir):
+    files = ("policy.safetensors", "agent.zip", "metrics.csv", "summary.json", "config.yaml")
+    for name in files:
+        assert (run_dir / name).stat().st_size > 0
+
+
+def test_policy_card_names_task_seed_and_budget(run_dir):
+    card = Policy.load(run_dir).card
+    assert (card["task"]["name"], card["seed"], card["num_env_steps"]) == ("digits", 0, 116)
+
+
+def test_evaluation_compares_the_policy_with_all_schedules(run_dir, tmp_path):
+    result = script(
+        "evaluate.py",
+        "task=digits",
+        f"policy={run_dir}",
+        "task.total_steps=30",
+        "num_seeds=2",
+        "initial_lr_factors=[0.3,1]",
+        "num_threads=1",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 * 2 * 2
+    assert {row["scheduler"] for row in rows} >= {"policy", "cosine", "wsd", "one_cycle"}
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| policy" in result.stdout
+
+
+@pytest.mark.slow
+def test_sweep_runs_every_job(tmp_path):
+    script(
+        "train_agent.py",
+        "-m",
+        "task=quadratic",
+        "seed=0,1",
+        "agent.total_steps=58",
+        f"hydra.sweep.dir={tmp_path}",
+        *TINY,
+        cwd=tmp_path,
+    )
+    policies = [Policy.load(tmp_path / job).fingerprint for job in ("0", "1")]
+    assert policies[0] != policies[1]
+
+
+@pytest.mark.slow
+def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
+    arguments = ["task=quadratic", *TINY, "show_progress=false"]
+    whole = tmp_path / "whole"
+    script(
+        "train_agent.py",
+        *arguments,
+        "agent.total_steps=2900",
+        f"hydra.run.dir={whole}",
+        cwd=tmp_path,
+    )
+    root = tmp_path / "root"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train_agent.py"), *arguments]
+        + ["agent.total_steps=2900000", f"hydra.run.dir={root}/cut"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = root / "cut" / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
+    summary = json.loads((root / "cut" / "summary.json").read_text())
+    assert summary["num_env_steps"] < 2900
+    script(
+        "train_agent.py",
+        "resume=true",
+        f"output_root={root}",
+        "agent.total_steps=2900",
+        f"hydra.run.dir={root}/rest",
+        cwd=tmp_path,
+    )
+    names = [whole / "policy.safetensors", root / "rest" / "policy.safetensors"]
+    policies = [Policy.load(name) for name in names]
+    assert policies[0].fingerprint == policies[1].fingerprint
+
+
+def test_resume_with_another_environment_is_refused(run_dir, tmp_path):
+    result = script(
+        "train_agent.py",
+        f"resume={run_dir}",
+        "env.num_decisions=10",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "`env.num_decisions` cannot change when a run is resumed" in result.stderr
+
+
+def test_resume_without_a_checkpoint_is_refused(tmp_path):
+    result = script(
+        "train_agent.py", "resume=true", f"output_root={tmp_path}", cwd=tmp_path, check=False
+    )
+    assert result.returncode != 0
+    assert "found no checkpoint.pt" in result.stderr
+
+
+def test_mistyped_key_is_named(tmp_path):
+    result = script("train_agent.py", "agent.total_step=5", cwd=tmp_path, check=False)
+    assert result.returncode != 0
+    assert "total_step" in result.stderr

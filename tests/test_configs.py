@@ -1,0 +1,99 @@
+"""Every configuration composes, and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.optim.lr_scheduler import LRScheduler
+
+from agents.tracking import Tracker
+from envs import LRControlEnv
+from tasks.runs import Task
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.yaml"))
+SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
+LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose(name, list(overrides))
+
+
+@pytest.mark.parametrize("name", ["train_agent", "evaluate"])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_composes_and_resolves(name, task):
+    cfg = composed(name, f"task={task}")
+    del cfg.output_root
+    assert OmegaConf.to_container(cfg, resolve=True)["task"]["name"] == task
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_instantiates(task):
+    built = instantiate(composed("train_agent", f"task={task}").task, _convert_="all")
+    assert isinstance(built, Task)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_drives_a_run(optimizer):
+    cfg = composed("train_agent", "task=quadratic", f"task/optimizer={optimizer}")
+    run = instantiate(cfg.task, _convert_="all").start(0)
+    run.step()
+    assert run.num_steps == 1
+
+
+def test_environment_instantiates():
+    cfg = composed("train_agent", "task=quadratic")
+    env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"))
+    assert isinstance(env, LRControlEnv)
+    env.reset(seed=0)
+
+
+def test_agent_instantiates():
+    cfg = composed("train_agent", "task=quadratic")
+    make_env = instantiate(cfg.env, _convert_="all")
+    task = instantiate(cfg.task, _convert_="all")
+    env = DummyVecEnv([lambda: make_env(task)] * cfg.agent.num_envs)
+    model = instantiate(cfg.agent.algorithm, _convert_="all")(env=env, device="cpu")
+    assert model.gamma == 1.0
+
+
+def test_a_rollout_is_whole_episodes():
+    cfg = composed("train_agent")
+    assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_instantiates(scheduler):
+    cfg = composed("evaluate", f"scheduler=[{scheduler}]")
+    run = instantiate(composed("evaluate", "task=quadratic").task, _convert_="all").start(0)
+    make = instantiate(cfg.scheduler[scheduler], _convert_="all")
+    assert isinstance(make(run.optimizer, total_steps=10), LRScheduler)
+
+
+def test_evaluation_compares_every_scheduler_by_default():
+    assert sorted(composed("evaluate").scheduler) == SCHEDULERS
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_every_logger_instantiates(logger, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = instantiate(composed("train_agent", f"logger={logger}").logger)(tmp_path, {})
+    assert isinstance(tracker, Tracker)
+    tracker.close()
+
+
+@pytest.mark.parametrize("key", ["sed", "task.base_lrr", "env.num_decision", "agent.totalsteps"])
+def test_mistyped_key_is_an_error(key):
+    with pytest.raises(ConfigCompositionException, match=key.split(".")[-1]):
+        composed("train_agent", f"{key}=1")
+
+
+def test_task_without_a_budget_of_its_own_gets_the_default_one():
+    assert composed("train_agent", "task.name=new").agent.total_steps == 20000
