@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,7 +43,7 @@ def random_policy(groups: tuple[str, ...]) -> Policy:
             rng.normal(size=(a, b)).astype(np.float32) / np.float32(np.sqrt(a)),
             np.zeros(b, np.float32),
         )
-        for a, b in zip(sizes, sizes[1:], strict=False)
+        for a, b in pairwise(sizes)
     ]
     clock = ClockSpec(horizon_range=(1, 10**9))
     return Policy(layers, observation, ActionSpec(), clock)

@@ -17,7 +17,6 @@ from tasks.cnn import ImageTask
 from tasks.quadratic import QuadraticTask
 
 
-
 def quadratic():
     return QuadraticTask(
         name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
@@ -26,9 +25,7 @@ def quadratic():
 
 def digits():
     optimizer = partial(torch.optim.SGD, momentum=0.9)
-    return ImageTask(
-        name="digits", data="digits", optimizer=optimizer, base_lr=0.1, total_steps=20
-    )
+    return ImageTask(name="digits", data="digits", optimizer=optimizer, base_lr=0.1, total_steps=20)
 
 
 class SignallingEnv(LRControlEnv):
@@ -134,9 +131,7 @@ def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(tmp_path, t
     run(tmp_path / "whole", total_steps=120, task=task)
     run(tmp_path / "half", total_steps=48, task=task)
     run(tmp_path / "rest", total_steps=120, task=task, resume_from=tmp_path / "half")
-    policies = [
-        (tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")
-    ]
+    policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")]
     assert policies[0] == policies[1]
 
 
@@ -150,18 +145,14 @@ def test_resumed_metrics_equal_those_of_an_uninterrupted_training(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(
-    tmp_path, number
-):
+def test_signal_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path, number):
     run(tmp_path / "whole", total_steps=120)
     env = partial(SignallingEnv, quadratic(), number=number, at_step=30)
     summary = run(tmp_path / "cut", total_steps=120, first_env=env)
     assert summary["stopped_by"] == signal.Signals(number).name
     assert summary["num_env_steps"] == 48
     run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
-    policies = [
-        (tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")
-    ]
+    policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")]
     assert policies[0] == policies[1]
 
 

@@ -104,8 +104,13 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
     )
     root = tmp_path / "root"
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train_agent.py"), *arguments]
-        + ["agent.total_steps=2900000", f"hydra.run.dir={root}/cut"],
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "train_agent.py"),
+            *arguments,
+            "agent.total_steps=2900000",
+            f"hydra.run.dir={root}/cut",
+        ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
