@@ -21,9 +21,7 @@ ANY_LOSS = st.one_of(
     st.floats(),
 )
 ANY_WEIGHTS = st.lists(
-    st.one_of(
-        st.sampled_from([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-45]), st.floats(width=32)
-    ),
+    st.one_of(st.sampled_from([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-45]), st.floats(width=32)),
     min_size=3,
     max_size=3,
 )
@@ -204,9 +202,7 @@ def test_features_are_the_same_to_four_digits_under_any_scale_of_the_loss(
     intervals: list[list[float]], scale: float
 ) -> None:
     scaled = [[scale * loss for loss in losses] for losses in intervals]
-    np.testing.assert_allclose(
-        loss_features(scaled), loss_features(intervals), rtol=0.0, atol=1e-4
-    )
+    np.testing.assert_allclose(loss_features(scaled), loss_features(intervals), rtol=0.0, atol=1e-4)
 
 
 # ---- groups
@@ -469,9 +465,7 @@ def test_a_small_model_is_read_whole(num_entries: int) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), num_entries=st.integers(1, 120)
-)
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), num_entries=st.integers(1, 120))
 def test_a_sample_never_exceeds_num_entries_and_stays_inside_the_model(
     sizes: list[int], num_entries: int
 ) -> None:

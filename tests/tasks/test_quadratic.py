@@ -133,9 +133,7 @@ def test_without_noise_the_newton_step_reaches_the_minimum() -> None:
     assert run.privileged_loss() == 0.0
 
 
-@given(
-    v=st.floats(1e-3, 1e3), curvature=st.floats(1e-2, 1e2), noise=st.floats(1e-3, 1e3)
-)
+@given(v=st.floats(1e-3, 1e3), curvature=st.floats(1e-2, 1e2), noise=st.floats(1e-3, 1e3))
 def test_the_best_step_of_the_docstring_minimizes_the_one_step_formula(
     v: float, curvature: float, noise: float
 ) -> None:
@@ -233,25 +231,35 @@ def test_no_admissible_sequence_exceeds_best_return(
     assert math.log(task.initial_power / v) <= best + 0.03
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-@pytest.mark.parametrize("grid_size", [12, 40, 801])
-def test_best_return_uses_only_moves_that_actions_can_make(name: str, grid_size: int) -> None:
+@settings(deadline=None, max_examples=50)
+@given(
+    max_log_change=st.floats(0.3, 2.0),
+    start_factor=st.floats(0.05, 0.5),
+    grid_size=st.integers(40, 801),
+)
+def test_best_return_uses_only_moves_that_actions_can_make(
+    max_log_change: float, start_factor: float, grid_size: int
+) -> None:
     # One decision towards a far optimum: the best action is known to be +1.
-    task, spec = make_task(), ACTIONS[name]
-    initial_lr = 1e-3
-    exact = returns_of_all_sequences(
-        task,
-        spec,
-        initial_lr=initial_lr,
-        interval_steps=1,
-        num_intervals=2,
-        actions=np.array([1.0]),
+    task = make_task()
+    spec = ActionSpec(
+        max_log_change=max_log_change,
+        min_factor=0.01,
+        max_factor=10.0,
+        start_factor=start_factor,
     )
-    best = best_return(
-        task, spec, initial_lr=initial_lr, interval_steps=1, num_intervals=2, grid_size=grid_size
-    )
+    limits = {"initial_lr": 1e-3, "interval_steps": 1, "num_intervals": 2}
+    exact = returns_of_all_sequences(task, spec, **limits, actions=np.array([1.0]))
 
-    assert best <= exact.max() * (1 + 1e-12)
+    assert best_return(task, spec, **limits, grid_size=grid_size) <= exact.max() * (1 + 1e-6)
+
+
+def test_best_return_is_finite_when_a_factor_of_the_grid_is_the_newton_step() -> None:
+    task, spec = make_task(curvature=1.0), ActionSpec(min_factor=1e-3, max_factor=10.0)
+
+    assert math.isfinite(
+        best_return(task, spec, initial_lr=0.1, interval_steps=1, num_intervals=2)
+    )
 
 
 @settings(deadline=None, max_examples=30)
