@@ -33,8 +33,8 @@ INTERVAL_STEPS = 10
 LOSS_GROUPS = ("progress", "loss", "lr")
 
 
-def random_policy(groups: tuple[str, ...]) -> Policy:
-    """A policy of the default size with random weights."""
+def constant_policy(groups: tuple[str, ...]) -> Policy:
+    """A policy of the default size whose action is always 0."""
     rng = np.random.default_rng(0)
     observation = ObservationSpec(groups=groups)
     sizes = [len(observation.names), 64, 64, 1]
@@ -45,6 +45,7 @@ def random_policy(groups: tuple[str, ...]) -> Policy:
         )
         for a, b in pairwise(sizes)
     ]
+    layers[-1][0].fill(0.0)
     clock = ClockSpec(horizon_range=(1, 10**9))
     return Policy(layers, observation, ActionSpec(), clock)
 
@@ -84,7 +85,7 @@ def scheduled_steps(task: ImageTask, groups: tuple[str, ...]) -> Iterator[None]:
     """A training under `PolicyLR`; one inner step per `next`."""
     run = task.start(0)
     scheduler = PolicyLR(
-        run.optimizer, random_policy(groups), total_steps=10**9, interval_steps=INTERVAL_STEPS
+        run.optimizer, constant_policy(groups), total_steps=10**9, interval_steps=INTERVAL_STEPS
     )
     while True:
         scheduler.step(run.step())
@@ -136,7 +137,7 @@ def measure_scheduler(groups: tuple[str, ...], num_parameters: int) -> tuple[flo
     costs = []
     for interval_steps in (INTERVAL_STEPS, 1):
         scheduler = PolicyLR(
-            optimizer, random_policy(groups), total_steps=10**9, interval_steps=interval_steps
+            optimizer, constant_policy(groups), total_steps=10**9, interval_steps=interval_steps
         )
         optimizer.step()
         seconds_of(partial(scheduler.step, loss), 1000)

@@ -196,7 +196,8 @@ class Observer:
 
         Raises:
             TypeError: if `loss` is not a number.
-            ValueError: if it has several elements, or is negative before any positive loss.
+            ValueError: if it has several elements, or is negative before any positive loss
+                while the loss is observed.
         """
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
@@ -220,7 +221,7 @@ class Observer:
             self.num_nonfinite += 1
             ratio = _LOSS_CEILING
         elif self.initial_loss is None:
-            if value < 0.0:
+            if value < 0.0 and "loss" in self.spec.groups:
                 raise ValueError(
                     f"`loss` must be positive at the start, since features are logarithms "
                     f"relative to it, got {value}"

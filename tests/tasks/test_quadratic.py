@@ -257,9 +257,7 @@ def test_best_return_uses_only_moves_that_actions_can_make(
 def test_best_return_is_finite_when_a_factor_of_the_grid_is_the_newton_step() -> None:
     task, spec = make_task(curvature=1.0), ActionSpec(min_factor=1e-3, max_factor=10.0)
 
-    assert math.isfinite(
-        best_return(task, spec, initial_lr=0.1, interval_steps=1, num_intervals=2)
-    )
+    assert math.isfinite(best_return(task, spec, initial_lr=0.1, interval_steps=1, num_intervals=2))
 
 
 @settings(deadline=None, max_examples=30)
