@@ -28,6 +28,7 @@ def train_agent(
     tracker: Tracker,
     card: dict[str, Any],
     checkpoint_steps: int,
+    provenance: dict[str, str] | None = None,
     resume_from: Path | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def train_agent(
         tracker: gets the rows of metrics.
         card: what the policy file says of its training.
         checkpoint_steps: env steps between checkpoints.
+        provenance: machine and commit, for the summary.
         resume_from: run folder whose checkpoint is continued.
         show_progress: whether to draw a progress bar.
 
@@ -92,7 +94,8 @@ def train_agent(
         else:
             checkpointer.write()
     tracker.close()
-    return _write_results(model, recorder, run_dir, card, seed=seed, stopped_by=stop.received)
+    origin = {"versions": versions(), **(provenance or {}), "stopped_by": stop.received}
+    return _write_results(model, recorder, run_dir, {**card, "seed": seed}, origin)
 
 
 def _write_results(
@@ -100,9 +103,7 @@ def _write_results(
     recorder: RolloutRecorder,
     run_dir: Path,
     card: dict[str, Any],
-    *,
-    seed: int,
-    stopped_by: str | None,
+    origin: dict[str, Any],
 ) -> dict[str, Any]:
     assert model.env is not None
     observation: ObservationSpec = model.env.get_attr("observation", indices=0)[0]
@@ -112,22 +113,22 @@ def _write_results(
     trained = {
         **card,
         "algorithm": type(model).__name__,
-        "seed": seed,
         "num_env_steps": int(last.get("num_env_steps", 0)),
         "num_inner_steps": int(last.get("num_inner_steps", 0)),
     }
     policy = export_policy(model, observation=observation, action=action, clock=clock, card=trained)
     policy.save(run_dir / POLICY_FILE)
     model.save(run_dir / "agent.zip")
-    recent = [float(row["return_mean"]) for row in recorder.rows[-10:]]
+    recent = [
+        float(row["return_mean"]) for row in recorder.rows[-10:] if int(row["num_episodes"]) > 0
+    ]
     summary = {
         **trained,
         "return_mean_last_rollouts": sum(recent) / len(recent) if recent else None,
         "seconds": float(last.get("seconds", 0.0)),
-        "stopped_by": stopped_by,
         "policy": str(run_dir / POLICY_FILE),
         "policy_fingerprint": policy.fingerprint,
-        "versions": versions(),
+        **origin,
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary

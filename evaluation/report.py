@@ -144,6 +144,9 @@ def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
             base_lr = mine[0]["initial_lr"] / mine[0]["initial_lr_factor"]
             axes[0, 2].plot([base_lr * f for f in factors], means, marker="o", **style)
             axes[0, 2].set(xscale="log", xlabel="initial learning rate", ylabel="held-out loss")
+    held_out = [row["held_out_loss"] for row in rows if math.isfinite(row["held_out_loss"])]
+    if len(factors) > 1 and max(held_out) > 10 * min(held_out) > 0:
+        axes[0, 2].set_yscale("log")
     axes[0, 0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
     axes[0, 1].set(yscale="log", xlabel="optimizer step", ylabel="training loss")
     task, seeds_used = rows[0]["task"], len(unique(rows, "seed"))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation import report
 from evaluation.grid import Method, train_grid
+from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyLR
 
 
@@ -62,11 +63,14 @@ def main(cfg: DictConfig) -> None:
     tables = report.tuned_table(rows)
     if len(factors) > 1:
         tables += "\n\n" + report.robustness_table(rows)
-    (out_dir / "table.md").write_text(tables + "\n")
-    print(
-        f"\n{task.name}: {len(seeds)} seeds, mean [95 % bootstrap interval]; each scheduler at its"
-        f" best of {len(factors)} initial learning rates by held-out loss\n\n{tables}\n"
+    origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
+    text = (
+        f"{task.name}: seeds {seeds[0]} to {seeds[-1]}, mean [95 % bootstrap interval]; each "
+        f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"
+        f"({origin})\n\n{tables}\n"
     )
+    (out_dir / "table.md").write_text(text)
+    print("\n" + text)
     for name in ("runs.csv", "curves.csv", "curves.png", "table.md"):
         print(out_dir / name)
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import checkpoint
 from agents.training import train_agent
+from evaluation.provenance import describe_provenance
 
 MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
 
@@ -84,6 +85,7 @@ def main(cfg: DictConfig) -> None:
         tracker=instantiate(cfg.logger)(run_dir, config),
         card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
         checkpoint_steps=cfg.agent.checkpoint_steps,
+        provenance=describe_provenance(),
         resume_from=resume_from,
         show_progress=cfg.show_progress,
     )
