@@ -83,7 +83,7 @@ class Controller:
         total_steps: int | None,
         warmup_steps: int = 0,
     ) -> None:
-        if interval_steps < 1:
+        if not isinstance(interval_steps, int | np.integer) or interval_steps < 1:
             raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
         if warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must not be negative, got {warmup_steps}")

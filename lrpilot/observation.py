@@ -31,9 +31,9 @@ class ObservationSpec:
     """Which features a policy sees, in which order.
 
     All features are dimensionless and lie in [-5, 5]. With r the minibatch loss divided by the
-    first loss of the run, m_k its mean over decision interval k (floored at 1e-8), s_k its
-    standard deviation, se_k the standard error of m_k, w_k the sampled parameter entries at the
-    end of interval k, d_k = w_k - w_{k-1}, and g_k their gradient:
+    first loss of the run, m_k its mean over decision interval k (floored at 1e-8), s_k^2 its
+    variance (an exponential average, .7, over intervals), se_k^2 = s_k^2 / steps, w_k the sampled
+    parameter entries at the end of interval k, d_k = w_k - w_{k-1}, and g_k their gradient:
 
     ========== =================== ====================================================
     group      feature             value
@@ -349,9 +349,11 @@ class Observer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an observer of the same specification and model."""
         self._pending = []
+        # a checkpoint read with `map_location="cpu"` returns to the device of the parameters
+        device = "cpu" if self._weights is None else self._weights.device
         for name in self._state_names():
             value = state[name]
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+            setattr(self, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
 
     @staticmethod
     def _state_names() -> tuple[str, ...]:

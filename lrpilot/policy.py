@@ -28,7 +28,7 @@ class PolicyFileError(ValueError):
     """A file that is not a readable lrpilot policy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """A frozen actor with everything that is needed to run it as it was trained.
 
@@ -60,6 +60,12 @@ class Policy:
             raise ValueError(f"`output` must be one of {OUTPUTS}, got {self.output!r}")
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
+        # in one memory order: the order decides how a product rounds
+        layers = [
+            (np.array(weight, np.float32, order="C"), np.array(bias, np.float32))
+            for weight, bias in self.layers
+        ]
+        object.__setattr__(self, "layers", layers)
         size = len(self.observation.names)
         for i, (weight, bias) in enumerate(self.layers):
             if weight.ndim != 2 or weight.shape[0] != size or bias.shape != weight.shape[1:]:
@@ -131,13 +137,15 @@ class Policy:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
+                if "lrpilot" not in metadata:
+                    raise PolicyFileError(
+                        f"{path} is a safetensors file, but not an lrpilot policy"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise PolicyFileError(
                 f"{path} is not a safetensors file, or is truncated: {error}"
             ) from error
-        if "lrpilot" not in metadata:
-            raise PolicyFileError(f"{path} is a safetensors file, but not an lrpilot policy")
         return cls._from_file(path, tensors, metadata["lrpilot"])
 
     @classmethod
@@ -167,5 +175,5 @@ class Policy:
             )
         except PolicyFileError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a valid lrpilot policy: {error}") from error

@@ -1,5 +1,6 @@
 """PolicyLR: a learned policy as a PyTorch learning-rate scheduler."""
 
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -60,6 +61,8 @@ class PolicyLR(LRScheduler):
         max_factor: float | None = None,
         cap: Cap | None = None,
     ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"`optimizer` is not an Optimizer, got {type(optimizer).__name__}")
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
         action = self.policy.action
         low = action.min_factor if min_factor is None else min_factor
@@ -108,20 +111,23 @@ class PolicyLR(LRScheduler):
 
     def observe(self, loss: float | Tensor) -> None:
         """Take the minibatch loss of the step that was just made, without stepping."""
+        self._observe(loss, stacklevel=4)
+
+    def _observe(self, loss: float | Tensor, *, stacklevel: int) -> None:
         observer = self.controller.observer
         known = observer.num_nonfinite
         observer.update(loss)
         self._has_loss = True
         if observer.num_nonfinite > known:
-            self._warn_nonfinite(known)
+            self._warn_nonfinite(known, stacklevel=stacklevel)
 
-    def _warn_nonfinite(self, known: int) -> None:
+    def _warn_nonfinite(self, known: int, *, stacklevel: int = 4) -> None:
         if known == 0:
             warnings.warn(
                 f"`loss` should be finite, got NaN or infinity after step {self.last_epoch}; "
                 "the policy sees it as 1e4 times the first loss (further ones are not reported)",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def step(self, loss: float | Tensor | None = None) -> None:
@@ -132,7 +138,7 @@ class PolicyLR(LRScheduler):
                 tensor of one element. May be None after `observe(loss)`.
         """
         if loss is not None:
-            self.observe(loss)
+            self._observe(loss, stacklevel=4)
         if not self._has_loss and not self._is_initial:
             raise RuntimeError(
                 "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
@@ -166,31 +172,32 @@ class PolicyLR(LRScheduler):
             if controller.observer.num_nonfinite > known:
                 self._warn_nonfinite(known)
             controller.act(self.policy.act(observation))
-        self._applied = self._limited_factor()
-        return [
-            float(base) * self._applied
-            if (self.last_epoch == 0 and not self._is_initial)
-            # exact, and free of rounding drift, unless somebody else changed the learning rate
-            or (not self._is_initial and bool(group["lr"] == last))
-            else float(group["lr"]) * (self._applied / before)
-            for base, last, group in zip(
-                self.base_lrs, self._last_lr, self.optimizer.param_groups, strict=True
-            )
-        ]
-
-    def _limited_factor(self) -> float:
-        controller = self.controller
         factor = controller.factor
         if controller.num_steps < controller.warmup_steps:
             factor *= (controller.num_steps + 1) / controller.warmup_steps
+        lrs = self._scaled(before, factor)
         self.bound_by = None
         if self.cap is not None:
             eta_max, guarantee = ask_cap(self.cap)
-            largest = max(float(lr) for lr in self.base_lrs)
-            if factor * largest > eta_max:
-                factor = eta_max / largest
+            if max(lrs) > eta_max:
                 self.bound_by = guarantee
-        return factor
+                factor *= eta_max / max(lrs)
+                # the products may round above the cap by a last digit
+                while max(lrs := self._scaled(before, factor)) > eta_max:
+                    factor = math.nextafter(factor, 0.0)
+        self._applied = factor
+        return list(lrs)
+
+    def _scaled(self, before: float, factor: float) -> list[float]:
+        """The learning rates when the factor changes from `before` to `factor`."""
+        at_milestone = self.last_epoch == 0 and not self._is_initial
+        return [
+            float(base) * factor
+            # exact, and free of rounding drift, unless somebody else sets the learning rate too
+            if at_milestone or bool(group["lr"] == float(base) * before)
+            else float(group["lr"]) * (factor / before)
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the schedule; the policy itself is named by its fingerprint."""
@@ -206,6 +213,7 @@ class PolicyLR(LRScheduler):
             "_last_lr": list(self._last_lr),
             "_applied": self._applied,
             "_has_loss": self._has_loss,
+            "bound_by": self.bound_by,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -226,7 +234,7 @@ class PolicyLR(LRScheduler):
                     f"{state_dict[name]!r}"
                 )
         self.controller.load_state_dict(state_dict["controller"])
-        for name in ("last_epoch", "_step_count", "_applied", "_has_loss"):
+        for name in ("last_epoch", "_step_count", "_applied", "_has_loss", "bound_by"):
             setattr(self, name, state_dict[name])
         self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = list(state_dict["_last_lr"])

@@ -273,6 +273,33 @@ def test_slopes_of_a_second_interval_equal_the_hand_computation() -> None:
     assert features["long_slope"] == pytest.approx(math.asinh(10 * average) / 2, abs=1e-6)
 
 
+def test_the_noise_is_an_exponential_average_of_the_variances() -> None:
+    # variances 0.125 and 0 (ratios 1, 0.5 and then 0.5, 0.5), each of two losses
+    observer = loss_observer(2.0, 1.0)
+    observe(observer)
+    observer.update(1.0)
+    observer.update(1.0)
+    features = named(observer)
+    variance = 0.7 * 0.125
+    error = math.sqrt(variance / 2 + 0.125 / 2)
+    assert features["relative_noise"] == pytest.approx(
+        1 + math.log10(math.sqrt(variance) / 0.5 + 1e-4) / 2, abs=1e-6
+    )
+    assert features["slope_significance"] == pytest.approx(
+        math.asinh((0.5 - 0.75) / error) / 2, abs=1e-6
+    )
+
+
+def test_with_one_loss_an_interval_the_noise_comes_from_the_change() -> None:
+    observer = loss_observer(2.0)
+    observe(observer)
+    observer.update(1.0)
+    # the first interval has no change; half the squared change of the second enters at 0.3
+    noise = math.sqrt(0.3 * 0.5**2 / 2) / 0.5
+    expected = 1 + math.log10(noise + 1e-4) / 2
+    assert named(observer)["relative_noise"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_interval_without_losses_has_no_slope() -> None:
     observer = loss_observer(2.0, 1.0)
     before = named(observer)

@@ -1,0 +1,432 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from lrpilot.action import ActionSpec
+from lrpilot.controller import ClockSpec
+from lrpilot.observation import ObservationSpec
+from lrpilot.policy import FILE_NAME, FORMAT_VERSION, Policy, PolicyFileError
+
+SIZES = (12, 16, 16, 1)
+
+
+def random_policy(
+    seed: int = 0, *, sizes: tuple[int, ...] = SIZES, scale: float = 1.0, **arguments: Any
+) -> Policy:
+    rng = np.random.default_rng(seed)
+    layers = [
+        (
+            rng.normal(0.0, scale / np.sqrt(m), (m, n)).astype(np.float32),
+            rng.normal(0.0, 0.1, n).astype(np.float32),
+        )
+        for m, n in pairwise(sizes)
+    ]
+    return Policy(
+        **{
+            "layers": layers,
+            "observation": ObservationSpec(),
+            "action": ActionSpec(),
+            "clock": ClockSpec(),
+            **arguments,
+        }
+    )
+
+
+def observations(num: int = 200, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).uniform(-5, 5, (num, 12)).astype(np.float32)
+
+
+def actions(policy: Policy) -> list[float]:
+    return [policy.act(observation) for observation in observations()]
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["lrpilot"])
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def edited(path: Path, **header_changes: Any) -> Path:
+    """The saved policy with another header."""
+    header, tensors = read_file(random_policy().save(path))
+    metadata = {"lrpilot": json.dumps({**header, **header_changes})}
+    path.write_bytes(safetensors_bytes(tensors, metadata))
+    return path
+
+
+# ---- acting
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.floats(0.01, 10),
+    output=st.sampled_from(["clip", "tanh"]),
+)
+def test_actions_lie_between_minus_one_and_one(seed: int, scale: float, output: str) -> None:
+    policy = random_policy(seed, scale=scale, output=output)
+    assert all(-1.0 <= action <= 1.0 for action in actions(policy))
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("sizes", [(12, 1), (12, 8, 1), SIZES])
+def test_actions_equal_the_torch_network_of_the_same_weights(
+    sizes: tuple[int, ...], output: str
+) -> None:
+    policy = random_policy(sizes=sizes, output=output)
+    modules: list[torch.nn.Module] = []
+    for weight, bias in policy.layers:
+        linear = torch.nn.Linear(*weight.shape)
+        linear.load_state_dict({"weight": torch.tensor(weight.T), "bias": torch.tensor(bias)})
+        modules += [linear, torch.nn.Tanh()]
+    network = torch.nn.Sequential(*modules[:-1])
+    with torch.no_grad():
+        values = network(torch.tensor(observations()))[:, 0]
+    expected = values.tanh() if output == "tanh" else values.clamp(-1, 1)
+    np.testing.assert_allclose(actions(policy), expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_an_action_is_a_python_float() -> None:
+    assert type(random_policy().act(observations()[0])) is float
+    assert type(random_policy(output="tanh").act(observations()[0])) is float
+
+
+def test_acting_leaves_the_observation_as_it_was() -> None:
+    observation = observations()[0]
+    before = observation.copy()
+    random_policy().act(observation)
+    assert np.array_equal(observation, before)
+
+
+# ---- what is refused
+
+
+def layer(inputs: int, outputs: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.zeros((inputs, outputs), np.float32), np.zeros(outputs, np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("part", [0, 1])
+def test_weights_that_are_not_finite_are_refused(bad: float, part: int) -> None:
+    layers = [layer(12, 4), layer(4, 1)]
+    layers[1][part].flat[0] = bad
+    with pytest.raises(ValueError, match="`layers` must be finite, got NaN or infinity in layer 1"):
+        random_policy(layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "`layers` must hold at least one layer, got none"),
+        ([layer(11, 1)], "layer 0 of the policy must take the 12 features of the observation"),
+        ([layer(12, 4), layer(5, 1)], "layer 1 of the policy must take the 4 outputs of the layer"),
+        ([layer(12, 2)], "`layers` must end in one action, got 2"),
+        ([(np.zeros((12, 1)), np.zeros(2))], "layer 0 of the policy must take"),
+        ([(np.zeros(12), np.zeros(()))], "layer 0 of the policy must take"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_policy(layers=layers)
+
+
+def test_an_unknown_output_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`output` must be one of .* got 'relu'"):
+        random_policy(output="relu")
+
+
+# ---- the fingerprint
+
+
+def test_equal_policies_have_equal_fingerprints() -> None:
+    assert random_policy(3).fingerprint == random_policy(3).fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        random_policy(1),
+        random_policy(output="tanh"),
+        random_policy(action=ActionSpec(max_log_change=0.5)),
+        random_policy(clock=ClockSpec(num_decisions=31)),
+        random_policy(observation=ObservationSpec(num_entries=99)),
+    ],
+    ids=["weights", "output", "action", "clock", "observation"],
+)
+def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Policy) -> None:
+    assert other.fingerprint != random_policy().fingerprint
+
+
+def test_the_fingerprint_ignores_the_card() -> None:
+    assert random_policy(card={"task": "nmf"}).fingerprint == random_policy().fingerprint
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+def test_a_saved_policy_acts_identically(tmp_path: Path, output: str) -> None:
+    policy = random_policy(output=output)
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_transposed_weights_acts_identically(tmp_path: Path) -> None:
+    # a torch linear layer keeps its weight transposed, so this is what an export hands over
+    layers = [(np.asfortranarray(w), b) for w, b in random_policy(sizes=(12, 64, 64, 1)).layers]
+    policy = random_policy(layers=layers)
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_double_precision_acts_identically(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    policy = random_policy(layers=[(rng.normal(size=(12, 1)), rng.normal(size=1))])
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_double_precision_keeps_its_fingerprint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    policy = random_policy(layers=[(rng.normal(size=(12, 1)), rng.normal(size=1))])
+    assert Policy.load(policy.save(tmp_path / "p")).fingerprint == policy.fingerprint
+
+
+def test_a_saved_policy_keeps_its_fingerprint(tmp_path: Path) -> None:
+    policy = random_policy()
+    assert Policy.load(policy.save(tmp_path / "p")).fingerprint == policy.fingerprint
+
+
+def test_a_saved_policy_keeps_its_specifications_and_card(tmp_path: Path) -> None:
+    policy = random_policy(
+        sizes=(6, 1),
+        observation=ObservationSpec(("loss", "progress"), num_entries=5),
+        action=ActionSpec("residual", "cosine", 0.3, 0.01, 10.0, 0.5),
+        clock=ClockSpec(12, (50, 5000)),
+        output="tanh",
+        card={"task": "nmf", "seeds": [1, 2], "budget": {"steps": 4.5}},
+    )
+    loaded = Policy.load(policy.save(tmp_path / "p"))
+    for name in ("observation", "action", "clock", "output", "card"):
+        assert getattr(loaded, name) == getattr(policy, name)
+
+
+def test_a_run_folder_loads_its_policy(tmp_path: Path) -> None:
+    policy = random_policy()
+    policy.save(tmp_path / FILE_NAME)
+    assert Policy.load(tmp_path).fingerprint == policy.fingerprint
+
+
+def test_a_path_may_be_a_string(tmp_path: Path) -> None:
+    random_policy().save(str(tmp_path / "p"))
+    assert Policy.load(str(tmp_path / "p")).fingerprint == random_policy().fingerprint
+
+
+def test_saving_leaves_only_the_policy_in_the_folder(tmp_path: Path) -> None:
+    random_policy().save(tmp_path / "p")
+    assert os.listdir(tmp_path) == ["p"]
+
+
+def test_saving_replaces_an_older_policy(tmp_path: Path) -> None:
+    random_policy(0).save(tmp_path / "p")
+    random_policy(1).save(tmp_path / "p")
+    assert Policy.load(tmp_path / "p").fingerprint == random_policy(1).fingerprint
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = random_policy(0).save(tmp_path / "p")
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        random_policy(1, card={"task": object()}).save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = random_policy(0).save(tmp_path / "p")
+    before = path.read_bytes()
+    (tmp_path / "p.part").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        random_policy(1).save(path)
+    assert path.read_bytes() == before
+
+
+# ---- files that are no policy
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no policy at .*absent"):
+        Policy.load(tmp_path / "absent")
+
+
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"no policy at .*{FILE_NAME}"):
+        Policy.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"learning rate: 0.1\n", b"\x00" * 64, b"{}" * 100, bytes(range(256))]
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(PolicyFileError, match=r"p is not a safetensors file, or is truncated"):
+        Policy.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_safetensors_file_of_something_else_is_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    safetensors.torch.save_file({"w": torch.ones(4).to(dtype)}, tmp_path / "p")
+    with pytest.raises(PolicyFileError, match="is a safetensors file, but not an lrpilot policy"):
+        Policy.load(tmp_path / "p")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_the_bomb_of_these_tests_goes_off_when_it_is_unpickled(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("format_name", ["pickle", "torch"])
+def test_no_code_of_a_pickle_is_run(tmp_path: Path, format_name: str) -> None:
+    bomb = Bomb(tmp_path / "marker")
+    if format_name == "pickle":
+        (tmp_path / "p").write_bytes(pickle.dumps(bomb))
+    else:
+        torch.save(bomb, tmp_path / "p")
+    with pytest.raises(PolicyFileError, match="not a safetensors file"):
+        Policy.load(tmp_path / "p")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path) -> None:
+    content = random_policy().save(tmp_path / "p").read_bytes()
+    for size in [*range(0, len(content), 97), len(content) - 1]:
+        (tmp_path / "p").write_bytes(content[:size])
+        with pytest.raises(PolicyFileError, match="truncated"):
+            Policy.load(tmp_path / "p")
+
+
+def test_a_newer_format_names_the_upgrade(tmp_path: Path) -> None:
+    path = edited(tmp_path / "p", format_version=FORMAT_VERSION + 1)
+    with pytest.raises(PolicyFileError, match=rf"format {FORMAT_VERSION + 1}.*upgrade lrpilot"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", '"policy"', "{}", '{"format_version": 1e999}', "[" * 100_000],
+    ids=lambda text: text[:12],
+)
+def test_a_broken_header_is_refused(tmp_path: Path, text: str) -> None:
+    _, tensors = read_file(random_policy().save(tmp_path / "p"))
+    (tmp_path / "p").write_bytes(safetensors_bytes(tensors, {"lrpilot": text}))
+    with pytest.raises(PolicyFileError, match="is not a valid lrpilot policy"):
+        Policy.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": None},
+        {"format_version": "new"},
+        {"architecture": None},
+        {"architecture": {"kind": "gru", "activation": "tanh", "output": "clip"}},
+        {"architecture": {"kind": "mlp", "activation": "tanh", "output": "relu"}},
+        {"observation": {"groups": ["luck"]}},
+        {"observation": {"groups": [["loss"]]}},
+        {"observation": {"groups": "loss"}},
+        {"observation": {"taste": 1}},
+        {"observation": []},
+        {"action": {"kind": "raw"}},
+        {"action": {"max_factor": "large"}},
+        {"clock": {"horizon_range": [5]}},
+        {"clock": {"horizon_range": 5}},
+        {"clock": {"num_decisions": 0}},
+    ],
+    ids=str,
+)
+def test_a_header_of_wrong_values_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = edited(tmp_path / "p", **changes)
+    with pytest.raises(PolicyFileError, match=str(path)):
+        Policy.load(path)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    key=st.sampled_from(
+        ["format_version", "architecture", "observation", "action", "clock", "card"]
+    ),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["kind", "activation", "output", "groups", "horizon_range", "x"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=6,
+    ),
+)
+def test_any_value_in_the_header_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    path = edited(tmp_path_factory.getbasetemp() / "edited", **{key: value})
+    try:
+        loaded = Policy.load(path)
+    except PolicyFileError:
+        return
+    assert isinstance(loaded, Policy)
+
+
+def test_a_policy_trained_for_another_observation_is_refused(tmp_path: Path) -> None:
+    path = edited(tmp_path / "p", observation=ObservationSpec(("loss",)).to_dict())
+    with pytest.raises(PolicyFileError, match="must take the 5 features of the observation"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_file_whose_weights_are_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    path = random_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    tensors["layers.1.weight"][0, 0] = bad
+    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    with pytest.raises(PolicyFileError, match="must be finite"):
+        Policy.load(path)
+
+
+def test_a_file_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    path = random_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    del tensors["layers.1.weight"], tensors["layers.1.bias"]
+    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    with pytest.raises(PolicyFileError, match=r"layers\.1"):
+        Policy.load(path)
+
+
+def test_a_policy_with_another_specification_keeps_its_weights() -> None:
+    policy = random_policy()
+    changed = replace(policy, action=ActionSpec(start_factor=0.1))
+    assert actions(changed) == actions(policy)
