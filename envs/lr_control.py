@@ -51,8 +51,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     11    gradient_growth     change of the log gradient norm
     ===== =================== ============================================================
 
-    **Reward.** log y_{k-1} - log y_k, the improvement of the log loss over the decision
-    interval, so that an episode's return is the log improvement over all its decisions. y is
+    **Reward.** log y_{k-1} - log y_k times the task's `reward_scale`, the improvement of the log
+    loss over the decision interval, so that an episode's return is the log improvement over all
+    its decisions. y is
     the loss relative to the start, kept in [1e-8, `divergence_factor`]: the run's privileged
     loss at the interval's end (`reward="privileged"`: noise-free, or on fixed held-out data) or
     the mean training loss of the interval (`reward="training"`). Never the test split.
@@ -189,7 +190,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         losses = self._train_interval()
         is_diverged = self._is_diverged(losses)
         log_level = self._observe_log_level(is_diverged)
-        reward = self._log_level - log_level
+        reward = self.task.reward_scale * (self._log_level - log_level)
         self._log_level = log_level
         self._return += reward
         self._num_decisions += 1

@@ -100,19 +100,24 @@ class Task(ABC):
             `functools.partial` of one.
         base_lr: default initial learning rate.
         total_steps: default horizon T, optimizer steps.
+        reward_scale: multiplies the rewards of an environment, so that a good run returns about
+            3 in every task: agents learn badly from returns that are small beside the random
+            values of an untrained critic.
 
     Raises:
-        ValueError: if `base_lr` is not positive or `total_steps` is below 1.
+        ValueError: if `base_lr` or `reward_scale` is not positive, or `total_steps` is below 1.
     """
 
     name: str
     optimizer: OptimizerFactory
     base_lr: float
     total_steps: int
+    reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.base_lr > 0.0:
-            raise ValueError(f"`base_lr` must be positive, got {self.base_lr}")
+        for name in ("base_lr", "reward_scale"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.total_steps < 1:
             raise ValueError(f"`total_steps` must be at least 1, got {self.total_steps}")
 
