@@ -70,7 +70,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     **Info.** `losses` (minibatch loss of each step of the interval), `lr`, `num_steps`,
     `is_diverged`, `initial_lr`, `total_steps`, `task_seed`; at the end `episode` with return
-    `r` and length `l`.
+    `r` and length `l` (so Gymnasium's wrapper that records them is not needed, and refuses).
 
     Args:
         task: the inner training problem.
@@ -127,8 +127,8 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
                 max(1, round(task.total_steps * horizon_factors[0])),
                 max(1, round(task.total_steps * horizon_factors[1])),
             ),
+            fixed_interval=interval_steps,
         )
-        self.interval_steps = interval_steps
         self.initial_lr_factors = tuple(initial_lr_factors)
         self.reward = reward
         self.divergence_factor = divergence_factor
@@ -154,7 +154,10 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             "initial_lr": self.task.base_lr * self._draw(self.initial_lr_factors),
             "total_steps": max(1, round(self._draw(self.clock.horizon_range))),
         }
-        self._start({**drawn, **options})
+        episode = {**drawn, **options}
+        if not 0.0 < episode["initial_lr"] < math.inf:
+            raise ValueError(f"`initial_lr` must be positive, got {episode['initial_lr']}")
+        self._start(episode)
         self._initial_privileged_loss = (
             self.run.privileged_loss() if self.reward == "privileged" else 1.0
         )
@@ -175,7 +178,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             self.observation,
             self.action,
             parameters=self.run.parameters,
-            interval_steps=self.interval_steps or self.clock.interval_steps(total_steps),
+            interval_steps=self.clock.interval_steps(total_steps),
             total_steps=total_steps,
         )
 

@@ -60,8 +60,13 @@ def train(
         seed: of the run.
         total_steps: horizon T; default the task's.
         divergence_factor: see above.
+
+    Raises:
+        ValueError: if `total_steps` is below 1.
     """
-    total_steps = total_steps or task.total_steps
+    total_steps = task.total_steps if total_steps is None else total_steps
+    if total_steps < 1:
+        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
     run = task.start(seed)
     optimizer: Optimizer = run.optimizer
     for group in optimizer.param_groups:

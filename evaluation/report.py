@@ -131,7 +131,8 @@ def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
         }
         best = select(curves, scheduler=name, initial_lr_factor=best_factor(mine))
         seeds = [select(best, seed=seed) for seed in unique(best, "seed")]
-        longest = [points for points in seeds if len(points) == max(map(len, seeds))]
+        last_step = max(points[-1]["step"] for points in seeds)
+        longest = [points for points in seeds if points[-1]["step"] == last_step]
         steps = [point["step"] for point in longest[0]]
         for axis, key in ((axes[0, 0], "lr"), (axes[0, 1], "train_loss")):
             values = np.mean([[point[key] for point in points] for points in longest], axis=0)
@@ -145,7 +146,7 @@ def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
             axes[0, 2].plot([base_lr * f for f in factors], means, marker="o", **style)
             axes[0, 2].set(xscale="log", xlabel="initial learning rate", ylabel="held-out loss")
     held_out = [row["held_out_loss"] for row in rows if math.isfinite(row["held_out_loss"])]
-    if len(factors) > 1 and max(held_out) > 10 * min(held_out) > 0:
+    if len(factors) > 1 and held_out and max(held_out) > 10 * min(held_out) > 0:
         axes[0, 2].set_yscale("log")
     axes[0, 0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
     axes[0, 1].set(yscale="log", xlabel="optimizer step", ylabel="training loss")

@@ -56,7 +56,8 @@ def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0
         max_lr=[group["lr"] for group in optimizer.param_groups],
         # torch refuses the step after the last one
         total_steps=total_steps + 1,
-        pct_start=warmup_share,
+        # torch divides by zero at a warm-up that ends at step 0
+        pct_start=warmup_share if warmup_share * (total_steps + 1) > 1.0 else 0.0,
         cycle_momentum=False,
     )
 

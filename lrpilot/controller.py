@@ -22,6 +22,7 @@ class ClockSpec:
     Args:
         num_decisions: intervals per run.
         horizon_range: smallest and largest T of the runs that the policy was trained on, steps.
+        fixed_interval: steps of every interval, whatever T; None derives them from T.
 
     Raises:
         ValueError: if a count is below 1 or the range is reversed.
@@ -32,6 +33,7 @@ class ClockSpec:
 
     num_decisions: int = 30
     horizon_range: tuple[int, int] = (1, 1_000_000)
+    fixed_interval: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizon_range", tuple(self.horizon_range))
@@ -43,7 +45,7 @@ class ClockSpec:
 
     def interval_steps(self, total_steps: int) -> int:
         """Optimizer steps per decision in a run of `total_steps`."""
-        return max(1, round(total_steps / self.num_decisions))
+        return self.fixed_interval or max(1, round(total_steps / self.num_decisions))
 
     def to_dict(self) -> dict[str, Any]:
         """The specification as it is stored in a policy file."""

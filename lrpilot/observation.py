@@ -174,6 +174,7 @@ class Observer:
         self._pending: list[Tensor] = []
         self._log_mean = 0.0
         self._mean = 1.0
+        self._last_interval_mean = 1.0
         self._mean_variance = 0.0
         self._noise_variance = 0.0
         self._long_slope: float | None = None
@@ -247,7 +248,7 @@ class Observer:
     def interval_loss(self) -> float:
         """Mean loss since the last decision, over the first loss; 1e4 bounds it."""
         self.flush()
-        return self._interval_mean if self._count else self._mean
+        return self._interval_mean if self._count else self._last_interval_mean
 
     def observe(
         self, *, progress: float, factor: float, previous_action: float
@@ -276,6 +277,7 @@ class Observer:
                 values.extend(self._movement_features())
             else:
                 values.append(self._gradient_feature())
+        self._last_interval_mean = self.interval_loss
         self._clear_interval()
         limit = FEATURE_LIMIT
         return np.array([max(-limit, min(limit, value)) for value in values], dtype=np.float32)
@@ -362,6 +364,7 @@ class Observer:
             "num_nonfinite",
             "_log_mean",
             "_mean",
+            "_last_interval_mean",
             "_mean_variance",
             "_noise_variance",
             "_long_slope",

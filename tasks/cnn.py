@@ -106,6 +106,11 @@ class ImageTask(Task):
                 f"`batch_size` must be at most the {len(data.train_x)} training images, got "
                 f"{self.batch_size}"
             )
+        if self.num_privileged > len(data.held_out_x):
+            raise ValueError(
+                f"`num_privileged` must be at most the {len(data.held_out_x)} held-out images, got "
+                f"{self.num_privileged}"
+            )
         return data
 
     def start(self, seed: int) -> "ImageRun":
@@ -119,7 +124,8 @@ class ImageRun(Run):
     def __init__(self, task: ImageTask, seed: int) -> None:
         self.data = task.load()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # unlike torch.manual_seed, this leaves the generators of GPUs alone
+            torch.default_generator.manual_seed(seed)
             model = task.model(self.data.train_x.shape[1], self.data.num_classes)
         self.model = model.to(task.device)
         super().__init__(

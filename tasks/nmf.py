@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,15 @@ class NMFRun(Run):
     def _project(self) -> None:
         self.w.clamp_(min=0.0)
         self.h.clamp_(min=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the matrix, which is the seed's own."""
+        return {**super().state_dict(), "matrix": self.matrix.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
+        self.matrix = state["matrix"].clone()
 
     @torch.no_grad()
     def privileged_loss(self) -> float:

@@ -25,12 +25,23 @@ class QuadraticTask(Task):
         curvature: lambda.
         noise_power: s^2.
         initial_power: v_0 = ||x_0||^2, in a random direction.
+
+    Raises:
+        ValueError: if a size or power is not positive (the noise may be 0).
     """
 
     dimension: int = 200
     curvature: float = 1.0
     noise_power: float = 0.1
     initial_power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dimension", "curvature", "initial_power"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+        if not self.noise_power >= 0.0:
+            raise ValueError(f"`noise_power` must not be negative, got {self.noise_power}")
 
     def start(self, seed: int) -> "QuadraticRun":
         """A new run from a random point of the sphere ||x||^2 = v_0."""
@@ -96,7 +107,8 @@ def best_return(
         raise ValueError(f"`action` must be of kind 'multiplier', got {action.kind!r}")
     logs = np.linspace(math.log(action.min_factor), math.log(action.max_factor), grid_size)
     # rounding down keeps every move of the grid inside what an action can do
-    reach = math.floor(action.max_log_change / (logs[1] - logs[0]) + 1e-9)
+    spacing = math.log(action.max_factor / action.min_factor) / (grid_size - 1)
+    reach = math.floor(action.max_log_change / spacing + 1e-9) if spacing > 0.0 else grid_size
 
     def run_interval(v: Any, factor: Any) -> Any:
         eta = initial_lr * factor
@@ -105,13 +117,19 @@ def best_return(
         return v
 
     first = float(run_interval(task.initial_power, action.start_factor))
-    start = int(np.abs(logs - math.log(action.start_factor)).argmin())
-    smallest = np.full(grid_size, np.inf)
-    smallest[start] = first
+    smallest = np.full(grid_size, first)
     for k in range(1, num_intervals):
-        padded = np.pad(smallest, reach, constant_values=np.inf)
-        reachable = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1)
+        if k == 1:
+            # the start factor may lie between two points of the grid
+            distance = np.abs(logs - math.log(action.start_factor))
+            reachable = np.where(distance <= action.max_log_change + 1e-9, first, np.inf)
+        else:
+            padded = np.pad(smallest, reach, constant_values=np.inf)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+            reachable = windows.min(axis=1)
         anchor = anchor_factor(action.anchor, k / num_intervals)
         factor = np.clip(anchor * np.exp(logs), action.min_factor, action.max_factor)
-        smallest = run_interval(reachable, factor)
+        is_reached = np.isfinite(reachable)
+        smallest = np.full(grid_size, np.inf)
+        smallest[is_reached] = run_interval(reachable[is_reached], factor[is_reached])
     return math.log(task.initial_power / float(smallest.min()))

@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_agent_on_the_quadratic_reaches_90_percent_of_the_best_return_under_its_limits(tmp_path):
     subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train_agent.py"), "task=quadratic"]
-        + ["logger=csv", "num_threads=1", f"hydra.run.dir={tmp_path}"],
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "train_agent.py"),
+            *("task=quadratic", "logger=csv", "num_threads=1", f"hydra.run.dir={tmp_path}"),
+        ],
         cwd=tmp_path,
         check=True,
         capture_output=True,

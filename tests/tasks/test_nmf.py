@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_gradient_descent_reduces_the_objective() -> None:
         run.step(0.005)
         losses.append(run.privileged_loss())
 
-    assert all(new < old for old, new in zip(losses, losses[1:], strict=False))
+    assert all(new < old for old, new in itertools.pairwise(losses))
 
 
 def test_evaluate_gives_the_objective_and_the_relative_error() -> None:
