@@ -486,7 +486,7 @@ def test_drawing_the_positions_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("num_entries", [26, 27, 1000])
+@pytest.mark.parametrize("num_entries", [13, 26, 1000])
 def test_a_small_model_is_read_whole(num_entries: int) -> None:
     sample = ParameterSample(numbered((4, 5), (6,)), num_entries)
     assert torch.equal(sample.values(), torch.arange(26.0))
@@ -494,11 +494,11 @@ def test_a_small_model_is_read_whole(num_entries: int) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), num_entries=st.integers(1, 120))
-def test_a_sample_never_exceeds_num_entries_and_stays_inside_the_model(
+def test_a_sample_of_a_larger_model_has_num_entries_and_stays_inside_the_model(
     sizes: list[int], num_entries: int
 ) -> None:
     values = ParameterSample(numbered(*((size,) for size in sizes)), num_entries).values()
-    assert len(values) == min(num_entries, sum(sizes))
+    assert len(values) == (sum(sizes) if sum(sizes) <= 2 * num_entries else num_entries)
     assert ((values >= 0) & (values < sum(sizes))).all()
 
 
