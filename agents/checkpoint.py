@@ -26,11 +26,25 @@ def take_snapshot(model: PPO) -> dict[str, Any]:
     return {
         "num_env_steps": model.num_timesteps,
         "agent": torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).clone(),
-        "envs": model.env.env_method("state_dict"),
+        "envs": _env_states(model.env),
         "torch_rng": torch.get_rng_state(),
         "numpy_rng": numpy_rng,
         "python_rng": random.getstate(),
     }
+
+
+def _env_states(env: VecEnv) -> list[dict[str, Any]]:
+    if hasattr(env, "state_dict"):
+        return [env.state_dict()]
+    return env.env_method("state_dict")
+
+
+def _load_env_states(env: VecEnv, states: list[dict[str, Any]]) -> None:
+    if hasattr(env, "load_state_dict"):
+        env.load_state_dict(states[0])
+        return
+    for i, state in enumerate(states):
+        env.env_method("load_state_dict", state, indices=i)
 
 
 def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
@@ -50,8 +64,7 @@ def restore_agent(snapshot: dict[str, Any], env: VecEnv) -> PPO:
     """The agent as it was, on environments built with the same arguments."""
     buffer = io.BytesIO(snapshot["agent"].numpy().tobytes())
     model = PPO.load(buffer, env=env, device="cpu", force_reset=False)
-    for i, state in enumerate(snapshot["envs"]):
-        env.env_method("load_state_dict", state, indices=i)
+    _load_env_states(env, snapshot["envs"])
     torch.set_rng_state(snapshot["torch_rng"])
     key = np.array(snapshot["numpy_rng"]["state"]["key"], dtype=np.uint32)
     position = snapshot["numpy_rng"]["state"]["pos"]

@@ -22,7 +22,7 @@ REWARDS = ("privileged", "training")
 # evaluation takes its seeds from here upwards, so an agent never sees them
 FIRST_EVALUATION_SEED = 2**30
 
-_LEVEL_FLOOR = 1e-8
+LEVEL_FLOOR = 1e-8
 
 
 class LRControlEnv(gymnasium.Env[Array, Array]):
@@ -69,7 +69,8 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     Then y counts as `divergence_factor`, a finite penalty, and the observation is finite.
 
     **Info.** `losses` (minibatch loss of each step of the interval), `lr`, `num_steps`,
-    `is_diverged`, `initial_lr`, `total_steps`, `task_seed`; at the end `episode` with return
+    `is_diverged`, `initial_lr`, `total_steps`, `task_seed`; under a cap also `num_capped` (steps
+    of the interval that it bound) and `guarantee` (its name); at the end `episode` with return
     `r` and length `l` (so Gymnasium's wrapper that records them is not needed, and refuses).
 
     Args:
@@ -82,6 +83,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
         reward: "privileged" or "training".
         divergence_factor: loss relative to the start above which a run counts as diverged.
+        use_cap: whether the task's cap bounds the learning rate (always, if it is its unit).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -103,6 +105,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         initial_lr_factors: Sequence[float] = (0.03, 30.0),
         reward: str = "privileged",
         divergence_factor: float = 10.0,
+        use_cap: bool = False,
     ) -> None:
         for name, (low, high) in (
             ("horizon_factors", horizon_factors),
@@ -132,6 +135,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self.initial_lr_factors = tuple(initial_lr_factors)
         self.reward = reward
         self.divergence_factor = divergence_factor
+        self.use_cap = use_cap or self.action.unit == "cap"
         self.render_mode = None
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = spaces.Box(
@@ -149,12 +153,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             raise ValueError(
                 f"`options` must be among task_seed, initial_lr and total_steps, got {unknown}"
             )
-        drawn = {
-            "task_seed": int(self.np_random.integers(FIRST_EVALUATION_SEED)),
-            "initial_lr": self.task.base_lr * self._draw(self.initial_lr_factors),
-            "total_steps": max(1, round(self._draw(self.clock.horizon_range))),
-        }
-        episode = {**drawn, **options}
+        episode = {**self.draw_episode(self.np_random), **options}
         if not 0.0 < episode["initial_lr"] < math.inf:
             raise ValueError(f"`initial_lr` must be positive, got {episode['initial_lr']}")
         self._start(episode)
@@ -167,8 +166,17 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._log_level = self._observe_log_level(self._is_diverged(losses))
         return self.controller.observation(), self._info(losses)
 
-    def _draw(self, bounds: Sequence[float]) -> float:
-        return math.exp(self.np_random.uniform(math.log(bounds[0]), math.log(bounds[1])))
+    def draw_episode(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Task seed, initial learning rate and horizon of a new episode."""
+
+        def between(bounds: Sequence[float]) -> float:
+            return math.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1])))
+
+        return {
+            "task_seed": int(rng.integers(FIRST_EVALUATION_SEED)),
+            "initial_lr": self.task.base_lr * between(self.initial_lr_factors),
+            "total_steps": max(1, round(between(self.clock.horizon_range))),
+        }
 
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
@@ -206,15 +214,26 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     def _train_interval(self) -> list[float]:
         controller, run = self.controller, self.run
-        lr = self._episode["initial_lr"] * controller.factor
         losses = []
         decision_due = False
+        self._num_capped = 0
         while not decision_due and run.num_steps < self._episode["total_steps"]:
-            loss = run.step(lr)
+            self._lr = self._next_lr()
+            loss = run.step(self._lr)
             controller.observe(loss)
             losses.append(loss)
             decision_due = controller.advance()
         return torch.stack(losses).tolist() if losses else []
+
+    def _next_lr(self) -> float:
+        lr: float = self._episode["initial_lr"] * self.controller.factor
+        if not self.use_cap:
+            return lr
+        eta_max, self._guarantee = self.run.cap()
+        if self.action.unit == "cap":
+            lr = self.controller.factor * eta_max
+        self._num_capped += lr >= eta_max
+        return min(lr, eta_max)
 
     def _is_diverged(self, losses: list[float]) -> bool:
         level = self.controller.observer.interval_loss
@@ -229,15 +248,17 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             level = self.run.privileged_loss() / self._initial_privileged_loss
         if not math.isfinite(level):
             level = self.divergence_factor
-        return math.log(max(_LEVEL_FLOOR, min(self.divergence_factor, level)))
+        return math.log(max(LEVEL_FLOOR, min(self.divergence_factor, level)))
 
     def _info(self, losses: list[float]) -> dict[str, Any]:
         return {
             **self._episode,
             "losses": losses,
-            "lr": self._episode["initial_lr"] * self.controller.factor,
+            "lr": self._lr,
             "num_steps": self.run.num_steps,
             "is_diverged": self._is_diverged(losses),
+            **({"num_capped": self._num_capped} if self.use_cap else {}),
+            **({"guarantee": self._guarantee} if self.use_cap else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

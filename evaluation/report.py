@@ -149,7 +149,10 @@ def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
     if len(factors) > 1 and held_out and max(held_out) > 10 * min(held_out) > 0:
         axes[0, 2].set_yscale("log")
     axes[0, 0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
-    axes[0, 1].set(yscale="log", xlabel="optimizer step", ylabel="training loss")
+    axes[0, 1].set(xlabel="optimizer step", ylabel="training loss")
+    train_losses = [point["train_loss"] for point in curves if math.isfinite(point["train_loss"])]
+    if train_losses and train_losses[0] > 5 * min(train_losses) > 0:
+        axes[0, 1].set_yscale("log")
     task, seeds_used = rows[0]["task"], len(unique(rows, "seed"))
     figure.suptitle(f"{task}: mean of {seeds_used} unseen seeds, each at its best initial LR")
     handles, labels = axes[0, 0].get_legend_handles_labels()

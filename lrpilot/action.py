@@ -6,6 +6,7 @@ from typing import Any, Self
 
 ANCHORS = ("constant", "linear", "cosine")
 KINDS = ("multiplier", "residual")
+UNITS = ("initial_lr", "cap")
 
 
 def anchor_factor(anchor: str, progress: float) -> float:
@@ -31,13 +32,14 @@ def anchor_factor(anchor: str, progress: float) -> float:
 class ActionSpec:
     """How an action a in [-1, 1] sets the learning rate, once per decision.
 
-    With b the anchor, p the progress and alpha = `max_log_change`, lr / initial lr is::
+    With b the anchor, p the progress and alpha = `max_log_change`, the factor lr / unit is::
 
         multiplier:  m <- clip(m exp(alpha a)),   factor = clip(b(p) m)
         residual:    factor = clip(b(p) exp(alpha a))
 
     where clip is to the box [`min_factor`, `max_factor`]. No action sets a raw learning rate.
-    Before the first decision m = factor = `start_factor`.
+    Before the first decision m = factor = `start_factor`. The unit is the initial learning rate,
+    or the present value of a step-size cap, asked at every step; then the factor is at most 1.
 
     Args:
         kind: "multiplier" (cumulative) or "residual" (around the anchor).
@@ -45,7 +47,8 @@ class ActionSpec:
         max_log_change: alpha, the largest change of log lr that one decision makes.
         min_factor: lower end of the box, relative to the initial learning rate.
         max_factor: upper end of the box.
-        start_factor: learning rate of the first interval over the initial one.
+        start_factor: learning rate of the first interval over the unit.
+        unit: "initial_lr" or "cap".
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -61,12 +64,19 @@ class ActionSpec:
     min_factor: float = 1e-3
     max_factor: float = 1e3
     start_factor: float = 1.0
+    unit: str = "initial_lr"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}, got {self.kind!r}")
         if self.anchor not in ANCHORS:
             raise ValueError(f"`anchor` must be one of {ANCHORS}, got {self.anchor!r}")
+        if self.unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {UNITS}, got {self.unit!r}")
+        if self.unit == "cap" and self.max_factor > 1.0:
+            raise ValueError(
+                f"`max_factor` must be at most 1 in units of the cap, got {self.max_factor}"
+            )
         if not 0.0 < self.max_log_change < 20.0:
             raise ValueError(f"`max_log_change` must be in (0, 20), got {self.max_log_change}")
         if not 0.0 < self.min_factor < math.inf:

@@ -19,10 +19,10 @@ FEATURES: dict[str, tuple[str, ...]] = {
 }
 FEATURE_LIMIT = 5.0
 
-_LOSS_FLOOR = 1e-8
-_LOSS_CEILING = 1e4
-_LONG_DECAY = 0.8
-_NOISE_DECAY = 0.7
+LOSS_FLOOR = 1e-8
+LOSS_CEILING = 1e4
+LONG_DECAY = 0.8
+NOISE_DECAY = 0.7
 _SAMPLE_SEED = 20230501
 
 
@@ -96,6 +96,18 @@ class ObservationSpec:
         return cls(**values)
 
 
+def sample_positions(total: int, num_entries: int) -> Tensor | None:
+    """Sorted positions of a fixed random sample of `total` entries; None means all of them.
+
+    The positions depend on the two numbers alone. Up to twice `num_entries` everything is read,
+    which is cheaper than picking entries out.
+    """
+    if total <= 2 * num_entries:
+        return None
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+    return torch.randint(total, (num_entries,), generator=generator).sort().values
+
+
 class ParameterSample:
     """A fixed random sample of the entries of an optimizer's parameters.
 
@@ -104,17 +116,15 @@ class ParameterSample:
 
     Args:
         parameters: the parameters, in the optimizer's order.
-        num_entries: size of the sample; a model of up to twice as many entries is read whole,
-            which is cheaper than picking them out.
+        num_entries: size of the sample (see `sample_positions`).
     """
 
     def __init__(self, parameters: Iterable[Tensor], num_entries: int) -> None:
         self._parameters = list(parameters)
         sizes = [parameter.numel() for parameter in self._parameters]
         self._indices: list[Tensor | None] = [None] * len(sizes)
-        if sum(sizes) > 2 * num_entries:
-            generator = torch.Generator().manual_seed(_SAMPLE_SEED)
-            drawn = torch.randint(sum(sizes), (num_entries,), generator=generator).sort().values
+        drawn = sample_positions(sum(sizes), num_entries)
+        if drawn is not None:
             start = 0
             for i, (parameter, size) in enumerate(zip(self._parameters, sizes, strict=True)):
                 inside = drawn[(drawn >= start) & (drawn < start + size)] - start
@@ -221,7 +231,7 @@ class Observer:
     def _add(self, value: float) -> None:
         if not math.isfinite(value):
             self.num_nonfinite += 1
-            ratio = _LOSS_CEILING
+            ratio = LOSS_CEILING
         elif self.initial_loss is None:
             if value < 0.0 and "loss" in self.spec.groups:
                 raise ValueError(
@@ -232,7 +242,7 @@ class Observer:
                 self.initial_loss = value
             ratio = 1.0
         else:
-            ratio = max(-_LOSS_CEILING, min(_LOSS_CEILING, value / self.initial_loss))
+            ratio = max(-LOSS_CEILING, min(LOSS_CEILING, value / self.initial_loss))
         self._count += 1
         delta = ratio - self._interval_mean
         self._interval_mean += delta / self._count
@@ -294,15 +304,15 @@ class Observer:
         if self._long_slope is None:
             self._noise_variance = variance
         else:
-            self._noise_variance += (1 - _NOISE_DECAY) * (variance - self._noise_variance)
+            self._noise_variance += (1 - NOISE_DECAY) * (variance - self._noise_variance)
         mean_variance = self._noise_variance / count
-        floored = max(mean, _LOSS_FLOOR)
+        floored = max(mean, LOSS_FLOOR)
         log_mean = math.log(floored)
         slope = log_mean - self._log_mean
         if self._long_slope is None:
             self._long_slope = slope
         else:
-            self._long_slope += (1 - _LONG_DECAY) * (slope - self._long_slope)
+            self._long_slope += (1 - LONG_DECAY) * (slope - self._long_slope)
         error = math.sqrt(mean_variance + self._mean_variance)
         significance = change / max(error, 1e-12)
         noise = math.sqrt(self._noise_variance) / floored

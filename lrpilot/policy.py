@@ -91,6 +91,15 @@ class Policy:
             return float(np.tanh(value))
         return max(-1.0, min(1.0, value))
 
+    def act_batch(self, observations: Array) -> Array:
+        """The actions in [-1, 1], (B,), for observations of shape (B, len(names))."""
+        hidden = observations
+        for weight, bias in self.layers[:-1]:
+            hidden = np.tanh(hidden @ weight + bias)
+        weight, bias = self.layers[-1]
+        values: Array = (hidden @ weight + bias)[:, 0]
+        return np.tanh(values) if self.output == "tanh" else values.clip(-1.0, 1.0)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and the specifications (not of the card)."""

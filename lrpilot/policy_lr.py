@@ -42,7 +42,8 @@ class PolicyLR(LRScheduler):
         warmup_steps: steps of linear warm-up before the clock starts; losses are observed.
         min_factor: replaces the lower end of the policy's box, relative to the initial lr.
         max_factor: replaces the upper end.
-        cap: asked before every step; no group's learning rate exceeds its answer.
+        cap: asked before every step; no group's learning rate exceeds its answer. Required if the
+            policy's factor is in units of the cap: then it replaces the initial learning rate.
 
     Raises:
         ValueError: if an argument is out of range or T is missing where it is needed.
@@ -83,6 +84,8 @@ class PolicyLR(LRScheduler):
             total_steps=total_steps,
             warmup_steps=warmup_steps,
         )
+        if action.unit == "cap" and cap is None:
+            raise ValueError("`cap` is required: the policy's factor is in units of the cap")
         self.cap = cap
         self.bound_by: str | None = None
         self._applied = 1.0
@@ -175,8 +178,10 @@ class PolicyLR(LRScheduler):
         factor = controller.factor
         if controller.num_steps < controller.warmup_steps:
             factor *= (controller.num_steps + 1) / controller.warmup_steps
-        lrs = self._scaled(before, factor)
         self.bound_by = None
+        if controller.action.unit == "cap":
+            return self._fractions_of_cap(factor)
+        lrs = self._scaled(before, factor)
         if self.cap is not None:
             eta_max, guarantee = ask_cap(self.cap)
             if max(lrs) > eta_max:
@@ -187,6 +192,15 @@ class PolicyLR(LRScheduler):
                     factor = math.nextafter(factor, 0.0)
         self._applied = factor
         return list(lrs)
+
+    def _fractions_of_cap(self, factor: float) -> list[float | Tensor]:
+        assert self.cap is not None
+        eta_max, guarantee = ask_cap(self.cap)
+        if factor >= 1.0:
+            self.bound_by = guarantee
+        self._applied = factor
+        largest = max(float(base) for base in self.base_lrs)
+        return [factor * eta_max * (float(base) / largest) for base in self.base_lrs]
 
     def _scaled(self, before: float, factor: float) -> list[float]:
         """The learning rates when the factor changes from `before` to `factor`."""

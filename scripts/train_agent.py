@@ -15,7 +15,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import checkpoint
 from agents.training import train_agent
@@ -74,10 +73,10 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.num_threads)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     task = instantiate(cfg.task, _convert_="all")
-    make_env = instantiate(cfg.env, _convert_="all")
+    make_vec_env = instantiate(cfg.env, _convert_="all")
     config = plain(cfg)
     summary = train_agent(
-        DummyVecEnv([lambda: make_env(task) for _ in range(cfg.agent.num_envs)]),
+        make_vec_env(task, cfg.agent.num_envs),
         algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
         total_steps=cfg.agent.total_steps,
         seed=cfg.seed,

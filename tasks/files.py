@@ -32,23 +32,33 @@ _MD5 = {
         "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
         "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     },
+    "olivetti": {"olivettifaces.mat": "7be4afc20ba95152afb4c6b4b5d45c5b"},
+    "shakespeare": {"input.txt": "6fb458f1232090904fb40fe944165e91"},
 }
 # Where the files may lie inside a folder; the first entry is where they are put in the cache.
 _SUBFOLDERS = {
     "cifar10": ("cifar-10-batches-py", "cifar10/cifar-10-batches-py"),
     "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw", "."),
+    "olivetti": ("olivetti", "nmf", "."),
+    "shakespeare": ("shakespeare", "text/tinyshakespeare", "tinyshakespeare"),
 }
 _ARCHIVES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"),
     "fashion_mnist": (),
+    "olivetti": (),
+    "shakespeare": (),
 }
 # In the cache, beside the files of an unpacked archive: which archive they are a copy of.
 _SOURCE = "source.json"
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 _FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 _URL_MD5 = {
     "cifar10": {_CIFAR10_URL: "c58f30108f718f92721af3b95e74349a"},
     "fashion_mnist": {f"{_FASHION_MNIST_URL}/{f}": md5 for f, md5 in _MD5["fashion_mnist"].items()},
+    "shakespeare": {_SHAKESPEARE_URL: _MD5["shakespeare"]["input.txt"]},
 }
 _CONNECT_AND_READ_TIMEOUT_SECONDS = (3, 10)
 
@@ -82,11 +92,17 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("lrpilot"))
 
 
+def has_files(name: str, folders: tuple[Path, ...]) -> bool:
+    """Whether one of the folders holds all (unpacked) files of a set."""
+    places = (folder / subfolder for folder in folders for subfolder in _SUBFOLDERS[name])
+    return any(_has_all(place, _MD5[name]) for place in places)
+
+
 def read_files(name: str, folders: tuple[Path, ...]) -> dict[str, bytes]:
     """Verified content of each file of a set, in the order in which its images lie in the set.
 
     Args:
-        name: "cifar10" or "fashion_mnist".
+        name: "cifar10", "fashion_mnist", "olivetti" or "shakespeare".
         folders: where to look, first to last; the last is the cache.
 
     Raises:

@@ -63,6 +63,14 @@ class Run(ABC):
     def _project(self) -> None:  # noqa: B027 (most problems are unconstrained)
         """Return to the feasible set after a step."""
 
+    def cap(self) -> tuple[float, str]:
+        """The largest certified learning rate of the next step, and the guarantee's name.
+
+        Raises:
+            ValueError: if the task has no cap.
+        """
+        raise ValueError(f"`cap` must be asked of a task that has one, got {type(self).__name__}")
+
     @abstractmethod
     def privileged_loss(self) -> float:
         """The noise-free or held-out loss that only a simulator knows; never the test split."""
@@ -88,6 +96,56 @@ class Run(ABC):
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])
         self.num_steps = state["num_steps"]
+
+
+class BatchedRuns(ABC):
+    """B independent runs of one task, advanced as one computation.
+
+    Run i draws from its own generator what a single `Run` of the same seed draws, and equals it
+    to rounding. Vectors have shape (B,) and live on `device`.
+
+    Args:
+        num_runs: B, at least 1.
+        device: where the runs live.
+    """
+
+    def __init__(self, num_runs: int, *, device: str = "cpu") -> None:
+        if num_runs < 1:
+            raise ValueError(f"`num_runs` must be at least 1, got {num_runs}")
+        self.num_runs = num_runs
+        self.device = device
+
+    @abstractmethod
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+
+    @abstractmethod
+    def step(self, lrs: Tensor, active: Tensor) -> Tensor:
+        """One step of the active runs (a mask); returns the minibatch losses before it."""
+
+    @abstractmethod
+    def cap(self) -> tuple[Tensor, str]:
+        """The largest certified learning rate of each run's next step, and the guarantee."""
+
+    @abstractmethod
+    def privileged_losses(self) -> Tensor:
+        """Each run's privileged loss."""
+
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Each run's sampled parameter entries, (B, entries), copied."""
+
+    @abstractmethod
+    def gradients(self) -> Tensor:
+        """The last gradients of these entries, (B, entries)."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +182,11 @@ class Task(ABC):
     @abstractmethod
     def start(self, seed: int) -> Run:
         """A new run; the seed fixes its initial state, its minibatches and its noise."""
+
+    def start_batch(self, num_runs: int) -> BatchedRuns:
+        """B runs as one computation, not yet started.
+
+        Raises:
+            ValueError: if the task cannot be batched.
+        """
+        raise ValueError(f"`task` must be one that can be batched, got {self.name!r}")

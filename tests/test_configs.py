@@ -7,7 +7,6 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.optim.lr_scheduler import LRScheduler
 
 from agents.tracking import Tracker
@@ -50,16 +49,15 @@ def test_every_optimizer_drives_a_run(optimizer):
 
 def test_environment_instantiates():
     cfg = composed("train_agent", "task=quadratic")
-    env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"))
-    assert isinstance(env, LRControlEnv)
-    env.reset(seed=0)
+    env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"), 2)
+    assert isinstance(env.envs[0], LRControlEnv)
+    assert env.reset().shape == (2, 12)
 
 
 def test_agent_instantiates():
     cfg = composed("train_agent", "task=quadratic")
-    make_env = instantiate(cfg.env, _convert_="all")
     task = instantiate(cfg.task, _convert_="all")
-    env = DummyVecEnv([lambda: make_env(task)] * cfg.agent.num_envs)
+    env = instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)
     model = instantiate(cfg.agent.algorithm, _convert_="all")(env=env, device="cpu")
     assert model.gamma == 1.0
 

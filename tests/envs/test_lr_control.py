@@ -144,16 +144,86 @@ def test_the_docstring_table_lists_the_features_in_order() -> None:
     assert [int(index) for index, _ in rows] == list(range(len(rows)))
 
 
-def test_the_docstring_names_exactly_the_keys_of_info() -> None:
+def capped_env(**arguments: Any) -> LRControlEnv:
+    task = NMFTask(
+        name="nmf",
+        optimizer=torch.optim.SGD,
+        base_lr=0.02,
+        total_steps=23,
+        shape=(12, 8),
+        rank=3,
+        batch_size=4,
+        noise="gaussian",
+        cap_kind="segment",
+    )
+    return LRControlEnv(task, **arguments)
+
+
+def in_units_of_the_cap() -> ActionSpec:
+    return ActionSpec(unit="cap", max_factor=1.0, start_factor=0.3)
+
+
+def documented_info() -> tuple[set[str], set[str], set[str]]:
+    """Keys of info that are there always, under a cap and at the end."""
     assert LRControlEnv.__doc__ is not None
     section = LRControlEnv.__doc__.split("**Info.**")[1].split("Args:")[0]
-    documented = set(re.findall(r"`(\w+)`", section)) - {"r", "l"}
+    always, _, rest = section.partition("under a cap also")
+    capped, _, end = rest.partition("at the end")
+    always, capped, end = (set(re.findall(r"`(\w+)`", part)) for part in (always, capped, end))
+    return always, capped, end - {"r", "l"}
+
+
+def test_the_docstring_names_exactly_the_keys_of_info_without_a_cap() -> None:
+    always, _, end = documented_info()
     env = make_env(num_decisions=2)
     _, first = env.reset(seed=0)
     *_, last = env.step(np.zeros(1))
 
-    assert set(last) == documented
-    assert set(first) == documented - {"episode"}
+    assert set(first) == always
+    assert set(last) == always | end
+
+
+@pytest.mark.parametrize("arguments", [{"use_cap": True}, {"action": in_units_of_the_cap()}])
+def test_the_docstring_names_exactly_the_keys_of_info_under_a_cap(
+    arguments: dict[str, Any],
+) -> None:
+    always, capped, end = documented_info()
+    env = capped_env(num_decisions=2, **arguments)
+    _, first = env.reset(seed=0)
+    *_, last = env.step(np.zeros(1))
+
+    assert set(first) == always | capped
+    assert set(last) == always | capped | end
+
+
+def test_without_use_cap_a_task_with_a_cap_is_not_bound_by_it() -> None:
+    _, info = capped_env().reset(seed=0, options={"initial_lr": 0.5})
+
+    assert info["lr"] == 0.5
+    assert "num_capped" not in info
+
+
+def test_under_a_cap_info_counts_the_steps_that_it_bound() -> None:
+    env = capped_env(num_decisions=2, use_cap=True)
+    _, bound = env.reset(seed=0, options={"initial_lr": 1e3})
+    _, free = env.reset(seed=0, options={"initial_lr": 1e-9})
+
+    assert (bound["num_capped"], len(bound["losses"])) == (12, 12)
+    assert (free["num_capped"], len(free["losses"])) == (0, 12)
+
+
+def test_under_a_cap_info_names_its_guarantee() -> None:
+    _, info = capped_env(use_cap=True).reset(seed=0)
+
+    assert info["guarantee"] == "stationary"
+
+
+def test_in_units_of_the_cap_the_lr_is_the_factor_times_the_cap_of_its_step() -> None:
+    env = capped_env(action=in_units_of_the_cap(), interval_steps=1)
+    _, info = env.reset(seed=0)
+    cap, _ = env.task.start(info["task_seed"]).cap()
+
+    assert info["lr"] == 0.3 * cap
 
 
 @pytest.mark.parametrize("name", TASKS)

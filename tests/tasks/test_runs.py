@@ -14,7 +14,7 @@ from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import OptimizerFactory, Run, Task
 
-TASKS = ("quadratic", "nmf", "digits")
+TASKS = ("quadratic", "nmf", "padded-nmf", "digits")
 OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": torch.optim.SGD,
     "momentum": partial(torch.optim.SGD, momentum=0.9),
@@ -35,7 +35,20 @@ def make_task(name: str, optimizer: str = "momentum") -> Task:
     if name == "quadratic":
         return QuadraticTask(**common)
     if name == "nmf":
-        return NMFTask(**common, shape=(12, 8), rank=3, batch_size=4, gradient_noise=0.01)
+        return NMFTask(**common, shape=(12, 8), rank=3, batch_size=4)
+    if name == "padded-nmf":
+        return NMFTask(
+            **common,
+            shape=(12, 8),
+            rank=3,
+            batch_size=4,
+            smallest_shape=(6, 5),
+            smallest_rank=1,
+            scale_range=(0.2, 5.0),
+            noise="gaussian",
+            noise_range=(0.1, 1.0),
+            cap_kind="segment",
+        )
     return ImageTask(**common, data="digits", num_privileged=32)
 
 

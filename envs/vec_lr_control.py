@@ -1,0 +1,262 @@
+"""LRControlVecEnv: many inner training runs as one vectorized environment."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from envs.batch_controller import BatchController
+from envs.lr_control import LEVEL_FLOOR, LRControlEnv
+from tasks.runs import Task
+
+Array = NDArray[np.float32]
+
+_TENSORS = ("_initial_lr", "_initial_privileged", "_log_level", "_is_nonfinite")
+
+
+class LRControlVecEnv(VecEnv):
+    """B environments `LRControlEnv` as one tensor computation, for tasks that can be batched.
+
+    Instance i, seeded with seed + i, starts the episodes and gives (to rounding) the
+    observations and rewards that a single `LRControlEnv` with that seed gives. A finished
+    instance starts its next episode at once; its last observation is in the info under
+    `terminal_observation`.
+
+    Args:
+        task: the inner training problem; it must have `start_batch`.
+        num_envs: B, at least 1.
+        **arguments: those of `LRControlEnv`.
+
+    Raises:
+        ValueError: if an argument is out of range or the task cannot be batched.
+    """
+
+    def __init__(self, task: Task, num_envs: int, **arguments: Any) -> None:
+        # it checks the arguments, and holds the specification that every instance shares
+        self.single = LRControlEnv(task, **arguments)
+        self.runs = task.start_batch(num_envs)
+        super().__init__(num_envs, self.single.observation_space, self.single.action_space)
+        self.render_mode = None
+        self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
+        self.controller = BatchController(
+            self.single.observation,
+            self.single.action,
+            read_weights=self.runs.weights,
+            read_gradients=self.runs.gradients,
+            num_runs=num_envs,
+            device=self.runs.device,
+        )
+        zeros = torch.zeros(num_envs, dtype=torch.float64, device=self.runs.device)
+        self._initial_lr = zeros.clone()
+        self._initial_privileged = zeros + 1.0
+        self._log_level = zeros.clone()
+        self._is_nonfinite = zeros.bool()
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._episodes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+        self._actions: Array | None = None
+
+    def reset(self) -> Array:
+        """Start all episodes; returns observations of shape (B, features)."""
+        for i, seed in enumerate(self._seeds):
+            if seed is not None:
+                self._rngs[i] = seeding.np_random(seed)[0]
+        self._reset_seeds()
+        return self._start(list(range(self.num_envs)))
+
+    def _start(self, rows: list[int]) -> Array:
+        for row in rows:
+            self._episodes[row] = self.single.draw_episode(self._rngs[row])
+        drawn = [self._episodes[row] for row in rows]
+        self.runs.reset(rows, [episode["task_seed"] for episode in drawn])
+        index = torch.tensor(rows, device=self.runs.device)
+        horizons = [episode["total_steps"] for episode in drawn]
+        intervals = [self.single.clock.interval_steps(total) for total in horizons]
+        self.controller.reset(
+            index, total_steps=torch.tensor(horizons), interval_steps=torch.tensor(intervals)
+        )
+        lrs = torch.tensor([episode["initial_lr"] for episode in drawn], dtype=torch.float64)
+        self._initial_lr[index] = lrs.to(self._initial_lr)
+        self._is_nonfinite[index] = False
+        if self.single.reward == "privileged":
+            self._initial_privileged[index] = self.runs.privileged_losses().double()[index]
+        self._returns[rows] = 0.0
+        self._lengths[rows] = 0
+        active = torch.zeros(self.num_envs, dtype=torch.bool, device=self.runs.device)
+        active[index] = True
+        self._train_interval(active)
+        self._log_level[index] = self._observe_log_level()[index]
+        return self.controller.observation(active)[rows]
+
+    def _train_interval(self, started: Tensor) -> None:
+        """Train one decision interval of the runs of this mask."""
+        steps_left = torch.where(started, self.controller.steps_to_decision(), 0.0)
+        for k in range(int(steps_left.max())):
+            active = steps_left > k
+            losses = self.runs.step(self._next_lrs(), active)
+            self.controller.observe(losses, active)
+            self._is_nonfinite |= active & ~losses.isfinite()
+
+    def _next_lrs(self) -> Tensor:
+        single = self.single
+        if single.action.unit == "cap":
+            return self.controller.factor * self.runs.cap()[0]
+        lrs = self._initial_lr * self.controller.factor
+        return torch.minimum(lrs, self.runs.cap()[0].double()) if single.use_cap else lrs
+
+    def _is_diverged(self) -> Tensor:
+        return (self.controller.interval_loss > self.single.divergence_factor) | self._is_nonfinite
+
+    def _observe_log_level(self) -> Tensor:
+        single = self.single
+        level = self.controller.interval_loss
+        if single.reward == "privileged":
+            level = self.runs.privileged_losses().double() / self._initial_privileged
+        highest = single.divergence_factor
+        level = torch.where(self._is_diverged() | ~level.isfinite(), highest, level)
+        return level.clamp(LEVEL_FLOOR, highest).log()
+
+    def step_async(self, actions: Array) -> None:
+        """Keep the actions, of shape (B, 1), for `step_wait`."""
+        if np.shape(actions) != (self.num_envs, 1):
+            raise ValueError(
+                f"`actions` must have shape ({self.num_envs}, 1), got {np.shape(actions)}"
+            )
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Array, Array, NDArray[np.bool_], list[dict[str, Any]]]:
+        """Apply the actions and train one decision interval of every run."""
+        if self._actions is None:
+            raise RuntimeError("call `step_async(actions)` before `step_wait()`")
+        self.controller.act(self._actions[:, 0])
+        self._actions = None
+        everyone = torch.ones_like(self._is_nonfinite)
+        self._train_interval(everyone)
+        is_diverged = self._is_diverged()
+        log_level = self._observe_log_level()
+        rewards = self.single.task.reward_scale * (self._log_level - log_level)
+        self._log_level = log_level
+        is_done = is_diverged | (self.controller.progress >= 1.0)
+        observations = self.controller.observation(everyone)
+        self._returns += rewards.cpu().numpy()
+        self._lengths += 1
+        infos = self._infos(is_diverged)
+        done_rows = is_done.nonzero()[:, 0].tolist()
+        for row in done_rows:
+            infos[row]["episode"] = {"r": self._returns[row], "l": int(self._lengths[row])}
+            infos[row]["terminal_observation"] = observations[row].copy()
+            infos[row]["TimeLimit.truncated"] = False
+        if done_rows:
+            observations[done_rows] = self._start(done_rows)
+        return observations, rewards.float().cpu().numpy(), is_done.cpu().numpy(), infos
+
+    def _infos(self, is_diverged: Tensor) -> list[dict[str, Any]]:
+        lrs = (self._initial_lr * self.controller.factor).tolist()
+        steps = self.controller.state["num_steps"].tolist()
+        return [
+            {**episode, "lr": lr, "num_steps": int(num_steps), "is_diverged": diverged}
+            for episode, lr, num_steps, diverged in zip(
+                self._episodes, lrs, steps, is_diverged.tolist(), strict=True
+            )
+        ]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the shared specification, once per instance."""
+        return [getattr(self.single, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the specification, for all instances together."""
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError("`indices` must name all instances: they share one specification")
+        setattr(self.single, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the shared specification, once per instance."""
+        method = getattr(self.single, method_name)
+        return [method(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No instance is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all episodes and generators, in plain values and copied tensors."""
+        return {
+            "rngs": [copy.deepcopy(rng.bit_generator.state) for rng in self._rngs],
+            "episodes": [dict(episode) for episode in self._episodes],
+            "runs": self.runs.state_dict(),
+            "controller": self.controller.state_dict(),
+            "tensors": {name: getattr(self, name).clone() for name in _TENSORS},
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an environment built with the same arguments."""
+        for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
+            rng.bit_generator.state = copy.deepcopy(rng_state)
+        self._episodes = [dict(episode) for episode in state["episodes"]]
+        self.runs.load_state_dict(state["runs"])
+        self.controller.load_state_dict(state["controller"])
+        for name in _TENSORS:
+            setattr(self, name, state["tensors"][name].clone())
+        self._returns = np.array(state["returns"])
+        self._lengths = np.array(state["lengths"])
+
+
+class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
+    """An `LRControlVecEnv` behind Gymnasium's vector interface, resetting in the same step.
+
+    Args:
+        env: the environments.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (Gymnasium's convention)
+
+    def __init__(self, env: LRControlVecEnv) -> None:
+        self._env = env
+        self.num_envs = env.num_envs
+        self.single_observation_space = env.single.observation_space
+        self.single_action_space = env.single.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start all episodes; instance i gets seed + i, or the i-th of a list."""
+        if options:
+            raise ValueError(f"`options` must be empty, got {options}")
+        if isinstance(seed, list):
+            self._env._seeds = list(seed)
+        elif seed is not None:
+            self._env.seed(seed)
+        return self._env.reset(), {}
+
+    def step(
+        self, actions: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Apply actions of shape (B, 1)."""
+        self._env.step_async(actions)
+        observations, rewards, dones, infos = self._env.step_wait()
+        gathered: dict[str, Any] = {
+            key: np.array([info[key] for info in infos]) for key in ("lr", "num_steps")
+        }
+        if dones.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            for i in dones.nonzero()[0]:
+                final[i] = infos[i]["terminal_observation"]
+            gathered |= {"final_obs": final, "_final_obs": dones}
+        return observations, rewards, dones, np.zeros_like(dones), gathered

@@ -1,0 +1,173 @@
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
+from lrpilot import ActionSpec, ObservationSpec
+from tasks.nmf import NMFTask
+from tasks.quadratic import QuadraticTask
+
+CAPPED = ActionSpec(unit="cap", anchor="linear", max_factor=1.0, start_factor=0.3)
+VARIANTS = {
+    "minibatch": ({}, {"action": ActionSpec(start_factor=0.1)}),
+    "capped": ({"noise": "gaussian", "cap_kind": "segment"}, {"action": CAPPED}),
+    "ball": (
+        {"noise": "relative", "cap_kind": "ball"},
+        {"use_cap": True, "reward": "training", "action": ActionSpec(anchor="cosine")},
+    ),
+    "sizes": (
+        {
+            "noise": "gaussian",
+            "cap_kind": "segment",
+            "smallest_shape": (10, 12),
+            "smallest_rank": 1,
+            "scale_range": (0.01, 100.0),
+            "condition_range": (1.0, 10.0),
+            "sparsity_range": (0.0, 0.5),
+        },
+        {"action": CAPPED, "observation": ObservationSpec(groups=("progress", "loss"))},
+    ),
+    "alternating": (
+        {"noise": "none", "cap_kind": "block", "update": "alternating"},
+        {"action": ActionSpec(unit="cap", kind="residual", max_factor=1.0, start_factor=0.5)},
+    ),
+}
+
+
+def make_task(**changes):
+    arguments = {"base_lr": 0.003, "total_steps": 24, "shape": (20, 16), "rank": 3, "batch_size": 5}
+    return NMFTask(name="nmf", optimizer=torch.optim.SGD, **{**arguments, **changes})
+
+
+def make_arguments(**changes):
+    return {"num_decisions": 6, "horizon_factors": (0.4, 1.0), **changes}
+
+
+def actions_of(step, num_envs):
+    return np.random.default_rng(step).uniform(-1, 1, size=(num_envs, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_instances_equal_single_environments_through_their_resets(variant):
+    task_changes, env_changes = VARIANTS[variant]
+    task, arguments = make_task(**task_changes), make_arguments(**env_changes)
+    batch = LRControlVecEnv(task, 5, **arguments)
+    singles = [LRControlEnv(task, **arguments) for _ in range(5)]
+    batch.seed(3)
+    observations = batch.reset()
+    expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
+    np.testing.assert_allclose(observations, expected, atol=2e-3)
+    num_ended = 0
+    for step in range(14):
+        actions = actions_of(step, 5)
+        observations, rewards, dones, infos = batch.step(actions)
+        for i, env in enumerate(singles):
+            observation, reward, done, _, info = env.step(actions[i])
+            assert done == dones[i]
+            assert reward == pytest.approx(rewards[i], abs=1e-3)
+            if done:
+                num_ended += 1
+                np.testing.assert_allclose(infos[i]["terminal_observation"], observation, atol=2e-3)
+                assert infos[i]["episode"]["r"] == pytest.approx(info["episode"]["r"], abs=1e-3)
+                observation, _ = env.reset()
+            np.testing.assert_allclose(observations[i], observation, atol=2e-3)
+    assert num_ended >= 10
+
+
+def test_state_in_mid_episode_continues_bit_identically():
+    task_changes, env_changes = VARIANTS["sizes"]
+    make = lambda: LRControlVecEnv(  # noqa: E731
+        make_task(**task_changes), 4, **make_arguments(**env_changes)
+    )
+    first, second = make(), make()
+    first.seed(0)
+    first.reset()
+    for step in range(4):
+        first.step(actions_of(step, 4))
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second.load_state_dict(copy.deepcopy(torch.load(buffer, weights_only=True)))
+    for step in range(4, 12):
+        left, right = first.step(actions_of(step, 4)), second.step(actions_of(step, 4))
+        for a, b in zip(left[:3], right[:3], strict=True):
+            assert (a == b).all()
+
+
+def test_learning_rate_never_leaves_the_cap():
+    task = make_task(noise="gaussian", cap_kind="segment")
+    env = LRControlVecEnv(task, 8, **make_arguments(use_cap=True, initial_lr_factors=(1.0, 1e4)))
+    env.seed(0)
+    env.reset()
+    for step in range(10):
+        infos = env.step(actions_of(step, 8))[3]
+        assert not any(info["is_diverged"] for info in infos)
+
+
+def test_ppo_trains_on_it():
+    env = LRControlVecEnv(make_task(), 4, **make_arguments())
+    model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu")
+    model.learn(80)
+    assert model.num_timesteps == 80
+
+
+def test_no_instances_are_refused():
+    with pytest.raises(ValueError, match=r"`num_runs` must be at least 1, got 0"):
+        LRControlVecEnv(make_task(), 0)
+
+
+def test_task_that_cannot_be_batched_is_refused():
+    task = QuadraticTask(name="q", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=9)
+    with pytest.raises(ValueError, match="must be one that can be batched"):
+        LRControlVecEnv(task, 2)
+
+
+def test_batched_runs_of_another_optimizer_are_refused():
+    task = NMFTask(name="nmf", optimizer=torch.optim.Adam, base_lr=0.1, total_steps=9)
+    with pytest.raises(ValueError, match="must be plain SGD"):
+        LRControlVecEnv(task, 2)
+
+
+@pytest.mark.parametrize("bad", [1.5, np.nan])
+def test_action_outside_its_space_is_refused(bad):
+    env = LRControlVecEnv(make_task(), 2, **make_arguments())
+    env.reset()
+    with pytest.raises(ValueError, match=r"`actions` must be in \[-1, 1\]"):
+        env.step(np.array([[0.0], [bad]], np.float32))
+
+
+def test_actions_of_another_shape_are_refused():
+    env = LRControlVecEnv(make_task(), 2, **make_arguments())
+    env.reset()
+    with pytest.raises(ValueError, match=r"`actions` must have shape \(2, 1\)"):
+        env.step(np.zeros((3, 1), np.float32))
+
+
+def test_gymnasium_vector_interface_gives_the_same_steps():
+    make = lambda: LRControlVecEnv(make_task(), 3, **make_arguments())  # noqa: E731
+    left, right = make(), LRControlVectorEnv(make())
+    left.seed(5)
+    assert (left.reset() == right.reset(seed=5)[0]).all()
+    num_final = 0
+    for step in range(8):
+        actions = actions_of(step, 3)
+        observations, rewards, dones, infos = left.step(actions)
+        found = right.step(actions)
+        assert (found[0] == observations).all()
+        assert (found[1] == rewards).all()
+        assert (found[2] == dones).all()
+        assert not found[3].any()
+        for i in dones.nonzero()[0]:
+            num_final += 1
+            assert (found[4]["final_obs"][i] == infos[i]["terminal_observation"]).all()
+    assert num_final > 0
+
+
+def test_gymnasium_vector_spaces_are_batched():
+    env = LRControlVectorEnv(LRControlVecEnv(make_task(), 3, **make_arguments()))
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+    assert env.action_space.shape == (3, 1)
