@@ -24,7 +24,7 @@ def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
     name        shape        what
     =========== ============ ==========================================================
     olivetti    4096 x 400   faces: pixels x images (AT&T Laboratories Cambridge)
-    digits      64 x 1797    scikit-learn's digits: pixels x images
+    digits      61 x 1797    scikit-learn's digits: pixels x images
     shakespeare 1000 x 301   Tiny Shakespeare: most frequent terms x speakers, counts
     =========== ============ ==========================================================
 
@@ -62,7 +62,7 @@ def _load_olivetti(data_dir: str | None) -> npt.NDArray[np.float32]:
     from sklearn.datasets import fetch_olivetti_faces
 
     try:
-        faces = fetch_olivetti_faces(data_home=cache_folder(), n_retries=1, delay=0.0).data.T
+        images = fetch_olivetti_faces(data_home=cache_folder(), n_retries=1, delay=0.1).images
     except OSError as error:
         looked_in = ", ".join(map(str, folders))
         raise DataError(
@@ -70,7 +70,8 @@ def _load_olivetti(data_dir: str | None) -> npt.NDArray[np.float32]:
             f"({error}). Either set `data_dir` or LRPILOT_DATA to a folder that has it, put it "
             f"into {folders[-1]}, or connect to the network."
         ) from error
-    return faces
+    # scikit-learn transposes each image of the file
+    return np.ascontiguousarray(images.transpose(2, 1, 0).reshape(4096, 400))
 
 
 def count_terms(text: str) -> npt.NDArray[np.float32]:

@@ -25,7 +25,7 @@ UPDATES = ("simultaneous", "alternating")
 CAPS = ("segment", "ball", "block")
 
 # random numbers are drawn for so many steps at once, and minibatches of the observed loss
-DRAWN_STEPS = 16
+DRAWN_STEPS = 32
 # noise vectors longer than their mean length by this many standard deviations of an entry are
 # shortened to it (a chance of 1e-15 per step), so that a certificate can count on their length
 NOISE_MARGIN = 8.0
@@ -97,6 +97,10 @@ class NMFTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.matrix is not None:
+            if self.smallest_shape is not None:
+                raise ValueError(
+                    f"`smallest_shape` must be None with a real `matrix`, got {self.smallest_shape}"
+                )
             object.__setattr__(self, "shape", self._real_matrix().shape)
         smaller = min(self.smallest_shape or self.shape)
         if not 1 <= self.rank <= smaller:
@@ -105,7 +109,7 @@ class NMFTask(Task):
             raise ValueError(
                 f"`batch_size` must be in [1, min(m, n) = {smaller}], got {self.batch_size}"
             )
-        if not 1 <= (self.smallest_rank or 1) <= self.rank:
+        if self.smallest_rank is not None and not 1 <= self.smallest_rank <= self.rank:
             raise ValueError(
                 f"`smallest_rank` must be in [1, rank = {self.rank}], got {self.smallest_rank}"
             )
@@ -126,9 +130,16 @@ class NMFTask(Task):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
         if self.cap_kind is not None:
+            if self.cap_kind not in CAPS:
+                raise ValueError(f"`cap_kind` must be one of {CAPS}, got {self.cap_kind!r}")
             if not 0.0 < self.cap_c < 2.0:
                 raise ValueError(f"`cap_c` must be in (0, 2), got {self.cap_c}")
             check_update(self.update, cap=self.cap_kind)
+            if self.cap_kind == "block" and self.noise in ("gaussian", "relative"):
+                raise ValueError(
+                    "`cap_kind` 'block' bounds no iterates under added noise: use 'segment' or "
+                    "'ball'"
+                )
             if self.cap_kind == "segment" and self.noise == "minibatch":
                 raise ValueError(
                     "`cap_kind` 'segment' needs a bounded gradient, which minibatches have not: "
@@ -192,11 +203,13 @@ def _draw_instance(task: NMFTask, generator: torch.Generator) -> _Instance:
     )
     noise_level = between(task.noise_range)
     if task.matrix is None:
-        w = uniform(rows, rank) * (uniform(rows, rank) >= sparsity) * decay
-        h = uniform(rank, columns) * (uniform(rank, columns) >= sparsity)
-        clean = w @ h
-        noise = torch.randn(rows, columns, generator=generator)
-        valid = (clean + task.data_noise * clean.mean() * noise).clamp_(min=0.0)
+        valid = torch.zeros(rows, columns)
+        while not bool(valid.any()):  # a very sparse draw may be zero everywhere
+            w = uniform(rows, rank) * (uniform(rows, rank) >= sparsity) * decay
+            h = uniform(rank, columns) * (uniform(rank, columns) >= sparsity)
+            clean = w @ h
+            noise = torch.randn(rows, columns, generator=generator)
+            valid = (clean + task.data_noise * clean.mean() * noise).clamp_(min=0.0)
     else:
         valid = task._real_matrix()
     matrix = torch.zeros(m, n)
@@ -224,22 +237,27 @@ class _Problem:
     def __init__(self, task: NMFTask, matrix: Tensor, w: Tensor, h: Tensor, **fixed: Tensor):
         self.task = task
         self.matrix = matrix
+        # large results are written into these, since fresh memory costs more than the products
+        self._residual, self._squares = torch.empty_like(matrix), torch.empty_like(matrix)
         self.size = fixed["size"]
         self.noise_level = fixed["noise_level"]
         self.mask_w = (w > 0).any(-1, keepdim=True) & (h > 0).any(-1)[..., None, :]
         self.mask_h = (w > 0).any(-2)[..., :, None] & (h > 0).any(-2, keepdim=True)
         self.num_entries = self.mask_w.sum((-2, -1)) + self.mask_h.sum((-2, -1))
-        self.initial_norm = self.norm(self.exact(w, h))
         mean_rank = self.mask_h.any(-1).sum(-1)
         norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
         # an optimum with balanced factors has ||W||_F^2 <= sqrt(r) ||V||_F
-        self.radius = (1.2 * mean_rank.sqrt() * norm).sqrt()
+        radius = (1.2 * mean_rank.sqrt() * norm).sqrt()
+        self.radius = radius.clamp(min=torch.finfo(radius.dtype).tiny)
+        self.initial_norm = self.norm(self.exact(*self.project(w, h)))
         self._ball_cap: Tensor | None = None
 
     def exact(self, w: Tensor, h: Tensor) -> Exact:
-        """Residual and gradients without noise."""
-        residual = w @ h - self.matrix
-        return Exact(residual, residual @ h.mT, w.mT @ residual, residual.square().sum(-2))
+        """Residual and gradients without noise; valid until it is called again."""
+        multiply = torch.addmm if w.ndim == 2 else torch.baddbmm
+        residual = multiply(self.matrix, w, h, beta=-1, out=self._residual)
+        squares = torch.square(residual, out=self._squares)
+        return Exact(residual, residual @ h.mT, w.mT @ residual, squares.sum(-2))
 
     def loss(self, w: Tensor, h: Tensor) -> Tensor:
         """The exact objective f."""
@@ -254,7 +272,7 @@ class _Problem:
     def noise_std(self, exact: Exact) -> Tensor:
         """Standard deviation of each noise entry, of the batch's shape."""
         norm = self.initial_norm if self.task.noise == "gaussian" else self.norm(exact)
-        return self.noise_level * norm / self.num_entries.sqrt()
+        return self.noise_level * norm / self.num_entries.clamp(min=1).sqrt()
 
     def noise_bounds(self, std: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths beyond which the noise of W and of H is shortened."""
@@ -326,7 +344,8 @@ class _Problem:
     def project(self, w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The feasible factors nearest to (W, H): non-negative and, under the ball cap, short."""
         if self.task.cap_kind == "ball":
-            finite_w, finite_h = w.nan_to_num(), h.nan_to_num()
+            # a diverged step is projected, too: short enough that its norm does not overflow
+            finite_w, finite_h = (x.nan_to_num().clamp(max=1e15) for x in (w, h))
             return project_ball(finite_w, self.radius), project_ball(finite_h, self.radius)
         return w.clamp(min=0.0), h.clamp(min=0.0)
 
@@ -457,7 +476,11 @@ class NMFRun(Run):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the problem, which is the seed's own."""
-        problem = {k: v for k, v in vars(self.problem).items() if isinstance(v, Tensor)}
+        problem = {
+            name: value
+            for name, value in vars(self.problem).items()
+            if isinstance(value, Tensor) and not name.startswith("_")
+        }
         return {
             **super().state_dict(),
             "problem": {name: value.clone() for name, value in problem.items()},
@@ -468,6 +491,7 @@ class NMFRun(Run):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
+        self.problem._ball_cap = None
         for name, value in state["problem"].items():
             setattr(self.problem, name, value.clone())
         uniforms, normals = state["numbers"]
@@ -491,8 +515,8 @@ class BatchedNMFRuns(BatchedRuns):
         self.w, self.h = self._instance.w.clone(), self._instance.h.clone()
         self._generators = [torch.Generator() for _ in range(num_runs)]
         self._draws = _Draws(task)
-        self._uniforms = torch.zeros(num_runs, DRAWN_STEPS, self._draws.num_uniforms)
-        self._normals = torch.zeros(num_runs, DRAWN_STEPS, self._draws.num_normals)
+        self._uniforms = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_uniforms)
+        self._normals = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_normals)
         self._position = torch.full((num_runs,), DRAWN_STEPS)
         self._num_steps = torch.zeros(num_runs, dtype=torch.int64, device=self.device)
         self._gradients = self.w, self.h
@@ -509,19 +533,26 @@ class BatchedNMFRuns(BatchedRuns):
                 getattr(self._instance, name)[row] = value
         self.problem = _Problem(self._task, **vars(self._instance))
         start_w, start_h = self.problem.project(self._instance.w, self._instance.h)
-        index = torch.tensor(rows, device=self.device)
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.w[index], self.h[index] = start_w[index], start_h[index]
         self._exact = None
-        self._position[index] = DRAWN_STEPS
+        self._position[index.cpu()] = DRAWN_STEPS
         self._num_steps[index] = 0
 
     def _numbers(self, is_active: Tensor) -> tuple[Tensor, Tensor]:
         """The random numbers of each run's next step."""
-        for row in (is_active & (self._position == DRAWN_STEPS)).nonzero()[:, 0].tolist():
-            self._uniforms[row], self._normals[row] = self._draws.draw(self._generators[row])
-            self._position[row] = 0
-        place = (torch.arange(self.num_runs), self._position.clamp(max=DRAWN_STEPS - 1))
-        return self._uniforms[place].to(self.device), self._normals[place].to(self.device)
+        exhausted = is_active & (self._position == DRAWN_STEPS)
+        for row in exhausted.nonzero()[:, 0].tolist():
+            uniforms, normals = self._draws.draw(self._generators[row])
+            self._uniforms[:, row], self._normals[:, row] = uniforms, normals
+        self._position[exhausted] = 0
+        first = int(self._position[0])
+        if first < DRAWN_STEPS and bool((self._position == first).all()):
+            uniforms, normals = self._uniforms[first], self._normals[first]
+        else:
+            place = (self._position.clamp(max=DRAWN_STEPS - 1), torch.arange(self.num_runs))
+            uniforms, normals = self._uniforms[place], self._normals[place]
+        return uniforms.to(self.device), normals.to(self.device)
 
     @torch.no_grad()
     def best_lrs(self) -> Tensor:
