@@ -66,10 +66,13 @@ class WandbTracker(Tracker):
         self._run: Any = None
         # a tracker may fail in any way (network, disk, version); the training must go on
         try:
+            # W&B takes our package `agents` for a library of that name, and advertises
+            os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
             import wandb
 
             chosen: Any = mode or os.environ.get("WANDB_MODE")
-            chosen = chosen or ("online" if wandb.api.api_key else "offline")
+            if not chosen:
+                chosen = "online" if wandb.login(prompt=False, verify=False) else "offline"
             self._run = wandb.init(
                 project=project,
                 dir=str(run_dir),

@@ -55,6 +55,7 @@ def tune_schedules(
     cap_fractions: Sequence[float],
     num_seeds: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
+    modes: Sequence[str] = MODES,
 ) -> dict[tuple[str, str], float]:
     """The best initial learning rate or cap fraction of every schedule in every mode.
 
@@ -65,7 +66,7 @@ def tune_schedules(
     cases = [
         (name, mode, value)
         for name in schedules
-        for mode in MODES
+        for mode in modes
         for value in (cap_fractions if mode == "fraction" else initial_lrs)
     ]
     scores: dict[tuple[str, str], dict[float, float]] = {}

@@ -47,13 +47,14 @@ def compare_on(
     fractions = list(experiment.cap_fractions)
     bar = partial(tqdm, disable=not cfg.show_progress, unit=" trials", leave=False)
     is_random = task.matrix is None
-    num_tuning = experiment.num_tuning if is_random else num_held_out
+    num_tuning = experiment.num_tuning if is_random else 1
     tuned = nmf_experiment.tune_schedules(
         task,
         schedules,
         initial_lrs=list(experiment.initial_lrs),
         cap_fractions=fractions,
         num_seeds=num_tuning,
+        modes=nmf_experiment.MODES if is_random else ("raw", "fraction"),
         progress=partial(bar, desc=f"{name}: tuning"),
     )
     outcomes = nmf_experiment.compare(

@@ -1,0 +1,123 @@
+"""Inner steps per second of NMF training with PPO included, batched and one run at a time.
+
+`python benchmarks/nmf_throughput.py --num-threads 2`. Every row trains a PPO agent on the task of
+`conf/experiment/iclr2023_nmf.yaml` at 40 x 40, rank 5, under its certified cap, for a few
+seconds; import and construction are not counted. Memory is the growth of the resident set.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from envs import LRControlEnv, LRControlVecEnv
+from evaluation.report import format_table
+from lrpilot import ActionSpec
+from tasks.nmf import NMFTask
+
+TASK = partial(
+    NMFTask,
+    name="nmf",
+    optimizer=torch.optim.SGD,
+    base_lr=0.01,
+    total_steps=300,
+    noise="gaussian",
+    noise_range=(0.03, 1.0),
+    cap_kind="segment",
+)
+ARGUMENTS: dict[str, Any] = {"action": ActionSpec(unit="cap", max_factor=1.0, start_factor=1.0)}
+
+
+def make_single() -> LRControlEnv:
+    """One environment, in a worker with one thread."""
+    torch.set_num_threads(1)
+    return LRControlEnv(TASK(), **ARGUMENTS)
+
+
+def resident_mebibytes() -> float:
+    """Resident set of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def measure(make_env: Callable[[], VecEnv], num_rollouts: int) -> tuple[float, float, float]:
+    """Inner steps per second with PPO, without PPO, and MiB of the environments."""
+    before = resident_mebibytes()
+    env = make_env()
+    env.seed(0)
+    env.reset()
+    memory = resident_mebibytes() - before
+    rollout = 29 * env.num_envs
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=29,
+        batch_size=rollout // 4,
+        n_epochs=6,
+        gamma=1.0,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"net_arch": [64, 64]},
+    )
+    model.learn(rollout)
+    start = time.perf_counter()
+    model.learn(num_rollouts * rollout, reset_num_timesteps=False)
+    with_ppo = num_rollouts * rollout * 10 / (time.perf_counter() - start)
+    actions = torch.zeros(env.num_envs, 1).numpy()
+    start = time.perf_counter()
+    for _ in range(29):
+        env.step(actions)
+    alone = rollout * 10 / (time.perf_counter() - start)
+    env.close()
+    return with_ppo, alone, memory
+
+
+def main() -> None:
+    """Measure all and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.num_threads)
+    print(
+        f"{platform.machine()}, {arguments.num_threads} threads, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; NMF 40 x 40, rank 5, seed 0\n"
+    )
+    cases: list[tuple[str, Callable[[], VecEnv], int]] = [
+        ("LRControlEnv, 1 run", lambda: DummyVecEnv([make_single]), 12),
+        ("DummyVecEnv, 8 runs", lambda: DummyVecEnv([make_single] * 8), 3),
+        ("SubprocVecEnv, 8 runs", lambda: SubprocVecEnv([make_single] * 8), 3),
+        ("LRControlVecEnv, 64 runs", lambda: LRControlVecEnv(TASK(), 64, **ARGUMENTS), 12),
+        ("LRControlVecEnv, 256 runs", lambda: LRControlVecEnv(TASK(), 256, **ARGUMENTS), 8),
+        ("LRControlVecEnv, 1024 runs", lambda: LRControlVecEnv(TASK(), 1024, **ARGUMENTS), 3),
+    ]
+    lines = []
+    single = 0.0
+    for name, make_env, num_rollouts in cases:
+        torch.set_num_threads(1 if "LRControlVecEnv" not in name else arguments.num_threads)
+        with_ppo, alone, memory = measure(make_env, num_rollouts)
+        single = single or with_ppo
+        lines.append(
+            [
+                name,
+                f"{with_ppo:,.0f}",
+                f"{with_ppo / single:.1f}",
+                f"{alone:,.0f}",
+                "-" if "Subproc" in name else f"{memory:.0f}",
+            ]
+        )
+    header = ["environment", "inner steps/s with PPO", "ratio", "without PPO", "MiB"]
+    print(format_table(header, lines))
+
+
+if __name__ == "__main__":
+    main()

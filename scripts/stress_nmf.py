@@ -1,0 +1,70 @@
+"""Stress an NMF policy: `python scripts/stress_nmf.py policy=<run folder>`.
+
+Transfer without retraining to other ranks, sizes, scales and horizons, beside the linear schedule
+over the same cap; and 10,000 capped runs that must not diverge, at random noise levels and
+fractions, beside the same cap held for five steps. Writes transfer.md and safety.md.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from envs.lr_control import FIRST_EVALUATION_SEED
+from evaluation.nmf_stress import count_diverged, transfer_row
+from evaluation.provenance import describe_provenance
+from evaluation.report import format_table
+from lrpilot import Policy
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="stress_nmf")
+def main(cfg: DictConfig) -> None:
+    """Measure transfer and safety."""
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    torch.set_num_threads(cfg.num_threads)
+    policy = Policy.load(cfg.policy)
+    origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
+
+    def make_task(**changes: Any) -> Any:
+        return instantiate(cfg.experiment.task, _convert_="all", **changes)
+
+    bar = {"disable": not cfg.show_progress, "leave": False}
+    transfers = cfg.transfer.items()
+    lines = [
+        transfer_row(
+            name,
+            make_task(**{k: v for k, v in case.items() if k != "num_runs"}),
+            policy,
+            seeds=range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + case.num_runs),
+        )
+        for name, case in tqdm(transfers, unit=" cases", **bar)
+    ]
+    header = ["problem", "runs", "policy", "linear", "policy minus linear", "diverged"]
+    text = f"log10 f(T)/f(0), mean [95 % bootstrap interval]\n({origin})\n\n"
+    text += format_table(header, lines)
+    (out_dir / "transfer.md").write_text(text + "\n")
+    print("\n" + text + "\n")
+    lines = [
+        count_diverged(make_task(**case.task), num_runs=case.num_runs, hold=case.hold, name=name)
+        for name, case in tqdm(cfg.safety.items(), unit=" cases", **bar)
+    ]
+    header = ["cap", "guarantee", "runs", "diverged", "worst f(t)/f(0)", "runs with a rise"]
+    text = (
+        f"noise level log-uniform in [0.01, 10], fraction of the cap in [0.01, 1]\n({origin})\n\n"
+    )
+    text += format_table(header, lines)
+    (out_dir / "safety.md").write_text(text + "\n")
+    print(text + "\n")
+    print(f"{out_dir / 'transfer.md'}\n{out_dir / 'safety.md'}")
+
+
+if __name__ == "__main__":
+    main()
