@@ -82,6 +82,25 @@ def measure(make_env: Callable[[], VecEnv], num_rollouts: int) -> tuple[float, f
     return with_ppo, alone, memory
 
 
+def measure_cap(num_runs: int, num_steps: int) -> tuple[float, float]:
+    """Milliseconds of an inner step of all runs, and the share of it that its cap costs."""
+    everyone, lrs = torch.ones(num_runs, dtype=torch.bool), torch.zeros(num_runs)
+    runs = TASK().start_batch(num_runs)
+    runs.reset(list(range(num_runs)), list(range(num_runs)))
+    seconds = {"step": 0.0, "cap": 0.0}
+    for _ in range(num_steps):
+        # the exact gradients belong to the step, which needs them without a cap as well
+        start = time.perf_counter()
+        runs._known_exact()
+        middle = time.perf_counter()
+        runs.cap()
+        end = time.perf_counter()
+        runs.step(lrs, everyone)
+        seconds["cap"] += end - middle
+        seconds["step"] += time.perf_counter() - end + middle - start
+    return seconds["step"] / num_steps * 1e3, seconds["cap"] / seconds["step"]
+
+
 def main() -> None:
     """Measure all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,6 +136,11 @@ def main() -> None:
         )
     header = ["environment", "inner steps/s with PPO", "ratio", "without PPO", "MiB"]
     print(format_table(header, lines))
+    milliseconds, share = measure_cap(256, 300)
+    print(
+        f"\ninner step of 256 runs: {milliseconds:.2f} ms; a refresh of the segment cap (Frobenius "
+        f"bounds) costs {share:.0%} of it"
+    )
 
 
 if __name__ == "__main__":

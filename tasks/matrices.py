@@ -51,6 +51,26 @@ def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
     return torch.from_numpy(matrix / matrix.mean())
 
 
+def check_matrix(matrix: Tensor) -> Tensor:
+    """A matrix of the user's own, float32, divided by its mean.
+
+    Raises:
+        ValueError: if it is no matrix, or has negative, NaN or infinite entries, or a row or a
+            column of zeros (whose factors nothing would determine).
+    """
+    if matrix.ndim != 2:
+        raise ValueError(f"`matrix` must have two dimensions, got shape {tuple(matrix.shape)}")
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("`matrix` must be finite, got NaN or infinity")
+    if bool((matrix < 0).any()):
+        raise ValueError(f"`matrix` must not be negative, got {float(matrix.min())}")
+    for name, dim in (("column", 0), ("row", 1)):
+        empty = (matrix == 0).all(dim=dim).nonzero()[:, 0].tolist()
+        if empty:
+            raise ValueError(f"`matrix` must have no {name} of zeros, got {name}s {empty[:5]}")
+    return (matrix / matrix.double().mean()).float()
+
+
 def _load_olivetti(data_dir: str | None) -> npt.NDArray[np.float32]:
     folders = (*local_folders(data_dir), cache_folder())
     if has_files("olivetti", folders):

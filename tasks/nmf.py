@@ -17,7 +17,7 @@ from lrpilot.caps import (
     segment_cap,
 )
 from lrpilot.observation import ObservationSpec, sample_positions
-from tasks.matrices import load_matrix
+from tasks.matrices import check_matrix, load_matrix
 from tasks.runs import BatchedRuns, Run, Task
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
@@ -60,7 +60,8 @@ class NMFTask(Task):
         condition_range: ratio of the first to the last column of W*, log-uniform.
         sparsity_range: share of zeros in W* and H*, uniform.
         data_noise: standard deviation of E over the mean of W* H*.
-        matrix: "olivetti", "digits" or "shakespeare" instead of random matrices; sets `shape`.
+        matrix: "olivetti", "digits", "shakespeare" or a matrix (a tensor) instead of random
+            ones; sets `shape`.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
         noise: one of `NOISES`.
         noise_range: the level c, log-uniform.
@@ -83,7 +84,7 @@ class NMFTask(Task):
     condition_range: Sequence[float] = (1.0, 1.0)
     sparsity_range: Sequence[float] = (0.0, 0.0)
     data_noise: float = 0.1
-    matrix: str | None = None
+    matrix: str | Tensor | None = None
     data_dir: str | None = None
     noise: str = "minibatch"
     noise_range: Sequence[float] = (1.0, 1.0)
@@ -147,6 +148,8 @@ class NMFTask(Task):
                 )
 
     def _real_matrix(self) -> Tensor:
+        if isinstance(self.matrix, Tensor):
+            return check_matrix(self.matrix)
         assert self.matrix is not None
         return load_matrix(self.matrix, self.data_dir)
 

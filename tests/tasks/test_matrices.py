@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tasks.files import DataError, read_files
-from tasks.matrices import NUM_TERMS, REAL_MATRICES, count_terms, load_matrix
+from tasks.matrices import NUM_TERMS, REAL_MATRICES, check_matrix, count_terms, load_matrix
+from tasks.nmf import NMFTask
 
 _FOLDER = Path(
     os.environ.get("LRPILOT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -222,3 +223,46 @@ def test_without_shakespeare_and_network_the_error_names_folders_and_cures(tmp_p
     assert f"no shakespeare files in {folder}, {tmp_path / 'cache'}" in message
     assert "- set `data_dir` or LRPILOT_DATA" in message
     assert "tinyshakespeare/input.txt" in message
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (-1.0, "`matrix` must not be negative, got -1.0"),
+        (float("nan"), "`matrix` must be finite, got NaN or infinity"),
+        (float("inf"), "`matrix` must be finite, got NaN or infinity"),
+    ],
+)
+def test_a_bad_entry_of_a_users_matrix_is_refused(entry: float, message: str) -> None:
+    matrix = torch.ones(6, 7)
+    matrix[2, 3] = entry
+    with pytest.raises(ValueError, match=message):
+        check_matrix(matrix)
+
+
+def test_an_empty_column_of_a_users_matrix_is_named() -> None:
+    matrix = torch.ones(6, 7)
+    matrix[:, 3] = 0.0
+    with pytest.raises(ValueError, match=r"no column of zeros, got columns \[3\]"):
+        check_matrix(matrix)
+
+
+def test_a_users_matrix_is_factorized() -> None:
+    matrix = torch.rand(9, 7, generator=torch.Generator().manual_seed(0)) + 0.1
+    task = NMFTask(
+        name="mine",
+        optimizer=torch.optim.SGD,
+        base_lr=0.01,
+        total_steps=20,
+        matrix=matrix,
+        rank=2,
+        batch_size=7,
+        noise="none",
+        cap_kind="segment",
+    )
+    run = task.start(0)
+    start = run.privileged_loss()
+    for _ in range(20):
+        run.step(run.cap()[0])
+    assert tuple(run.matrix.shape) == (9, 7)
+    assert run.privileged_loss() < start
