@@ -16,7 +16,8 @@ from torch import Tensor
 
 from envs.batch_controller import BatchController
 from lrpilot import Policy
-from tasks.nmf import BatchedNMFRuns, NMFTask
+from tasks.nmf import NMFTask
+from tasks.nmf_batch import BatchedNMFRuns
 
 Floats = NDArray[np.float64]
 Actor = Callable[[NDArray[np.float32], int], NDArray[np.float32]]

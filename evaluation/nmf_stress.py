@@ -17,7 +17,8 @@ from evaluation.report import format_interval
 from evaluation.schedules import linear
 from lrpilot import Policy
 from lrpilot.caps import name_guarantee
-from tasks.nmf import BatchedNMFRuns, NMFTask
+from tasks.nmf import NMFTask
+from tasks.nmf_batch import BatchedNMFRuns
 
 # rises of the loss below this share of the start are rounding in float32
 ROUNDING = 1e-6

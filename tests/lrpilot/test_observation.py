@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrpilot.observation import FEATURE_LIMIT, FEATURES, ObservationSpec, Observer, ParameterSample
+from lrpilot.observation import FEATURE_LIMIT, FEATURES, ObservationSpec, Observer
+from lrpilot.parameter_sample import ParameterSample
 
 INF, NAN = math.inf, math.nan
 ANY_LOSS = st.one_of(

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lrpilot.caps import block_cap, joint_ball_cap, segment_cap
-from tasks.nmf import DRAWN_STEPS, NOISES, BatchedNMFRuns, NMFRun, NMFTask
+from tasks.nmf import NOISES, NMFRun, NMFTask
+from tasks.nmf_batch import BatchedNMFRuns
+from tasks.nmf_problem import DRAWN_STEPS
 
 # Samples at one point; their means must lie within this many standard errors (fixed seeds).
 NUM_RUNS = 200

@@ -1,0 +1,76 @@
+"""A fixed random sample of parameter entries: what the movement features read."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_SAMPLE_SEED = 20230501
+
+
+def sample_positions(total: int, num_entries: int) -> Tensor | None:
+    """Sorted positions of a fixed random sample of `total` entries; None means all of them.
+
+    The positions depend on the two numbers alone. Up to twice `num_entries` everything is read,
+    which is cheaper than picking entries out.
+    """
+    if total <= 2 * num_entries:
+        return None
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+    return torch.randint(total, (num_entries,), generator=generator).sort().values
+
+
+class ParameterSample:
+    """A fixed random sample of the entries of an optimizer's parameters.
+
+    The positions depend on the parameters' sizes alone, so a simulated run and a deployed
+    scheduler read the same entries of the same model.
+
+    Args:
+        parameters: the parameters, in the optimizer's order.
+        num_entries: size of the sample (see `sample_positions`).
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], num_entries: int) -> None:
+        self._parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._indices: list[Tensor | None] = [None] * len(sizes)
+        drawn = sample_positions(sum(sizes), num_entries)
+        if drawn is not None:
+            start = 0
+            for i, (parameter, size) in enumerate(zip(self._parameters, sizes, strict=True)):
+                inside = drawn[(drawn >= start) & (drawn < start + size)] - start
+                self._indices[i] = inside.to(parameter.device)
+                start += size
+
+    def values(self) -> Tensor:
+        """The sampled entries, as a new float32 vector."""
+        return self._gather([parameter.detach() for parameter in self._parameters])
+
+    def gradient(self) -> Tensor:
+        """The gradients of the sampled entries; zero where one parameter has none.
+
+        Raises:
+            RuntimeError: if no parameter has a gradient.
+        """
+        gradients = [parameter.grad for parameter in self._parameters]
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError(
+                "the policy observes the gradient norm, but no parameter has a gradient when the "
+                "scheduler steps: call `scheduler.step(loss)` before `optimizer.zero_grad()`, or "
+                "train a policy without the feature group 'gradient'"
+            )
+        return self._gather(
+            [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+            ]
+        )
+
+    def _gather(self, tensors: list[Tensor]) -> Tensor:
+        parts = [
+            tensor.reshape(-1) if index is None else tensor.reshape(-1).index_select(0, index)
+            for tensor, index in zip(tensors, self._indices, strict=True)
+        ]
+        device = parts[0].device
+        return torch.cat([part.to(device, torch.float32) for part in parts])

@@ -1,0 +1,155 @@
+"""Hundreds of factorizations as one tensor computation."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrpilot.caps import line_oracle
+from lrpilot.observation import ObservationSpec
+from lrpilot.parameter_sample import sample_positions
+from tasks.nmf_problem import DRAWN_STEPS, Draws, Exact, Instance, Problem, draw_instance
+from tasks.runs import BatchedRuns
+
+if TYPE_CHECKING:
+    from tasks.nmf import NMFTask
+
+
+class BatchedNMFRuns(BatchedRuns):
+    """B factorizations under plain SGD as one computation."""
+
+    def __init__(self, task: "NMFTask", num_runs: int) -> None:
+        super().__init__(num_runs, device=task.device)
+        self._task = task
+        (m, n), r = task.shape, task.rank
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(num_runs, *shape, device=self.device)
+
+        sizes = torch.ones(num_runs, 2, dtype=torch.int64, device=self.device)
+        self._instance = Instance(zeros(m, n), zeros(m, r), zeros(r, n), sizes, zeros())
+        self.w, self.h = self._instance.w.clone(), self._instance.h.clone()
+        self._generators = [torch.Generator() for _ in range(num_runs)]
+        self._draws = Draws(task)
+        self._uniforms = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_uniforms)
+        self._normals = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_normals)
+        self._position = torch.full((num_runs,), DRAWN_STEPS)
+        self._num_steps = torch.zeros(num_runs, dtype=torch.int64, device=self.device)
+        self._gradients = self.w, self.h
+        self._exact: Exact | None = None
+        self._sample = sample_positions(task.rank * (m + n), ObservationSpec().num_entries)
+
+    @torch.no_grad()
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+        for row, seed in zip(rows, seeds, strict=True):
+            generator = self._generators[row].manual_seed(seed)
+            instance = draw_instance(self._task, generator)
+            for name, value in vars(instance).items():
+                getattr(self._instance, name)[row] = value
+        self.problem = Problem(self._task, **vars(self._instance))
+        start_w, start_h = self.problem.project(self._instance.w, self._instance.h)
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        self.w[index], self.h[index] = start_w[index], start_h[index]
+        self._exact = None
+        self._position[index.cpu()] = DRAWN_STEPS
+        self._num_steps[index] = 0
+
+    def _numbers(self, is_active: Tensor) -> tuple[Tensor, Tensor]:
+        """The random numbers of each run's next step."""
+        exhausted = is_active & (self._position == DRAWN_STEPS)
+        for row in exhausted.nonzero()[:, 0].tolist():
+            uniforms, normals = self._draws.draw(self._generators[row])
+            self._uniforms[:, row], self._normals[:, row] = uniforms, normals
+        self._position[exhausted] = 0
+        first = int(self._position[0])
+        if first < DRAWN_STEPS and bool((self._position == first).all()):
+            uniforms, normals = self._uniforms[first], self._normals[first]
+        else:
+            place = (self._position.clamp(max=DRAWN_STEPS - 1), torch.arange(self.num_runs))
+            uniforms, normals = self._uniforms[place], self._normals[place]
+        return uniforms.to(self.device), normals.to(self.device)
+
+    @torch.no_grad()
+    def best_lrs(self) -> Tensor:
+        """The best learning rate of each run along its next, noisy direction: an oracle's."""
+        numbers = self._numbers(torch.ones(self.num_runs, dtype=torch.bool))
+        direction, _ = self.problem.noisy_gradients(
+            self.w, self.h, *numbers, exact=self._known_exact()
+        )
+        return line_oracle(self.w, self.h, self.problem.matrix, direction=direction)[0]
+
+    @torch.no_grad()
+    def step(self, lrs: Tensor, active: Tensor) -> Tensor:
+        """One step of the active runs; returns the observed losses before it."""
+        is_active = active.cpu()
+        uniforms, normals = self._numbers(is_active)
+        self._position += is_active
+        (grad_w, grad_h), losses = self.problem.noisy_gradients(
+            self.w, self.h, uniforms, normals, exact=self._known_exact()
+        )
+        if self._task.update == "alternating":
+            moves_w = (self._num_steps % 2 == 0)[:, None, None]
+            grad_w, grad_h = grad_w * moves_w, grad_h * ~moves_w
+        rates = -lrs.to(self.w.dtype)[:, None, None]
+        w, h = self.problem.project(
+            torch.addcmul(self.w, rates, grad_w), torch.addcmul(self.h, rates, grad_h)
+        )
+        if not bool(active.all()):
+            moves = active[:, None, None]
+            w, h = torch.where(moves, w, self.w), torch.where(moves, h, self.h)
+            grad_w = torch.where(moves, grad_w, self._gradients[0])
+            grad_h = torch.where(moves, grad_h, self._gradients[1])
+        self.w, self.h, self._gradients, self._exact = w, h, (grad_w, grad_h), None
+        self._num_steps += active
+        return losses
+
+    def _known_exact(self) -> Exact | None:
+        """What is exact at the present state, computed once for cap and step."""
+        if self._exact is None and self._task.noise != "minibatch":
+            self._exact = self.problem.exact(self.w, self.h)
+        return self._exact
+
+    @torch.no_grad()
+    def cap(self) -> tuple[Tensor, str]:
+        """The task's cap for each run's next step."""
+        return self.problem.cap(self.w, self.h, self._num_steps % 2 == 0, exact=self._known_exact())
+
+    @torch.no_grad()
+    def privileged_losses(self) -> Tensor:
+        """The exact objectives 1/2 ||V - W H||^2."""
+        return self.problem.loss(self.w, self.h)
+
+    def weights(self) -> Tensor:
+        """W and H, flattened (or their sample)."""
+        return self._read(self.w, self.h)
+
+    def gradients(self) -> Tensor:
+        """The last gradients of these entries."""
+        return self._read(*self._gradients)
+
+    def _read(self, w: Tensor, h: Tensor) -> Tensor:
+        entries = torch.cat([w.flatten(1), h.flatten(1)], dim=1)
+        return entries if self._sample is None else entries[:, self._sample]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the problems and the numbers that are drawn but not used."""
+        tensors = ("w", "h", "_uniforms", "_normals", "_position", "_num_steps")
+        return {
+            **{name: getattr(self, name).clone() for name in tensors},
+            "_instance": {name: value.clone() for name, value in vars(self._instance).items()},
+            "_gradients": [gradient.clone() for gradient in self._gradients],
+            "generators": [generator.get_state() for generator in self._generators],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        for name in ("w", "h", "_uniforms", "_normals", "_position", "_num_steps"):
+            setattr(self, name, state[name].clone())
+        self._instance = Instance(**{k: v.clone() for k, v in state["_instance"].items()})
+        self.problem = Problem(self._task, **vars(self._instance))
+        grad_w, grad_h = state["_gradients"]
+        self._gradients = grad_w.clone(), grad_h.clone()
+        self._exact = None
+        for generator, generator_state in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(generator_state)
