@@ -37,7 +37,8 @@ def train_agent(
     Args:
         env: vectorized `LRControlEnv`s.
         algorithm: called as `algorithm(env=..., seed=..., device="cpu")`.
-        total_steps: budget in env steps; training ends with the rollout that reaches it.
+        total_steps: budget in env steps, at least 1; training ends with the rollout that
+            reaches it.
         seed: of the agent and the environments.
         run_dir: the run folder.
         tracker: gets the rows of metrics.
@@ -51,6 +52,8 @@ def train_agent(
         The summary, as written to `summary.json`; `stopped_by` names the signal that ended
         training early, else it is None.
     """
+    if total_steps < 1:
+        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
     rows: list[dict[str, str]] = []
     if resume_from is None:
         env.seed(seed)

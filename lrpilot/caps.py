@@ -40,13 +40,18 @@ def ask_cap(cap: Cap) -> tuple[float, str]:
     """Ask a cap and check its answer.
 
     Raises:
+        TypeError: if it is no function, or returns anything but the two values.
         ValueError: if the largest learning rate is not positive.
 
     >>> ask_cap(lambda: (0.5, "estimate"))
     (0.5, 'estimate')
     """
-    eta_max, guarantee = cap()
-    eta_max = float(eta_max)
+    answer = cap() if callable(cap) else cap
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(
+            f"`cap` must be a function that returns (largest lr, name of guarantee), got {answer!r}"
+        )
+    eta_max, guarantee = float(answer[0]), answer[1]
     if not eta_max > 0.0:
         raise ValueError(f"`cap` must return a positive learning rate, got {eta_max}")
     return eta_max, guarantee

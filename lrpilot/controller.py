@@ -96,6 +96,10 @@ class Controller:
                 )
         elif total_steps < 1:
             raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+        elif warmup_steps >= total_steps:
+            raise ValueError(
+                f"`warmup_steps` must be below `total_steps` = {total_steps}, got {warmup_steps}"
+            )
         self.action = action
         self.observer = Observer(observation, parameters)
         self.interval_steps = interval_steps

@@ -100,6 +100,13 @@ class Policy:
         values: Array = (hidden @ weight + bias)[:, 0]
         return np.tanh(values) if self.output == "tanh" else values.clip(-1.0, 1.0)
 
+    def __repr__(self) -> str:
+        task = self.card.get("task", {}).get("name", "unknown")
+        return (
+            f"Policy(task={task!r}, groups={self.observation.groups}, action={self.action}, "
+            f"fingerprint={self.fingerprint[:12]!r})"
+        )
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and the specifications (not of the card)."""

@@ -36,8 +36,9 @@ class PolicyLR(LRScheduler):
     Args:
         optimizer: the wrapped optimizer; its learning rates are the initial ones.
         policy: a `Policy`, a policy file, or a run folder.
-        total_steps: T, optimizer steps of the run; may be None if the policy uses neither
-            progress nor an anchor schedule. Past T, progress stays 1.
+        total_steps: T, optimizer steps of the run, warm-up included; may be None if the policy
+            uses neither progress nor an anchor schedule. Past T progress stays 1, and with a
+            decaying anchor the learning rate stays at the lower end of the box.
         interval_steps: optimizer steps per decision; by default T / num_decisions, rounded.
         warmup_steps: steps of linear warm-up before the clock starts; losses are observed.
         min_factor: replaces the lower end of the policy's box, relative to the initial lr.
@@ -225,6 +226,7 @@ class PolicyLR(LRScheduler):
             "base_lrs": list(self.base_lrs),
             "_step_count": self._step_count,
             "_last_lr": list(self._last_lr),
+            "lrs": [float(group["lr"]) for group in self.optimizer.param_groups],
             "_applied": self._applied,
             "_has_loss": self._has_loss,
             "bound_by": self.bound_by,
@@ -232,6 +234,9 @@ class PolicyLR(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the continuation is bit-identical.
+
+        The optimizer's learning rates are set, too, so that its own state may have been loaded
+        before or after this scheduler was made.
 
         Raises:
             ValueError: if the state belongs to another policy, interval, horizon or warm-up.
@@ -252,3 +257,8 @@ class PolicyLR(LRScheduler):
             setattr(self, name, state_dict[name])
         self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = list(state_dict["_last_lr"])
+        for group, lr in zip(self.optimizer.param_groups, state_dict["lrs"], strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

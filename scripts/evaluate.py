@@ -8,6 +8,7 @@ curves.csv, curves.png, table.md and config.yaml.
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,12 +23,38 @@ from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation import report
 from evaluation.grid import Method, train_grid
 from evaluation.provenance import describe_provenance
-from lrpilot import Policy, PolicyLR
+from lrpilot import Policy, PolicyFileError, PolicyLR
+from tasks.files import DataError
+
+
+def load_policy(path: str, cfg: DictConfig) -> Policy:
+    """The policy; warns where the task is not the one that it was trained on."""
+    policy = Policy.load(path)
+    trained: dict[str, Any] = policy.card.get("task", {})
+    given: Any = OmegaConf.to_container(cfg.task, resolve=True)
+    changed = [
+        f"{key}: trained on {trained.get(key)}, evaluated on {value}"
+        for key, value in given.items()
+        if key not in ("data_dir", "device") and trained.get(key) != value
+    ]
+    if changed:
+        print(f"note: {path} was trained on another task\n  " + "\n  ".join(changed))
+    return policy
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    """Evaluate; a missing policy or missing data ends in its message alone."""
+    try:
+        evaluate(cfg)
+    except (DataError, FileNotFoundError, PolicyFileError) as error:
+        raise SystemExit(f"{error}") from None
+
+
+def evaluate(cfg: DictConfig) -> None:
     """Train the grid, then print and save table and figure."""
+    if cfg.num_seeds < 1:
+        raise SystemExit(f"`num_seeds` must be at least 1, got {cfg.num_seeds}")
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
     torch.set_num_threads(cfg.num_threads)
@@ -36,8 +63,14 @@ def main(cfg: DictConfig) -> None:
         Method(name, instantiate(scheduler, _convert_="all"))
         for name, scheduler in cfg.scheduler.items()
     ]
+    source = "no policy"
     if cfg.policy is not None:
-        policy = Policy.load(cfg.policy)
+        policy = load_policy(cfg.policy, cfg)
+        source = (
+            f"policy {policy.fingerprint[:12]}, trained on "
+            f"{policy.card.get('task', {}).get('name')} for {policy.card.get('num_env_steps')} "
+            f"env steps with seed {policy.card.get('seed')}"
+        )
         methods.insert(0, Method("policy", partial(PolicyLR, policy=policy), takes_loss=True))
     factors = [float(factor) for factor in cfg.initial_lr_factors]
     seeds = [FIRST_EVALUATION_SEED + i for i in range(cfg.num_seeds)]
@@ -67,7 +100,7 @@ def main(cfg: DictConfig) -> None:
     text = (
         f"{task.name}: seeds {seeds[0]} to {seeds[-1]}, mean [95 % bootstrap interval]; each "
         f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"
-        f"({origin})\n\n{tables}\n"
+        f"({cfg.total_steps or task.total_steps} steps per run; {source}; {origin})\n\n{tables}\n"
     )
     (out_dir / "table.md").write_text(text)
     print("\n" + text)

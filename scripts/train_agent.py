@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents import checkpoint
 from agents.training import train_agent
 from evaluation.provenance import describe_provenance
+from tasks.files import DataError
 
 MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
 
@@ -37,6 +38,18 @@ def find_run_dir(resume: str | bool, output_root: str) -> Path:
     return newest.parent
 
 
+def differences(given: Any, kept: Any, prefix: str) -> list[str]:
+    """The leaf keys in which two configuration nodes differ, with both values."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        keys = dict.fromkeys([*kept, *given])
+        return [
+            line
+            for key in keys
+            for line in differences(given.get(key), kept.get(key), f"{prefix}.{key}")
+        ]
+    return [] if given == kept else [f"`{prefix}`: {kept} kept, {given} given"]
+
+
 def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """The configuration of the run that is continued, with what may change taken from `cfg`."""
     saved = OmegaConf.load(run_dir / "config.yaml")
@@ -46,14 +59,22 @@ def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
         given = OmegaConf.select(cfg, key)
         if key in MAY_CHANGE:
             OmegaConf.update(saved, key, given)
-        elif key not in ("resume", "output_root") and key.split(".")[0] != "logger":
-            kept = OmegaConf.select(saved, key)
-            if plain(given) != plain(kept):
+        elif key.split(".")[0] == "logger":
+            saved.logger = cfg.logger
+        elif key not in ("resume", "output_root"):
+            changed = differences(plain(given), plain(OmegaConf.select(saved, key)), key)
+            if changed:
                 raise SystemExit(
-                    f"`{key}` cannot change when a run is resumed: {run_dir} has {kept}, got "
-                    f"{given} (may change: {', '.join(MAY_CHANGE)}, logger)"
+                    "\n".join(changed)
+                    + f"\n`{key}` cannot change when a run is resumed (may change: "
+                    + f"{', '.join(MAY_CHANGE)}, logger); leave it out to keep the run's"
                 )
-    saved.logger = cfg.logger
+    done = checkpoint.read_snapshot(run_dir / checkpoint.FILE_NAME)["num_env_steps"]
+    if done >= saved.agent.total_steps:
+        raise SystemExit(
+            f"{run_dir} has made {done} of {saved.agent.total_steps} env steps: nothing is left; "
+            "give a larger agent.total_steps=... to go on"
+        )
     saved.resume = str(run_dir)
     return saved
 
@@ -65,6 +86,14 @@ def plain(node: Any) -> Any:
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
 def main(cfg: DictConfig) -> None:
+    """Train; missing data ends in its message alone."""
+    try:
+        train(cfg)
+    except DataError as error:
+        raise SystemExit(f"{error}") from None
+
+
+def train(cfg: DictConfig) -> None:
     """Compose the parts and train."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume_from = find_run_dir(cfg.resume, cfg.output_root) if cfg.resume else None
@@ -98,7 +127,9 @@ def main(cfg: DictConfig) -> None:
     print(f"run folder             {run_dir}")
     if summary["stopped_by"]:
         raise SystemExit(f"stopped by {summary['stopped_by']}; continue with resume={run_dir}")
-    print(f"next                   python scripts/evaluate.py task={task.name} policy={run_dir}")
+    chosen = [o for o in HydraConfig.get().overrides.task if o.startswith("task")]
+    arguments = " ".join([*(chosen or [f"task={task.name}"]), f"policy={run_dir}"])
+    print(f"next                   {sys.executable} scripts/evaluate.py {arguments}")
 
 
 if __name__ == "__main__":

@@ -982,3 +982,42 @@ def test_a_refused_construction_leaves_the_lr_as_it_was() -> None:
 def test_what_is_no_optimizer_is_refused() -> None:
     with pytest.raises(TypeError, match="is not an Optimizer"):
         PolicyLR([torch.ones(3)], random_policy(), total_steps=50)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_resuming_sets_the_learning_rate_whichever_state_is_loaded_first(
+    optimizer_first: bool,
+) -> None:
+    def build(state: dict[str, Any] | None) -> tuple[torch.optim.SGD, PolicyLR]:
+        parameter = torch.nn.Parameter(torch.ones(3))
+        parameter.grad = torch.ones(3)
+        optimizer = torch.optim.SGD([parameter], lr=0.5)
+        if state and optimizer_first:
+            optimizer.load_state_dict(state["optimizer"])
+        scheduler = PolicyLR(optimizer, random_policy(seed=3), total_steps=60)
+        if state:
+            scheduler.load_state_dict(state["scheduler"])
+        if state and not optimizer_first:
+            optimizer.load_state_dict(state["optimizer"])
+        return optimizer, scheduler
+
+    optimizer, scheduler = build(None)
+    for step in range(20):
+        optimizer.step()
+        scheduler.step(1.0 / (step + 1))
+    state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    assert optimizer.param_groups[0]["lr"] != 0.5
+    assert build(copy.deepcopy(state))[0].param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("cap", [0.02, lambda: 0.02])
+def test_a_cap_that_is_no_function_of_two_values_is_refused(cap: Any) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.5)
+    with pytest.raises(TypeError, match=r"`cap` must be a function that returns \(largest lr"):
+        PolicyLR(optimizer, random_policy(), total_steps=60, cap=cap)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.5)
+    with pytest.raises(ValueError, match="`warmup_steps` must be below `total_steps` = 60, got 60"):
+        PolicyLR(optimizer, random_policy(), total_steps=60, warmup_steps=60)

@@ -146,7 +146,7 @@ def test_resume_with_another_environment_is_refused(run_dir, tmp_path):
         check=False,
     )
     assert result.returncode != 0
-    assert "`env.num_decisions` cannot change when a run is resumed" in result.stderr
+    assert "`env.num_decisions`: 30 kept, 10 given" in result.stderr
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path):
@@ -161,3 +161,42 @@ def test_mistyped_key_is_named(tmp_path):
     result = script("train_agent.py", "agent.total_step=5", cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "total_step" in result.stderr
+
+
+def test_finished_run_is_not_resumed(run_dir, tmp_path):
+    result = script(
+        "train_agent.py",
+        f"resume={run_dir}",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "nothing is left" in result.stderr
+
+
+def test_missing_policy_is_named_without_a_traceback(tmp_path):
+    result = script(
+        "evaluate.py",
+        f"policy={tmp_path}/nope",
+        f"hydra.run.dir={tmp_path}/out",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert result.stderr.strip() == f"no policy at {tmp_path}/nope"
+
+
+def test_policy_of_another_task_is_noted(run_dir, tmp_path):
+    result = script(
+        "evaluate.py",
+        "task=quadratic",
+        f"policy={run_dir}",
+        "num_seeds=1",
+        "initial_lr_factors=[1]",
+        "scheduler=[cosine]",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
+    assert "was trained on another task" in result.stdout
+    assert "name: trained on digits, evaluated on quadratic" in result.stdout
