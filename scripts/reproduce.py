@@ -33,6 +33,7 @@ QUICK = {
     "num_held_out": 64,
     "num_real_seeds": 1,
     "initial_lrs": [0.001, 0.01],
+    "real_initial_lrs": [0.001, 0.01],
     "cap_fractions": [0.3, 1.0],
     "real_matrices": {"digits": 10},
 }
@@ -51,7 +52,7 @@ def compare_on(
     tuned = nmf_experiment.tune_schedules(
         task,
         schedules,
-        initial_lrs=list(experiment.initial_lrs),
+        initial_lrs=list(experiment.initial_lrs if is_random else experiment.real_initial_lrs),
         cap_fractions=fractions,
         num_seeds=num_tuning,
         modes=nmf_experiment.MODES if is_random else ("raw", "fraction"),
@@ -92,21 +93,7 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.num_threads)
     experiment = cfg.experiment
     task: NMFTask = instantiate(experiment.task, _convert_="all", data_dir=cfg.data_dir)
-    agent_dir = out_dir / "agent"
-    agent_dir.mkdir()
-    config: Any = OmegaConf.to_container(experiment, resolve=True)
-    train_agent(
-        instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs),
-        algorithm=instantiate(experiment.agent.algorithm, _convert_="all"),
-        total_steps=experiment.agent.total_steps,
-        seed=cfg.seed,
-        run_dir=agent_dir,
-        tracker=Tracker(agent_dir, config),
-        card={key: config[key] for key in ("task", "env", "agent")},
-        checkpoint_steps=experiment.agent.total_steps,
-        provenance=describe_provenance(),
-        show_progress=cfg.show_progress,
-    )
+    agent_dir = Path(cfg.policy) if cfg.policy else train(task, cfg, out_dir / "agent")
     policy = Policy.load(agent_dir)
     compare_on(task, policy, "random", experiment.num_held_out, cfg, out_dir)
     for matrix, rank in experiment.real_matrices.items():
@@ -122,6 +109,26 @@ def main(cfg: DictConfig) -> None:
         )
         compare_on(real, policy, matrix, experiment.num_real_seeds, cfg, out_dir)
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")
+
+
+def train(task: NMFTask, cfg: DictConfig, agent_dir: Path) -> Path:
+    """Train the agent of the experiment; returns its run folder."""
+    experiment = cfg.experiment
+    agent_dir.mkdir()
+    config: Any = OmegaConf.to_container(experiment, resolve=True)
+    train_agent(
+        instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs),
+        algorithm=instantiate(experiment.agent.algorithm, _convert_="all"),
+        total_steps=experiment.agent.total_steps,
+        seed=cfg.seed,
+        run_dir=agent_dir,
+        tracker=Tracker(agent_dir, config),
+        card={key: config[key] for key in ("task", "env", "agent")},
+        checkpoint_steps=experiment.agent.total_steps,
+        provenance=describe_provenance(),
+        show_progress=cfg.show_progress,
+    )
+    return agent_dir
 
 
 if __name__ == "__main__":
