@@ -18,7 +18,14 @@ from tasks.runs import Task
 
 Array = NDArray[np.float32]
 
-_TENSORS = ("_initial_lr", "_initial_privileged", "_log_level", "_is_nonfinite")
+_TENSORS = (
+    "_initial_lr",
+    "_initial_privileged",
+    "_log_level",
+    "_is_nonfinite",
+    "_num_capped",
+    "_lrs",
+)
 
 
 class LRControlVecEnv(VecEnv):
@@ -58,6 +65,9 @@ class LRControlVecEnv(VecEnv):
         self._initial_privileged = zeros + 1.0
         self._log_level = zeros.clone()
         self._is_nonfinite = zeros.bool()
+        self._num_capped = zeros.long()
+        self._lrs = zeros.clone()
+        self._guarantee = ""
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
         self._episodes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
@@ -98,18 +108,25 @@ class LRControlVecEnv(VecEnv):
     def _train_interval(self, started: Tensor) -> None:
         """Train one decision interval of the runs of this mask."""
         steps_left = torch.where(started, self.controller.steps_to_decision(), 0.0)
+        self._num_capped = torch.where(started, 0, self._num_capped)
         for k in range(int(steps_left.max())):
             active = steps_left > k
-            losses = self.runs.step(self._next_lrs(), active)
+            lrs = self._next_lrs(active)
+            self._lrs = torch.where(active, lrs, self._lrs)
+            losses = self.runs.step(lrs, active)
             self.controller.observe(losses, active)
             self._is_nonfinite |= active & ~losses.isfinite()
 
-    def _next_lrs(self) -> Tensor:
-        single = self.single
-        if single.action.unit == "cap":
-            return self.controller.factor * self.runs.cap()[0]
+    def _next_lrs(self, active: Tensor) -> Tensor:
         lrs = self._initial_lr * self.controller.factor
-        return torch.minimum(lrs, self.runs.cap()[0].double()) if single.use_cap else lrs
+        if not self.single.use_cap:
+            return lrs
+        cap, self._guarantee = self.runs.cap()
+        eta_max = cap.double()
+        if self.single.action.unit == "cap":
+            lrs = self.controller.factor * eta_max
+        self._num_capped += active & (lrs >= eta_max)
+        return torch.minimum(lrs, eta_max)
 
     def _is_diverged(self) -> Tensor:
         return (self.controller.interval_loss > self.single.divergence_factor) | self._is_nonfinite
@@ -158,12 +175,15 @@ class LRControlVecEnv(VecEnv):
         return observations, rewards.float().cpu().numpy(), is_done.cpu().numpy(), infos
 
     def _infos(self, is_diverged: Tensor) -> list[dict[str, Any]]:
-        lrs = (self._initial_lr * self.controller.factor).tolist()
         steps = self.controller.state["num_steps"].tolist()
+        capped: list[dict[str, Any]] = [{}] * self.num_envs
+        if self.single.use_cap:
+            counts = self._num_capped.tolist()
+            capped = [{"num_capped": n, "guarantee": self._guarantee} for n in counts]
         return [
-            {**episode, "lr": lr, "num_steps": int(num_steps), "is_diverged": diverged}
-            for episode, lr, num_steps, diverged in zip(
-                self._episodes, lrs, steps, is_diverged.tolist(), strict=True
+            {**episode, "lr": lr, "num_steps": int(num_steps), "is_diverged": diverged, **bound}
+            for episode, lr, num_steps, diverged, bound in zip(
+                self._episodes, self._lrs.tolist(), steps, is_diverged.tolist(), capped, strict=True
             )
         ]
 

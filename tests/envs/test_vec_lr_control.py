@@ -68,6 +68,9 @@ def test_instances_equal_single_environments_through_their_resets(variant):
         for i, env in enumerate(singles):
             observation, reward, done, _, info = env.step(actions[i])
             assert done == dones[i]
+            assert infos[i].get("num_capped") == info.get("num_capped")
+            assert infos[i]["lr"] == pytest.approx(info["lr"], rel=1e-4)
+            assert infos[i].get("guarantee") == info.get("guarantee")
             assert reward == pytest.approx(rewards[i], abs=1e-3)
             if done:
                 num_ended += 1
