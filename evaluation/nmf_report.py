@@ -108,7 +108,8 @@ def draw_outcomes(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
             "zorder": 3 if is_policy else 2,
         }
         axes[0].plot(outcome.trial.steps, outcome.trial.curve, **style)
-        if outcome.mode != "raw":
+        # the oracle's best step is often 0, which no logarithm shows
+        if outcome.mode != "raw" and not outcome.name.startswith("oracle"):
             fractions = 10.0 ** np.array(outcome.trial.fractions)
             axes[1].plot(outcome.trial.steps[:-1], fractions, **style)
     axes[0].set(xlabel="step", ylabel="mean log10 f(t)/f(0)")

@@ -1,5 +1,6 @@
 """Where a number comes from: machine, versions and commit."""
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
@@ -8,7 +9,10 @@ import torch
 
 
 def describe_provenance() -> dict[str, str]:
-    """Processor, threads, versions and commit of this process, for reports."""
+    """Processor, threads, versions and commit of this process, for reports.
+
+    The commit is read once, when it is first asked for, as the code is.
+    """
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "num_threads": str(torch.get_num_threads()),
@@ -18,6 +22,7 @@ def describe_provenance() -> dict[str, str]:
     }
 
 
+@functools.cache
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     root = Path(__file__).resolve().parents[1]

@@ -58,6 +58,7 @@ def evaluate(cfg: DictConfig) -> None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
     torch.set_num_threads(cfg.num_threads)
+    origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
     task = instantiate(cfg.task, _convert_="all")
     methods = [
         Method(name, instantiate(scheduler, _convert_="all"))
@@ -96,7 +97,6 @@ def evaluate(cfg: DictConfig) -> None:
     tables = report.tuned_table(rows)
     if len(factors) > 1:
         tables += "\n\n" + report.robustness_table(rows)
-    origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
     text = (
         f"{task.name}: seeds {seeds[0]} to {seeds[-1]}, mean [95 % bootstrap interval]; each "
         f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"

@@ -91,6 +91,7 @@ def main(cfg: DictConfig) -> None:
             OmegaConf.update(cfg.experiment, key, value, merge=False)
     OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
     torch.set_num_threads(cfg.num_threads)
+    describe_provenance()  # reads the commit now, not after hours of training
     experiment = cfg.experiment
     task: NMFTask = instantiate(experiment.task, _convert_="all", data_dir=cfg.data_dir)
     agent_dir = Path(cfg.policy) if cfg.policy else train(task, cfg, out_dir / "agent")
