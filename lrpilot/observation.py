@@ -145,13 +145,16 @@ class Observer:
                 while the loss is observed.
         """
         if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
-            if loss.device.type != "cpu":
-                # reading the value now would wait for the device at every step
-                self._pending.append(loss.detach().reshape(()).to(torch.float64, copy=True))
-                return
-            value = loss.item()
+            try:
+                if not loss.is_cpu:
+                    # reading the value now would wait for the device at every step
+                    self._pending.append(loss.detach().reshape(()).to(torch.float64, copy=True))
+                    return
+                value = loss.item()
+            except RuntimeError:
+                raise ValueError(
+                    f"`loss` must have one element, got shape {tuple(loss.shape)}"
+                ) from None
         else:
             try:
                 value = float(loss + 0.0)

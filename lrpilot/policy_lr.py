@@ -115,15 +115,12 @@ class PolicyLR(LRScheduler):
 
     def observe(self, loss: float | Tensor) -> None:
         """Take the minibatch loss of the step that was just made, without stepping."""
-        self._observe(loss, stacklevel=4)
-
-    def _observe(self, loss: float | Tensor, *, stacklevel: int) -> None:
         observer = self.controller.observer
         known = observer.num_nonfinite
         observer.update(loss)
         self._has_loss = True
         if observer.num_nonfinite > known:
-            self._warn_nonfinite(known, stacklevel=stacklevel)
+            self._warn_nonfinite(known, stacklevel=3)
 
     def _warn_nonfinite(self, known: int, *, stacklevel: int = 4) -> None:
         if known == 0:
@@ -141,23 +138,28 @@ class PolicyLR(LRScheduler):
             loss: minibatch loss of the forward pass before this optimizer step: a number or a
                 tensor of one element. May be None after `observe(loss)`.
         """
+        controller = self.controller
         if loss is not None:
-            self._observe(loss, stacklevel=4)
-        if not self._has_loss and not self._is_initial:
+            # as `observe`, without its call: this runs at every step of a training
+            observer = controller.observer
+            known = observer.num_nonfinite
+            observer.update(loss)
+            if observer.num_nonfinite > known:
+                self._warn_nonfinite(known, stacklevel=3)
+        elif not self._has_loss and not self._is_initial:
             raise RuntimeError(
                 "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
             )
         self._has_loss = False
-        if self._step_count > 1 and not self._is_initial and not self._update_due():
-            self.last_epoch += 1
-            self.controller.num_steps += 1
+        if self._step_count <= 1 or self._is_initial:
+            super().step()  # with torch's warnings about the order of calls
             return
-        super().step()
-
-    def _update_due(self) -> bool:
-        controller = self.controller
         elapsed = controller.num_steps + 1 - controller.warmup_steps
-        return self.cap is not None or elapsed <= 0 or elapsed % controller.interval_steps == 0
+        if self.cap is None and elapsed > 0 and elapsed % controller.interval_steps:
+            self.last_epoch += 1
+            controller.num_steps += 1
+        else:
+            self._update_lr()
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates of the next step; makes the decision if one is due."""
