@@ -62,7 +62,7 @@ def measure(make_env: Callable[[], VecEnv], num_rollouts: int) -> tuple[float, f
         "MlpPolicy",
         env,
         n_steps=29,
-        batch_size=rollout // 4,
+        batch_size=rollout // 4 if rollout % 4 == 0 else rollout,
         n_epochs=6,
         gamma=1.0,
         seed=0,
