@@ -212,7 +212,19 @@ class Problem:
         *,
         exact: Exact | None = None,
     ) -> tuple[Tensor, str]:
-        """The task's cap at (W, H); `moves_w` says which block an alternating step moves."""
+        """The task's cap at (W, H); `moves_w` says which block an alternating step moves.
+
+        Under relative noise, E||xi||^2 = rho ||G||^2, it is divided by 1 + rho: else noise that
+        grows with the loss can drive it up without limit.
+        """
+        eta, guarantee = self._cap(w, h, moves_w, exact=exact)
+        if self.task.noise == "relative":
+            eta = eta / (1 + self.noise_level.square())
+        return eta, guarantee
+
+    def _cap(
+        self, w: Tensor, h: Tensor, moves_w: Tensor, *, exact: Exact | None
+    ) -> tuple[Tensor, str]:
         task = self.task
         if task.cap_kind == "ball":
             if self._ball_cap is None:
