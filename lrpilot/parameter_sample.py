@@ -1,6 +1,6 @@
 """A fixed random sample of parameter entries: what the movement features read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class ParameterSample:
         self._parameters = list(parameters)
         sizes = [parameter.numel() for parameter in self._parameters]
         self._indices: list[Tensor | None] = [None] * len(sizes)
+        kinds = {(parameter.device, parameter.dtype) for parameter in self._parameters}
+        self._is_uniform = len(kinds) == 1 and self._parameters[0].dtype == torch.float32
         drawn = sample_positions(sum(sizes), num_entries)
         if drawn is not None:
             start = 0
@@ -45,7 +47,7 @@ class ParameterSample:
 
     def values(self) -> Tensor:
         """The sampled entries, as a new float32 vector."""
-        return self._gather([parameter.detach() for parameter in self._parameters])
+        return self._gather(self._parameters)
 
     def gradient(self) -> Tensor:
         """The gradients of the sampled entries; zero where one parameter has none.
@@ -67,10 +69,12 @@ class ParameterSample:
             ]
         )
 
-    def _gather(self, tensors: list[Tensor]) -> Tensor:
+    @torch.no_grad()
+    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
             tensor.reshape(-1) if index is None else tensor.reshape(-1).index_select(0, index)
             for tensor, index in zip(tensors, self._indices, strict=True)
         ]
-        device = parts[0].device
-        return torch.cat([part.to(device, torch.float32) for part in parts])
+        if not self._is_uniform:
+            parts = [part.to(self._parameters[0].device, torch.float32) for part in parts]
+        return torch.cat(parts)
