@@ -5,6 +5,7 @@ hold equal to single runs under real torch optimizers and schedulers.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +52,17 @@ class Trial:
     actions: Floats
 
 
-class Control:
+class Control(ABC):
     """Learning rates from the step number and the cap; override `lrs`."""
 
-    def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:
+    def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:  # noqa: B027 (optional)
         """Prepare for new runs."""
 
+    @abstractmethod
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
         """Learning rates of this step, of shape (B,)."""
-        raise NotImplementedError
 
-    def observe(self, losses: Tensor) -> None:
+    def observe(self, losses: Tensor) -> None:  # noqa: B027 (optional)
         """Take the observed losses of the step."""
 
 

@@ -14,6 +14,8 @@ def mean_and_interval(
 ) -> tuple[float, float, float]:
     """Mean over seeds and its percentile-bootstrap interval.
 
+    With a handful of seeds it is too narrow: it cannot leave the range of the values.
+
     Args:
         values: one per seed; a single infinite one makes all three results infinite.
         confidence: coverage of the interval.

@@ -16,8 +16,10 @@ EVALUATION_BATCH = 1000
 
 
 def small_cnn(channels: int, num_classes: int) -> nn.Module:
-    """Three 3x3 convolutions (16, 32, 32 channels; strides 2, 2, 1), mean, linear: 14,666
-    parameters for CIFAR-10; any image size."""  # noqa: D205, D209
+    """Three 3x3 convolutions, the mean over the image, and a linear layer; any image size.
+
+    16, 32 and 32 channels with strides 2, 2 and 1: 14,666 parameters for CIFAR-10.
+    """
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, stride=2, padding=1),
         nn.ReLU(),

@@ -131,9 +131,8 @@ class Problem:
 
     def noise_bounds(self, std: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths beyond which the noise of W and of H is shortened."""
-        return tuple(
-            std * (mask.sum((-2, -1)).sqrt() + NOISE_MARGIN) for mask in (self.mask_w, self.mask_h)
-        )  # type: ignore[return-value]
+        length_w, length_h = (mask.sum((-2, -1)).sqrt() for mask in (self.mask_w, self.mask_h))
+        return std * (length_w + NOISE_MARGIN), std * (length_h + NOISE_MARGIN)
 
     def pick(self, uniforms: Tensor, num_valid: Tensor) -> Tensor:
         """Indices of a minibatch of columns or rows, (..., batch_size)."""

@@ -11,9 +11,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents import checkpoint
 from agents.tracking import Tracker
 from agents.training import train_agent
-from envs import LRControlEnv
+from envs import LRControlEnv, LRControlVecEnv
 from lrpilot import Policy
 from tasks.cnn import ImageTask
+from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 
 
@@ -53,11 +54,11 @@ PPO_TINY = partial(
 )
 
 
-def run(folder, *, total_steps, task=quadratic, first_env=None, seed=0, **kwargs):
+def run(folder, *, total_steps, task=quadratic, first_env=None, env=None, seed=0, **kwargs):
     folder.mkdir(exist_ok=True)
     make_env = partial(LRControlEnv, task(), num_decisions=5)
     return train_agent(
-        DummyVecEnv([first_env or make_env, make_env]),
+        env or DummyVecEnv([first_env or make_env, make_env]),
         algorithm=PPO_TINY,
         total_steps=total_steps,
         seed=seed,
@@ -133,6 +134,31 @@ def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(tmp_path, t
     run(tmp_path / "rest", total_steps=120, task=task, resume_from=tmp_path / "half")
     policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")]
     assert policies[0] == policies[1]
+
+
+def test_resumed_training_on_batched_runs_ends_bit_identical_to_an_uninterrupted_one(tmp_path):
+    task = NMFTask(
+        name="nmf",
+        optimizer=torch.optim.SGD,
+        base_lr=0.003,
+        total_steps=20,
+        shape=(12, 10),
+        rank=2,
+        batch_size=4,
+        noise="gaussian",
+    )
+
+    def batch_run(name, **kwargs):
+        return run(
+            tmp_path / name,
+            env=LRControlVecEnv(task, 3, num_decisions=5, horizon_factors=(0.5, 1.0)),
+            **kwargs,
+        )
+
+    whole = batch_run("whole", total_steps=144)
+    batch_run("half", total_steps=72)
+    rest = batch_run("rest", total_steps=144, resume_from=tmp_path / "half")
+    assert rest["policy_fingerprint"] == whole["policy_fingerprint"]
 
 
 def test_resumed_metrics_equal_those_of_an_uninterrupted_training(tmp_path):
