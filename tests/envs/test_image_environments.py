@@ -1,0 +1,38 @@
+"""The environments of the image sets whose files do not come with a package."""
+
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+
+import envs  # noqa: F401 (registers the environment)
+from tasks.cnn import ImageTask
+
+NEIGHBOUR = Path(__file__).resolve().parents[3] / "shared" / "data"
+FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir() else None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FOLDER is None, reason="needs the image files: set LRPILOT_DATA")
+@pytest.mark.parametrize("data", ["cifar10", "fashion_mnist"])
+def test_both_environment_checkers_pass_without_a_warning(data):
+    task = ImageTask(
+        name=data,
+        data=data,
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        base_lr=0.05,
+        total_steps=30,
+        num_train=1000,
+        data_dir=FOLDER,
+    )
+    env = gymnasium.make("lrpilot/LRControl-v0", task=task).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        check_env_for_sb3(env)
