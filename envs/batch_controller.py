@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,22 +35,22 @@ _START = {
     "long_slope": math.nan,
     "gradient_norm": math.nan,
     "num_moves": 0.0,
+    "num_nonfinite": 0.0,
 }
-_TENSORS = (
-    "total_steps",
-    "interval_steps",
-    "factor",
-    "_multiplier",
-    "_weights",
-    "_displacement",
-)
+_ARRAYS = ("total_steps", "interval_steps", "factor", "_multiplier")
+_TENSORS = ("_weights", "_displacement")
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 class BatchController:
     """Counts steps, gathers losses and applies actions for B runs on one device.
 
     It computes what B objects of `lrpilot.Controller` compute, to rounding; a test holds the two
-    together. Vectors have shape (B,) and are float64.
+    together. Vectors have shape (B,); those of the decision loop are float64 arrays of the host,
+    since hundreds of numbers are handled faster there than on any device. Losses stay on their
+    device until the interval closes.
 
     Args:
         observation: what is observed.
@@ -57,7 +58,6 @@ class BatchController:
         read_weights: returns the sampled parameter entries, (B, num_entries), as a new tensor.
         read_gradients: returns their gradients, (B, num_entries).
         num_runs: B.
-        device: where the runs live.
     """
 
     def __init__(
@@ -68,52 +68,67 @@ class BatchController:
         read_weights: Callable[[], Tensor],
         read_gradients: Callable[[], Tensor],
         num_runs: int,
-        device: str = "cpu",
     ) -> None:
         self.spec = observation
         self.action = action
         self._read_weights = read_weights
         self._read_gradients = read_gradients
-        ones = torch.ones(num_runs, dtype=torch.float64, device=device)
-        self.state = {name: ones * value for name, value in _START.items()}
-        self.total_steps = ones.clone()
-        self.interval_steps = ones.clone()
-        self.factor = ones * action.start_factor
-        self._multiplier = self.factor.clone()
+        self.state = {name: np.full(num_runs, value) for name, value in _START.items()}
+        self.total_steps = np.ones(num_runs)
+        self.interval_steps = np.ones(num_runs)
+        self.factor = np.full(num_runs, action.start_factor)
+        self._multiplier = self.factor.copy()
+        self._pending: list[tuple[Tensor, Mask]] = []
         reads_movement = "movement" in observation.groups
         self._weights = read_weights() if reads_movement else torch.zeros(num_runs, 0)
         self._displacement = torch.zeros_like(self._weights)
 
-    def reset(self, rows: Tensor, *, total_steps: Tensor, interval_steps: Tensor) -> None:
+    def reset(self, rows: list[int], *, total_steps: list[int], interval_steps: list[int]) -> None:
         """Start the runs of these indices anew; their weights are already initial ones."""
+        self._flush()
         for name, value in _START.items():
             self.state[name][rows] = value
         self.factor[rows] = self.action.start_factor
         self._multiplier[rows] = self.action.start_factor
-        self.total_steps[rows] = total_steps.to(self.total_steps)
-        self.interval_steps[rows] = interval_steps.to(self.interval_steps)
+        self.total_steps[rows] = total_steps
+        self.interval_steps[rows] = interval_steps
         if "movement" in self.spec.groups:
             self._weights[rows] = self._read_weights()[rows]
 
     @property
-    def progress(self) -> Tensor:
+    def progress(self) -> Floats:
         """t/T in [0, 1]."""
-        return (self.state["num_steps"] / self.total_steps).clamp(max=1.0)
+        return np.minimum(self.state["num_steps"] / self.total_steps, 1.0)
 
-    def steps_to_decision(self) -> Tensor:
+    def steps_to_decision(self) -> Floats:
         """Steps until each run's next decision or its end, whichever comes first."""
         done = self.state["num_steps"]
         to_decision = self.interval_steps - done % self.interval_steps
-        return torch.minimum(to_decision, self.total_steps - done)
+        steps: Floats = np.minimum(to_decision, self.total_steps - done)
+        return steps
 
-    def observe(self, losses: Tensor, active: Tensor) -> None:
+    def observe(self, losses: Tensor, active: Mask) -> None:
         """Take the minibatch losses of one step of the active runs, and count the step."""
+        self._pending.append((losses, active))
+        self.state["num_steps"] += active
+
+    def _flush(self) -> None:
+        if self._pending:
+            losses, masks = zip(*self._pending, strict=True)
+            self._pending = []
+            values = torch.stack(losses).double().cpu().numpy()
+            for value, active in zip(values, masks, strict=True):
+                self._add(value, active)
+
+    def _add(self, value: Floats, active: Mask) -> None:
         s = self.state
-        value = losses.double()
-        is_first = s["initial_loss"].isnan() & value.isfinite() & (value > 0.0)
-        initial_loss = torch.where(is_first, value, s["initial_loss"])
-        ratio = (value / initial_loss).clamp(-LOSS_CEILING, LOSS_CEILING)
-        ratio = torch.where(value.isfinite(), ratio, LOSS_CEILING).nan_to_num(nan=1.0)
+        is_finite = np.isfinite(value)
+        s["num_nonfinite"] += active & ~is_finite
+        is_first = np.isnan(s["initial_loss"]) & is_finite & (value > 0.0)
+        initial_loss = np.where(is_first, value, s["initial_loss"])
+        ratio = np.clip(value / initial_loss, -LOSS_CEILING, LOSS_CEILING)
+        ratio = np.where(is_finite, ratio, LOSS_CEILING)
+        ratio[np.isnan(ratio)] = 1.0
         count = s["count"] + 1
         delta = ratio - s["interval_mean"]
         mean = s["interval_mean"] + delta / count
@@ -122,124 +137,135 @@ class BatchController:
             "count": count,
             "interval_mean": mean,
             "interval_m2": s["interval_m2"] + delta * (ratio - mean),
-            "num_steps": s["num_steps"] + 1,
         }
-        if bool(active.all()):
-            s.update(new)
-        else:
-            s.update({name: torch.where(active, value, s[name]) for name, value in new.items()})
+        for name, array in new.items():
+            s[name] = array if active.all() else np.where(active, array, s[name])
 
     @property
-    def interval_loss(self) -> Tensor:
+    def interval_loss(self) -> Floats:
         """Mean loss since the last decision over the first loss."""
+        self._flush()
         s = self.state
-        return torch.where(s["count"] > 0, s["interval_mean"], s["last_interval_mean"])
+        return np.where(s["count"] > 0, s["interval_mean"], s["last_interval_mean"])
 
-    def observation(self, active: Tensor) -> NDArray[np.float32]:
+    @property
+    def num_nonfinite(self) -> Floats:
+        """Losses of the run that were not finite."""
+        self._flush()
+        return self.state["num_nonfinite"]
+
+    def observation(self, active: Mask) -> NDArray[np.float32]:
         """Close the intervals of the active runs; returns an array (B, number of features)."""
+        self._flush()
         before = dict(self.state)
         old_weights, old_displacement = self._weights, self._displacement
         s = self.state
-        columns: list[Tensor] = []
-        for group in self.spec.groups:
-            if group == "progress":
-                columns.append(2 * self.progress - 1)
-            elif group == "loss":
-                columns += self._loss_features()
-            elif group == "lr":
-                columns += [self.factor.clamp(min=1e-30).log10() / 2, s["previous_action"]]
-            elif group == "movement":
-                columns += self._movement_features()
-            else:
-                columns.append(self._gradient_feature())
+        columns: list[Floats] = []
+        with np.errstate(all="ignore"):
+            for group in self.spec.groups:
+                if group == "progress":
+                    columns.append(2 * self.progress - 1)
+                elif group == "loss":
+                    columns += self._loss_features()
+                elif group == "lr":
+                    columns.append(np.log10(np.maximum(self.factor, 1e-30)) / 2)
+                    columns.append(s["previous_action"])
+                elif group == "movement":
+                    columns += self._movement_features()
+                else:
+                    columns.append(self._gradient_feature())
         s["last_interval_mean"] = self.interval_loss
         for name in ("count", "interval_mean", "interval_m2"):
-            s[name] = torch.zeros_like(s[name])
-        if not bool(active.all()):
-            self.state = {name: torch.where(active, s[name], before[name]) for name in s}
-            self._weights = torch.where(active[:, None], self._weights, old_weights)
-            self._displacement = torch.where(active[:, None], self._displacement, old_displacement)
-        table = torch.stack(columns, dim=1).nan_to_num(nan=FEATURE_LIMIT)
-        observation: NDArray[np.float32] = (
-            table.clamp(-FEATURE_LIMIT, FEATURE_LIMIT).float().cpu().numpy()
-        )
-        return observation
+            s[name] = np.zeros_like(s[name])
+        if not active.all():
+            self.state = {name: np.where(active, s[name], before[name]) for name in s}
+            keep = torch.as_tensor(active, device=old_weights.device)[:, None]
+            self._weights = torch.where(keep, self._weights, old_weights)
+            self._displacement = torch.where(keep, self._displacement, old_displacement)
+        table = np.nan_to_num(np.stack(columns, axis=1), nan=FEATURE_LIMIT)
+        return table.clip(-FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
 
-    def _loss_features(self) -> list[Tensor]:
+    def _loss_features(self) -> list[Floats]:
         s = self.state
         count = s["count"]
         change = s["interval_mean"] - s["mean"]
-        variance = torch.where(
-            count > 1, s["interval_m2"] / (count - 1).clamp(min=1.0), change.square() / 2
+        variance = np.where(
+            count > 1, s["interval_m2"] / np.maximum(count - 1, 1.0), np.square(change) / 2
         )
-        is_first = s["long_slope"].isnan()
+        is_first = np.isnan(s["long_slope"])
         smoothed = s["noise_variance"] + (1 - NOISE_DECAY) * (variance - s["noise_variance"])
-        noise_variance = torch.where(is_first, variance, smoothed)
-        mean_variance = noise_variance / count.clamp(min=1.0)
-        floored = s["interval_mean"].clamp(min=LOSS_FLOOR)
-        log_mean = floored.log()
+        noise_variance = np.where(is_first, variance, smoothed)
+        mean_variance = noise_variance / np.maximum(count, 1.0)
+        floored = np.maximum(s["interval_mean"], LOSS_FLOOR)
+        log_mean = np.log(floored)
         slope = log_mean - s["log_mean"]
-        long_slope = torch.where(
+        long_slope = np.where(
             is_first, slope, s["long_slope"] + (1 - LONG_DECAY) * (slope - s["long_slope"])
         )
-        error = (mean_variance + s["mean_variance"]).sqrt()
+        error = np.sqrt(mean_variance + s["mean_variance"])
         features = [
             log_mean / 2,
-            (10 * slope).asinh() / 2,
-            (10 * long_slope).asinh() / 2,
-            (change / error.clamp(min=1e-12)).asinh() / 2,
-            1 + (noise_variance.sqrt() / floored + 1e-4).log10() / 2,
+            np.arcsinh(10 * slope) / 2,
+            np.arcsinh(10 * long_slope) / 2,
+            np.arcsinh(change / np.maximum(error, 1e-12)) / 2,
+            1 + np.log10(np.sqrt(noise_variance) / floored + 1e-4) / 2,
         ]
         s["mean"], s["mean_variance"], s["log_mean"] = s["interval_mean"], mean_variance, log_mean
         s["noise_variance"], s["long_slope"] = noise_variance, long_slope
         return features
 
-    def _movement_features(self) -> list[Tensor]:
+    def _movement_features(self) -> list[Floats]:
         old, new = self._weights, self._read_weights()
-        displacement = new - old
-
-        def inner(a: Tensor, b: Tensor) -> Tensor:
-            return (a * b).sum(dim=1).double()
-
-        moved, weight, old_weight = (
-            inner(displacement, displacement),
-            inner(new, new),
-            inner(old, old),
+        displacement, previous = new - old, self._displacement
+        pairs = (
+            (displacement, displacement),
+            (new, new),
+            (old, old),
+            (previous, previous),
+            (displacement, previous),
         )
-        before = inner(self._displacement, self._displacement)
-        across = inner(displacement, self._displacement)
-        has_cosine = (self.state["num_moves"] > 0) & (moved > 0) & (before > 0)
-        cosine = torch.where(has_cosine, across / (moved.sqrt() * before.sqrt()), 0.0)
-        rho = moved.sqrt() / weight.sqrt().clamp(min=1e-30)
-        growth = (weight.clamp(min=1e-60) / old_weight.clamp(min=1e-60)).log() / 2
-        is_finite = moved.isfinite() & weight.isfinite() & old_weight.isfinite()
-        is_finite &= (self.state["num_moves"] == 0) | (across.isfinite() & before.isfinite())
+        products = torch.stack([(a * b).sum(dim=1) for a, b in pairs])
+        moved, weight, old_weight, before, across = products.double().cpu().numpy()
+        has_moved = self.state["num_moves"] > 0
+        has_cosine = has_moved & (moved > 0) & (before > 0)
+        cosine = np.where(has_cosine, across / (np.sqrt(moved) * np.sqrt(before)), 0.0)
+        rho = np.sqrt(moved) / np.maximum(np.sqrt(weight), 1e-30)
+        growth = np.log(np.maximum(weight, 1e-60) / np.maximum(old_weight, 1e-60)) / 2
+        is_finite = np.isfinite(moved) & np.isfinite(weight) & np.isfinite(old_weight)
+        is_finite &= ~has_moved | (np.isfinite(across) & np.isfinite(before))
         self._weights, self._displacement = new, displacement
         self.state["num_moves"] = self.state["num_moves"] + 1
         return [
-            torch.where(is_finite, 2 + rho.clamp(min=1e-12).log10(), FEATURE_LIMIT),
-            torch.where(is_finite, cosine, 0.0),
-            torch.where(is_finite, (10 * growth).asinh() / 2, FEATURE_LIMIT),
+            np.where(is_finite, 2 + np.log10(np.maximum(rho, 1e-12)), FEATURE_LIMIT),
+            np.where(is_finite, cosine, 0.0),
+            np.where(is_finite, np.arcsinh(10 * growth) / 2, FEATURE_LIMIT),
         ]
 
-    def _gradient_feature(self) -> Tensor:
+    def _gradient_feature(self) -> Floats:
         s = self.state
-        norm = torch.linalg.vector_norm(self._read_gradients(), dim=1).double()
-        norm = torch.where(norm.isfinite(), norm.clamp(min=1e-30), torch.nan)
-        growth = (norm / s["gradient_norm"]).log() / 2
-        feature = torch.where(s["gradient_norm"].isnan(), 0.0, growth)
-        feature = torch.where(norm.isnan(), FEATURE_LIMIT, feature)
-        s["gradient_norm"] = torch.where(norm.isnan(), s["gradient_norm"], norm)
+        norm = torch.linalg.vector_norm(self._read_gradients(), dim=1).double().cpu().numpy()
+        norm = np.where(np.isfinite(norm), np.maximum(norm, 1e-30), np.nan)
+        growth = np.log(norm / s["gradient_norm"]) / 2
+        feature = np.where(np.isnan(s["gradient_norm"]), 0.0, growth)
+        feature = np.where(np.isnan(norm), FEATURE_LIMIT, feature)
+        s["gradient_norm"] = np.where(np.isnan(norm), s["gradient_norm"], norm)
         return feature
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all tensors."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        return {name: value.clone() for name, value in {**self.state, **tensors}.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists of all arrays, and copies of all tensors."""
+        self._flush()
+        arrays = {**self.state, **{name: getattr(self, name) for name in _ARRAYS}}
+        return {
+            **{name: array.tolist() for name, array in arrays.items()},
+            **{name: getattr(self, name).clone() for name in _TENSORS},
+        }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.state = {name: state[name].clone() for name in _START}
+        self._pending = []
+        self.state = {name: np.array(state[name]) for name in _START}
+        for name in _ARRAYS:
+            setattr(self, name, np.array(state[name]))
         for name in _TENSORS:
             setattr(self, name, state[name].clone())
 
@@ -250,16 +276,16 @@ class BatchController:
             ValueError: if an action is outside [-1, 1] or not a number.
         """
         spec = self.action
-        action = torch.as_tensor(actions, dtype=torch.float64, device=self.factor.device)
-        if not bool((action.abs() <= 1.0).all()):
+        action = np.asarray(actions, np.float64)
+        if not (np.abs(action) <= 1.0).all():
             raise ValueError(f"`actions` must be in [-1, 1], got {actions}")
-        change = (spec.max_log_change * action).exp()
+        change = np.exp(spec.max_log_change * action)
         if spec.kind == "multiplier":
-            self._multiplier = (self._multiplier * change).clamp(spec.min_factor, spec.max_factor)
-            change = self._multiplier
+            change = (self._multiplier * change).clip(spec.min_factor, spec.max_factor)
+            self._multiplier = change
         if spec.anchor == "linear":
             change = change * (1 - self.progress)
         elif spec.anchor == "cosine":
-            change = change * (1 + (math.pi * self.progress).cos()) / 2
-        self.factor = change.clamp(spec.min_factor, spec.max_factor)
+            change = change * (1 + np.cos(math.pi * self.progress)) / 2
+        self.factor = change.clip(spec.min_factor, spec.max_factor)
         self.state["previous_action"] = action

@@ -10,22 +10,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
-from envs.batch_controller import BatchController
+from envs.batch_controller import BatchController, Floats, Mask
 from envs.lr_control import LEVEL_FLOOR, LRControlEnv
 from tasks.runs import Task
 
 Array = NDArray[np.float32]
 
-_TENSORS = (
-    "_initial_lr",
-    "_initial_privileged",
-    "_log_level",
-    "_is_nonfinite",
-    "_num_capped",
-    "_lrs",
-)
+_ARRAYS = ("_initial_lr", "_initial_privileged", "_log_level", "_num_capped", "_lrs")
 
 
 class LRControlVecEnv(VecEnv):
@@ -58,15 +50,12 @@ class LRControlVecEnv(VecEnv):
             read_weights=self.runs.weights,
             read_gradients=self.runs.gradients,
             num_runs=num_envs,
-            device=self.runs.device,
         )
-        zeros = torch.zeros(num_envs, dtype=torch.float64, device=self.runs.device)
-        self._initial_lr = zeros.clone()
-        self._initial_privileged = zeros + 1.0
-        self._log_level = zeros.clone()
-        self._is_nonfinite = zeros.bool()
-        self._num_capped = zeros.long()
-        self._lrs = zeros.clone()
+        self._initial_lr = np.zeros(num_envs)
+        self._initial_privileged = np.ones(num_envs)
+        self._log_level = np.zeros(num_envs)
+        self._num_capped = np.zeros(num_envs, np.int64)
+        self._lrs = np.zeros(num_envs)
         self._guarantee = ""
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
@@ -86,59 +75,61 @@ class LRControlVecEnv(VecEnv):
             self._episodes[row] = self.single.draw_episode(self._rngs[row])
         drawn = [self._episodes[row] for row in rows]
         self.runs.reset(rows, [episode["task_seed"] for episode in drawn])
-        index = torch.tensor(rows, device=self.runs.device)
         horizons = [episode["total_steps"] for episode in drawn]
         intervals = [self.single.clock.interval_steps(total) for total in horizons]
-        self.controller.reset(
-            index, total_steps=torch.tensor(horizons), interval_steps=torch.tensor(intervals)
-        )
-        lrs = torch.tensor([episode["initial_lr"] for episode in drawn], dtype=torch.float64)
-        self._initial_lr[index] = lrs.to(self._initial_lr)
-        self._is_nonfinite[index] = False
+        self.controller.reset(rows, total_steps=horizons, interval_steps=intervals)
+        self._initial_lr[rows] = [episode["initial_lr"] for episode in drawn]
         if self.single.reward == "privileged":
-            self._initial_privileged[index] = self.runs.privileged_losses().double()[index]
+            self._initial_privileged[rows] = self._privileged_losses()[rows]
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
-        active = torch.zeros(self.num_envs, dtype=torch.bool, device=self.runs.device)
-        active[index] = True
-        self._train_interval(active)
-        self._log_level[index] = self._observe_log_level()[index]
-        return self.controller.observation(active)[rows]
+        started = np.zeros(self.num_envs, np.bool_)
+        started[rows] = True
+        self._train_interval(started)
+        self._log_level[rows] = self._observe_log_level()[rows]
+        return self.controller.observation(started)[rows]
 
-    def _train_interval(self, started: Tensor) -> None:
+    def _privileged_losses(self) -> Floats:
+        losses: Floats = self.runs.privileged_losses().double().cpu().numpy()
+        return losses
+
+    def _train_interval(self, started: Mask) -> None:
         """Train one decision interval of the runs of this mask."""
-        steps_left = torch.where(started, self.controller.steps_to_decision(), 0.0)
-        self._num_capped = torch.where(started, 0, self._num_capped)
+        steps_left = np.where(started, self.controller.steps_to_decision(), 0.0)
+        device = self.runs.device
+        fraction = torch.as_tensor(self.controller.factor, device=device)
+        wanted = torch.as_tensor(self._initial_lr * self.controller.factor, device=device)
+        lrs = torch.as_tensor(self._lrs, device=device)
+        num_capped = torch.zeros(self.num_envs, dtype=torch.int64, device=device)
         for k in range(int(steps_left.max())):
-            active = steps_left > k
-            lrs = self._next_lrs(active)
-            self._lrs = torch.where(active, lrs, self._lrs)
-            losses = self.runs.step(lrs, active)
-            self.controller.observe(losses, active)
-            self._is_nonfinite |= active & ~losses.isfinite()
+            mask = steps_left > k
+            active = torch.as_tensor(mask, device=device)
+            next_lrs = wanted
+            if self.single.use_cap:
+                cap, self._guarantee = self.runs.cap()
+                eta_max = cap.double()
+                if self.single.action.unit == "cap":
+                    next_lrs = fraction * eta_max
+                num_capped += active & (next_lrs >= eta_max)
+                next_lrs = torch.minimum(next_lrs, eta_max)
+            lrs = next_lrs if mask.all() else torch.where(active, next_lrs, lrs)
+            self.controller.observe(self.runs.step(lrs, active), mask)
+        self._lrs = lrs.cpu().numpy()
+        self._num_capped = np.where(started, num_capped.cpu().numpy(), self._num_capped)
 
-    def _next_lrs(self, active: Tensor) -> Tensor:
-        lrs = self._initial_lr * self.controller.factor
-        if not self.single.use_cap:
-            return lrs
-        cap, self._guarantee = self.runs.cap()
-        eta_max = cap.double()
-        if self.single.action.unit == "cap":
-            lrs = self.controller.factor * eta_max
-        self._num_capped += active & (lrs >= eta_max)
-        return torch.minimum(lrs, eta_max)
+    def _is_diverged(self) -> Mask:
+        controller = self.controller
+        is_high: Mask = controller.interval_loss > self.single.divergence_factor
+        return is_high | (controller.num_nonfinite > 0)
 
-    def _is_diverged(self) -> Tensor:
-        return (self.controller.interval_loss > self.single.divergence_factor) | self._is_nonfinite
-
-    def _observe_log_level(self) -> Tensor:
-        single = self.single
+    def _observe_log_level(self) -> Floats:
         level = self.controller.interval_loss
-        if single.reward == "privileged":
-            level = self.runs.privileged_losses().double() / self._initial_privileged
-        highest = single.divergence_factor
-        level = torch.where(self._is_diverged() | ~level.isfinite(), highest, level)
-        return level.clamp(LEVEL_FLOOR, highest).log()
+        if self.single.reward == "privileged":
+            level = self._privileged_losses() / self._initial_privileged
+        highest = self.single.divergence_factor
+        level = np.where(self._is_diverged() | ~np.isfinite(level), highest, level)
+        log_level: Floats = np.log(level.clip(LEVEL_FLOOR, highest))
+        return log_level
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions, of shape (B, 1), for `step_wait`."""
@@ -154,7 +145,7 @@ class LRControlVecEnv(VecEnv):
             raise RuntimeError("call `step_async(actions)` before `step_wait()`")
         self.controller.act(self._actions[:, 0])
         self._actions = None
-        everyone = torch.ones_like(self._is_nonfinite)
+        everyone = np.ones(self.num_envs, np.bool_)
         self._train_interval(everyone)
         is_diverged = self._is_diverged()
         log_level = self._observe_log_level()
@@ -162,19 +153,19 @@ class LRControlVecEnv(VecEnv):
         self._log_level = log_level
         is_done = is_diverged | (self.controller.progress >= 1.0)
         observations = self.controller.observation(everyone)
-        self._returns += rewards.cpu().numpy()
+        self._returns += rewards
         self._lengths += 1
         infos = self._infos(is_diverged)
-        done_rows = is_done.nonzero()[:, 0].tolist()
+        done_rows = is_done.nonzero()[0].tolist()
         for row in done_rows:
             infos[row]["episode"] = {"r": self._returns[row], "l": int(self._lengths[row])}
             infos[row]["terminal_observation"] = observations[row].copy()
             infos[row]["TimeLimit.truncated"] = False
         if done_rows:
             observations[done_rows] = self._start(done_rows)
-        return observations, rewards.float().cpu().numpy(), is_done.cpu().numpy(), infos
+        return observations, rewards.astype(np.float32), is_done, infos
 
-    def _infos(self, is_diverged: Tensor) -> list[dict[str, Any]]:
+    def _infos(self, is_diverged: Mask) -> list[dict[str, Any]]:
         steps = self.controller.state["num_steps"].tolist()
         capped: list[dict[str, Any]] = [{}] * self.num_envs
         if self.single.use_cap:
@@ -218,7 +209,7 @@ class LRControlVecEnv(VecEnv):
             "episodes": [dict(episode) for episode in self._episodes],
             "runs": self.runs.state_dict(),
             "controller": self.controller.state_dict(),
-            "tensors": {name: getattr(self, name).clone() for name in _TENSORS},
+            "arrays": {name: getattr(self, name).tolist() for name in _ARRAYS},
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
         }
@@ -230,8 +221,8 @@ class LRControlVecEnv(VecEnv):
         self._episodes = [dict(episode) for episode in state["episodes"]]
         self.runs.load_state_dict(state["runs"])
         self.controller.load_state_dict(state["controller"])
-        for name in _TENSORS:
-            setattr(self, name, state["tensors"][name].clone())
+        for name in _ARRAYS:
+            setattr(self, name, np.array(state["arrays"][name]))
         self._returns = np.array(state["returns"])
         self._lengths = np.array(state["lengths"])
 

@@ -111,7 +111,7 @@ class PolicyControl(Control):
         """Set all clocks to zero."""
         self.factors: list[Floats] = []
         self.actions: list[Floats] = []
-        self._everyone = torch.ones(runs.num_runs, dtype=torch.bool, device=runs.device)
+        self._everyone = np.ones(runs.num_runs, np.bool_)
         self._interval = self._policy.clock.interval_steps(total_steps)
         self._controller = BatchController(
             self._policy.observation,
@@ -119,14 +119,13 @@ class PolicyControl(Control):
             read_weights=runs.weights,
             read_gradients=runs.gradients,
             num_runs=runs.num_runs,
-            device=runs.device,
         )
-        total = torch.full((runs.num_runs,), total_steps)
         self._controller.reset(
-            torch.arange(runs.num_runs, device=runs.device),
-            total_steps=total,
-            interval_steps=torch.full_like(total, self._interval),
+            list(range(runs.num_runs)),
+            total_steps=[total_steps] * runs.num_runs,
+            interval_steps=[self._interval] * runs.num_runs,
         )
+        self._factor = torch.as_tensor(self._controller.factor, device=runs.device)
 
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
         """Decide if a decision is due; then the factor in its unit."""
@@ -136,11 +135,12 @@ class PolicyControl(Control):
             actions = self._actor(observations, len(self.actions))
             controller.act(actions)
             self.actions.append(actions.astype(np.float64))
-            self.factors.append(controller.factor.cpu().numpy())
+            self.factors.append(controller.factor)
+            self._factor = torch.as_tensor(controller.factor, device=runs.device)
         if self._policy.action.unit == "cap":
             assert cap is not None
-            return cap * controller.factor
-        return self._initial_lr * controller.factor
+            return cap * self._factor
+        return self._initial_lr * self._factor
 
     def observe(self, losses: Tensor) -> None:
         """Pass the losses on to the observer."""

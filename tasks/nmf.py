@@ -11,7 +11,7 @@ from torch import Tensor
 from lrpilot.caps import check_update
 from tasks.matrices import check_matrix, load_matrix
 from tasks.nmf_batch import BatchedNMFRuns
-from tasks.nmf_problem import DRAWN_STEPS, Draws, Problem, draw_instance
+from tasks.nmf_problem import DRAWN_STEPS, Draws, Numbers, Problem, draw_instance
 from tasks.runs import Run, Task
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
@@ -174,7 +174,12 @@ class NMFRun(Run):
         )
         self._task = task
         self._draws = Draws(task)
-        self._numbers = self._draws.draw(generator)
+        self._draw()
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        uniforms, normals = self._draws.draw([self.generator])
+        self._numbers = self.problem.prepare(uniforms[0], normals[0])
         self._position = 0
 
     @property
@@ -185,12 +190,10 @@ class NMFRun(Run):
     @torch.no_grad()
     def _backward(self) -> Tensor:
         if self._position == DRAWN_STEPS:
-            self._numbers, self._position = self._draws.draw(self.generator), 0
-        uniforms, normals = (numbers[self._position] for numbers in self._numbers)
+            self._draw()
+        numbers = self._numbers.at(self._position)
         self._position += 1
-        (self.w.grad, self.h.grad), loss = self.problem.noisy_gradients(
-            self.w, self.h, uniforms, normals
-        )
+        (self.w.grad, self.h.grad), loss = self.problem.noisy_gradients(self.w, self.h, numbers)
         if self._task.update == "alternating":
             # optimizers leave a parameter without a gradient alone
             if self.num_steps % 2 == 0:
@@ -244,6 +247,5 @@ class NMFRun(Run):
         self.problem._ball_cap = None
         for name, value in state["problem"].items():
             setattr(self.problem, name, value.clone())
-        uniforms, normals = state["numbers"]
-        self._numbers = uniforms.clone(), normals.clone()
+        self._numbers = Numbers(*(numbers.clone() for numbers in state["numbers"]))
         self._position = state["position"]

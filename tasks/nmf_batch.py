@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.caps import line_oracle
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import sample_positions
-from tasks.nmf_problem import DRAWN_STEPS, Draws, Exact, Instance, Problem, draw_instance
+from tasks.nmf_problem import DRAWN_STEPS, Draws, Exact, Instance, Numbers, Problem, draw_instance
 from tasks.runs import BatchedRuns
 
 if TYPE_CHECKING:
@@ -31,9 +33,8 @@ class BatchedNMFRuns(BatchedRuns):
         self.w, self.h = self._instance.w.clone(), self._instance.h.clone()
         self._generators = [torch.Generator() for _ in range(num_runs)]
         self._draws = Draws(task)
-        self._uniforms = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_uniforms)
-        self._normals = torch.zeros(DRAWN_STEPS, num_runs, self._draws.num_normals)
-        self._position = torch.full((num_runs,), DRAWN_STEPS)
+        self._numbers: Numbers | None = None
+        self._position = np.full(num_runs, DRAWN_STEPS)
         self._num_steps = torch.zeros(num_runs, dtype=torch.int64, device=self.device)
         self._gradients = self.w, self.h
         self._exact: Exact | None = None
@@ -52,41 +53,55 @@ class BatchedNMFRuns(BatchedRuns):
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.w[index], self.h[index] = start_w[index], start_h[index]
         self._exact = None
-        self._position[index.cpu()] = DRAWN_STEPS
+        self._position[rows] = DRAWN_STEPS
         self._num_steps[index] = 0
 
-    def _numbers(self, is_active: Tensor) -> tuple[Tensor, Tensor]:
+    def _next_numbers(self, active: NDArray[np.bool_]) -> Numbers:
         """The random numbers of each run's next step."""
-        exhausted = is_active & (self._position == DRAWN_STEPS)
-        for row in exhausted.nonzero()[:, 0].tolist():
-            uniforms, normals = self._draws.draw(self._generators[row])
-            self._uniforms[:, row], self._normals[:, row] = uniforms, normals
-        self._position[exhausted] = 0
-        first = int(self._position[0])
-        if first < DRAWN_STEPS and bool((self._position == first).all()):
-            uniforms, normals = self._uniforms[first], self._normals[first]
+        exhausted = (active & (self._position == DRAWN_STEPS)).nonzero()[0]
+        if len(exhausted):
+            self._draw(exhausted)
+        assert self._numbers is not None
+        first = self._position[0]
+        if first < DRAWN_STEPS and (self._position == first).all():
+            return self._numbers.at((slice(None), first))
+        position = torch.as_tensor(self._position.clip(max=DRAWN_STEPS - 1), device=self.device)
+        return self._numbers.at((torch.arange(self.num_runs, device=self.device), position))
+
+    def _draw(self, rows: NDArray[np.int64]) -> None:
+        uniforms, normals = self._draws.draw([self._generators[row] for row in rows])
+        index = torch.as_tensor(rows, device=self.device)
+        numbers = self.problem.prepare(
+            uniforms.to(self.device), normals.to(self.device), rows=index
+        )
+        if len(rows) == self.num_runs:
+            self._numbers = numbers
         else:
-            place = (self._position.clamp(max=DRAWN_STEPS - 1), torch.arange(self.num_runs))
-            uniforms, normals = self._uniforms[place], self._normals[place]
-        return uniforms.to(self.device), normals.to(self.device)
+            if self._numbers is None:
+                self._numbers = Numbers(
+                    *(x.new_zeros(self.num_runs, *x.shape[1:]) for x in numbers)
+                )
+            for kept, new in zip(self._numbers, numbers, strict=True):
+                kept[index] = new
+        self._position[rows] = 0
 
     @torch.no_grad()
     def best_lrs(self) -> Tensor:
         """The best learning rate of each run along its next, noisy direction: an oracle's."""
-        numbers = self._numbers(torch.ones(self.num_runs, dtype=torch.bool))
+        numbers = self._next_numbers(np.ones(self.num_runs, np.bool_))
         direction, _ = self.problem.noisy_gradients(
-            self.w, self.h, *numbers, exact=self._known_exact()
+            self.w, self.h, numbers, exact=self._known_exact()
         )
         return line_oracle(self.w, self.h, self.problem.matrix, direction=direction)[0]
 
     @torch.no_grad()
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:
         """One step of the active runs; returns the observed losses before it."""
-        is_active = active.cpu()
-        uniforms, normals = self._numbers(is_active)
-        self._position += is_active
+        active_runs = active.cpu().numpy()
+        numbers = self._next_numbers(active_runs)
+        self._position += active_runs
         (grad_w, grad_h), losses = self.problem.noisy_gradients(
-            self.w, self.h, uniforms, normals, exact=self._known_exact()
+            self.w, self.h, numbers, exact=self._known_exact()
         )
         if self._task.update == "alternating":
             moves_w = (self._num_steps % 2 == 0)[:, None, None]
@@ -95,7 +110,7 @@ class BatchedNMFRuns(BatchedRuns):
         w, h = self.problem.project(
             torch.addcmul(self.w, rates, grad_w), torch.addcmul(self.h, rates, grad_h)
         )
-        if not bool(active.all()):
+        if not active_runs.all():
             moves = active[:, None, None]
             w, h = torch.where(moves, w, self.w), torch.where(moves, h, self.h)
             grad_w = torch.where(moves, grad_w, self._gradients[0])
@@ -134,9 +149,10 @@ class BatchedNMFRuns(BatchedRuns):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the problems and the numbers that are drawn but not used."""
-        tensors = ("w", "h", "_uniforms", "_normals", "_position", "_num_steps")
         return {
-            **{name: getattr(self, name).clone() for name in tensors},
+            **{name: getattr(self, name).clone() for name in ("w", "h", "_num_steps")},
+            "position": self._position.tolist(),
+            "numbers": None if self._numbers is None else [x.clone() for x in self._numbers],
             "_instance": {name: value.clone() for name, value in vars(self._instance).items()},
             "_gradients": [gradient.clone() for gradient in self._gradients],
             "generators": [generator.get_state() for generator in self._generators],
@@ -144,8 +160,11 @@ class BatchedNMFRuns(BatchedRuns):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
-        for name in ("w", "h", "_uniforms", "_normals", "_position", "_num_steps"):
+        for name in ("w", "h", "_num_steps"):
             setattr(self, name, state[name].clone())
+        self._position = np.array(state["position"])
+        numbers = state["numbers"]
+        self._numbers = None if numbers is None else Numbers(*(x.clone() for x in numbers))
         self._instance = Instance(**{k: v.clone() for k, v in state["_instance"].items()})
         self.problem = Problem(self._task, **vars(self._instance))
         grad_w, grad_h = state["_gradients"]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +86,19 @@ class Exact(NamedTuple):
     squared_columns: Tensor
 
 
+class Numbers(NamedTuple):
+    """Random numbers, ready for use; drawn for many steps they have one more dimension."""
+
+    columns: Tensor  # of a minibatch, or of the observed loss: (..., batch_size)
+    rows: Tensor  # of a minibatch: (..., batch_size)
+    noise_w: Tensor  # added noise in units of its standard deviation: (..., m, r)
+    noise_h: Tensor  # likewise: (..., r, n)
+
+    def at(self, index: Any) -> "Numbers":
+        """The numbers of one step."""
+        return Numbers(*(numbers[index] for numbers in self))
+
+
 class Problem:
     """The mathematics of one step, for one run or, with a leading dimension, for many."""
 
@@ -98,13 +111,18 @@ class Problem:
         self.noise_level = fixed["noise_level"]
         self.mask_w = (w > 0).any(-1, keepdim=True) & (h > 0).any(-1)[..., None, :]
         self.mask_h = (w > 0).any(-2)[..., :, None] & (h > 0).any(-2, keepdim=True)
-        self.num_entries = self.mask_w.sum((-2, -1)) + self.mask_h.sum((-2, -1))
+        num_w, num_h = self.mask_w.sum((-2, -1)), self.mask_h.sum((-2, -1))
+        # lengths, in standard deviations of an entry, beyond which noise is shortened
+        self.length_w = num_w.sqrt() + NOISE_MARGIN
+        self.length_h = num_h.sqrt() + NOISE_MARGIN
         mean_rank = self.mask_h.any(-1).sum(-1)
         norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
         # an optimum with balanced factors has ||W||_F^2 <= sqrt(r) ||V||_F
         radius = (1.2 * mean_rank.sqrt() * norm).sqrt()
         self.radius = radius.clamp(min=torch.finfo(radius.dtype).tiny)
-        self.initial_norm = self.norm(self.exact(*self.project(w, h)))
+        self.num_entries = num_w + num_h
+        self.initial_std = self._noise_std(self.norm(self.exact(*self.project(w, h))))
+        self.loss_scale = self.size[..., 1] / task.batch_size / 2
         self._ball_cap: Tensor | None = None
 
     def exact(self, w: Tensor, h: Tensor) -> Exact:
@@ -124,32 +142,54 @@ class Problem:
         squares = exact.gradient_w.square().sum((-2, -1)) + exact.gradient_h.square().sum((-2, -1))
         return squares.sqrt()
 
-    def noise_std(self, exact: Exact) -> Tensor:
-        """Standard deviation of each noise entry, of the batch's shape."""
-        norm = self.initial_norm if self.task.noise == "gaussian" else self.norm(exact)
+    def _noise_std(self, norm: Tensor) -> Tensor:
         return self.noise_level * norm / self.num_entries.clamp(min=1).sqrt()
 
-    def noise_bounds(self, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The lengths beyond which the noise of W and of H is shortened."""
-        length_w, length_h = (mask.sum((-2, -1)).sqrt() for mask in (self.mask_w, self.mask_h))
-        return std * (length_w + NOISE_MARGIN), std * (length_h + NOISE_MARGIN)
+    def noise_std(self, exact: Exact) -> Tensor:
+        """Standard deviation of each noise entry, of the batch's shape."""
+        if self.task.noise == "gaussian":
+            return self.initial_std
+        return self._noise_std(self.norm(exact))
 
-    def pick(self, uniforms: Tensor, num_valid: Tensor) -> Tensor:
-        """Indices of a minibatch of columns or rows, (..., batch_size)."""
-        size = self.task.batch_size
+    def prepare(self, uniforms: Tensor, normals: Tensor, rows: Tensor | None = None) -> Numbers:
+        """What the steps need of their random numbers, (steps, ...) or (rows, steps, ...).
+
+        Added noise that is longer than its bound is shortened to it, in the memory of `normals`.
+        """
+        _, n = self.task.shape
+        mine: Any = ... if rows is None else rows
+        size = self.size[mine]
+        split = self.mask_w.shape[-2] * self.mask_w.shape[-1]
+        return Numbers(
+            self._pick(uniforms[..., :n], size[..., 1]),
+            self._pick(uniforms[..., n:], size[..., 0]),
+            self._shorten(normals[..., :split], self.mask_w[mine], self.length_w[mine]),
+            self._shorten(normals[..., split:], self.mask_h[mine], self.length_h[mine]),
+        )
+
+    @staticmethod
+    def _shorten(normals: Tensor, mask: Tensor, length: Tensor) -> Tensor:
+        if not normals.shape[-1]:
+            return normals
+        noise = normals.view(*normals.shape[:-1], *mask.shape[-2:]).mul_(mask.unsqueeze(-3))
+        norm = torch.linalg.vector_norm(noise, dim=(-2, -1)).clamp(min=1e-30)
+        shorter = (length[..., None] / norm).clamp(max=1.0)
+        return noise.mul_(shorter[..., None, None])
+
+    def _pick(self, uniforms: Tensor, num_valid: Tensor) -> Tensor:
+        """Indices of minibatches of columns or rows, (..., steps, batch_size)."""
+        size = self.task.batch_size if uniforms.shape[-1] else 0
         if self.task.with_replacement:
-            return (uniforms[..., :size] * num_valid[..., None]).long()
+            return (uniforms[..., :size] * num_valid[..., None, None]).long()
         outside = torch.arange(uniforms.shape[-1], device=uniforms.device) >= num_valid[..., None]
-        return (uniforms + outside).topk(size, dim=-1, largest=False).indices
+        return (uniforms + outside[..., None, :]).topk(size, dim=-1, largest=False).indices
 
     def minibatch(
-        self, w: Tensor, h: Tensor, uniforms: Tensor
+        self, w: Tensor, h: Tensor, numbers: Numbers
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Unbiased gradients from columns (W) and rows (H), and the mean of both losses."""
-        m, n = self.task.shape
         num_rows, num_columns = self.size[..., 0], self.size[..., 1]
-        columns = self.pick(uniforms[..., :n], num_columns)[..., None, :]
-        rows = self.pick(uniforms[..., n : n + m], num_rows)[..., :, None]
+        columns, rows = numbers.columns[..., None, :], numbers.rows[..., :, None]
         part_h = torch.take_along_dim(h, columns, -1)
         part_w = torch.take_along_dim(w, rows, -2)
         by_column = w @ part_h - torch.take_along_dim(self.matrix, columns, -1)
@@ -165,35 +205,20 @@ class Problem:
         return gradients, losses / 4
 
     def noisy_gradients(
-        self,
-        w: Tensor,
-        h: Tensor,
-        uniforms: Tensor,
-        normals: Tensor,
-        *,
-        exact: Exact | None = None,
+        self, w: Tensor, h: Tensor, numbers: Numbers, *, exact: Exact | None = None
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """What the algorithm sees at (W, H): gradients of both blocks, and the observed loss."""
         task = self.task
         if task.noise == "minibatch":
-            return self.minibatch(w, h, uniforms)
+            return self.minibatch(w, h, numbers)
         exact = exact or self.exact(w, h)
-        gradients = (exact.gradient_w, exact.gradient_h)
         if task.noise == "none":
-            return gradients, exact.squared_columns.sum(-1) / 2
-        columns = self.pick(uniforms, self.size[..., 1])
-        sampled = torch.take_along_dim(exact.squared_columns, columns, -1).sum(-1)
-        loss = sampled * (self.size[..., 1] / task.batch_size) / 2
-        std = self.noise_std(exact)
-        noisy = []
-        split = w.shape[-2] * w.shape[-1]
-        parts = (normals[..., :split], normals[..., split:])
-        masks = (self.mask_w, self.mask_h)
-        for g, z, mask, bound in zip(gradients, parts, masks, self.noise_bounds(std), strict=True):
-            noise = z.reshape(g.shape) * mask * std[..., None, None]
-            length = torch.linalg.vector_norm(noise, dim=(-2, -1)).clamp(min=1e-30)
-            noisy.append(g + noise * (bound / length).clamp(max=1.0)[..., None, None])
-        return (noisy[0], noisy[1]), loss
+            return (exact.gradient_w, exact.gradient_h), exact.squared_columns.sum(-1) / 2
+        sampled = torch.take_along_dim(exact.squared_columns, numbers.columns, -1).sum(-1)
+        loss = sampled * self.loss_scale
+        std = self.noise_std(exact)[..., None, None]
+        noisy_w = exact.gradient_w + numbers.noise_w * std
+        return (noisy_w, exact.gradient_h + numbers.noise_h * std), loss
 
     def project(self, w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The feasible factors nearest to (W, H): non-negative and, under the ball cap, short."""
@@ -244,8 +269,8 @@ class Problem:
         bounds = None
         if task.noise != "none":
             norms = [torch.linalg.vector_norm(g, dim=(-2, -1)) for g in gradients]
-            noise = self.noise_bounds(self.noise_std(exact))
-            bounds = (norms[0] + noise[0], norms[1] + noise[1])
+            std = self.noise_std(exact)
+            bounds = (norms[0] + std * self.length_w, norms[1] + std * self.length_h)
         return segment_cap(
             w,
             h,
@@ -263,13 +288,14 @@ class Draws:
 
     def __init__(self, task: "NMFTask") -> None:
         m, n = task.shape
-        self.num_uniforms = {"none": 0, "minibatch": n + m}.get(task.noise, n)
+        num_uniforms = {"none": 0, "minibatch": n + m}.get(task.noise, n)
         is_added = task.noise in ("gaussian", "relative")
-        self.num_normals = task.rank * (m + n) if is_added else 0
+        self._shapes = ((DRAWN_STEPS, num_uniforms), (DRAWN_STEPS, is_added * task.rank * (m + n)))
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Numbers of shapes (DRAWN_STEPS, num_uniforms) and (DRAWN_STEPS, num_normals)."""
-        return (
-            torch.rand(DRAWN_STEPS, self.num_uniforms, generator=generator),
-            torch.randn(DRAWN_STEPS, self.num_normals, generator=generator),
-        )
+    def draw(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Numbers of shapes (runs, steps, num_uniforms) and (runs, steps, num_normals)."""
+        uniforms, normals = (torch.empty(len(generators), *shape) for shape in self._shapes)
+        for i, generator in enumerate(generators):
+            uniforms[i].uniform_(generator=generator)
+            normals[i].normal_(generator=generator)
+        return uniforms, normals

@@ -15,6 +15,7 @@ from lrpilot.caps import block_cap, joint_ball_cap, segment_cap
 from tasks.nmf import NOISES, NMFRun, NMFTask
 from tasks.nmf_batch import BatchedNMFRuns
 from tasks.nmf_problem import DRAWN_STEPS
+from tasks.nmf_problem import Draws as ProblemDraws
 
 # Samples at one point; their means must lie within this many standard errors (fixed seeds).
 NUM_RUNS = 200
@@ -283,11 +284,11 @@ def test_without_noise_the_observed_loss_is_the_objective() -> None:
 
 def shortened_noise(noise: str, factor: float) -> tuple[NMFRun, list[Tensor], list[Tensor]]:
     """The noise of a step whose normal numbers are multiplied, and what it is without a bound."""
-    run = make_task(noise=noise, noise_range=(LEVEL, LEVEL)).start(0)
-    state = run.state_dict()
-    uniforms, normals = state["numbers"]
-    state["numbers"] = [uniforms, factor * normals]
-    run.load_state_dict(state)
+    task = make_task(noise=noise, noise_range=(LEVEL, LEVEL))
+    run = task.start(0)
+    uniforms, normals = (x[0] for x in ProblemDraws(task).draw([torch.Generator()]))
+    numbers = run.problem.prepare(uniforms, factor * normals)
+    run.load_state_dict({**run.state_dict(), "numbers": list(numbers)})
     exact = exact_gradients(*factors(run), run.matrix)
     run.step(0.0)
     noises = [g - e for g, e in zip(gradients(run), exact, strict=True)]
