@@ -48,6 +48,7 @@ class NMFTask(Task):
         condition_range: ratio of the first to the last column of W*, log-uniform.
         sparsity_range: share of zeros in W* and H*, uniform.
         data_noise: standard deviation of E over the mean of W* H*.
+        start_scale: W and H start so many times as large; at 1, W H starts at the mean of V.
         matrix: "olivetti", "digits", "shakespeare" or a matrix (a tensor) instead of random
             ones; sets `shape`.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
@@ -72,6 +73,7 @@ class NMFTask(Task):
     condition_range: Sequence[float] = (1.0, 1.0)
     sparsity_range: Sequence[float] = (0.0, 0.0)
     data_noise: float = 0.1
+    start_scale: float = 1.0
     matrix: str | Tensor | None = None
     data_dir: str | None = None
     noise: str = "minibatch"
@@ -115,6 +117,8 @@ class NMFTask(Task):
             raise ValueError(f"`sparsity_range` must be in [0, 1), got {self.sparsity_range}")
         if not self.data_noise >= 0.0:
             raise ValueError(f"`data_noise` must not be negative, got {self.data_noise}")
+        if not 0.0 < self.start_scale < math.inf:
+            raise ValueError(f"`start_scale` must be positive, got {self.start_scale}")
         for name, allowed in (("noise", NOISES), ("update", UPDATES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")

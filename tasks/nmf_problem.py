@@ -69,8 +69,8 @@ def draw_instance(task: "NMFTask", generator: torch.Generator) -> Instance:
         valid = task.real_matrix()
     matrix = torch.zeros(m, n)
     matrix[:rows, :columns] = valid / valid.mean() * scale
-    # entries of mean (k / sqrt(r)): W H starts at the mean of V, and W and H at one scale
-    entry = 2 * math.sqrt(scale / rank)
+    # entries of mean (k / sqrt(r)): W H starts at the mean of V (times the scale, squared)
+    entry = task.start_scale * 2 * math.sqrt(scale / rank)
     w, h = torch.zeros(m, task.rank), torch.zeros(task.rank, n)
     w[:rows, :rank] = entry * uniform(rows, rank)
     h[:rank, :columns] = entry * uniform(rank, columns)

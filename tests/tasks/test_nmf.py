@@ -669,6 +669,14 @@ def test_the_start_has_the_scale_of_the_matrix() -> None:
     assert sum(ratios) / 50 == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_start_of_another_scale_is_the_same_start_times_the_scale() -> None:
+    run, smaller = make_task().start(0), make_task(start_scale=0.25).start(0)
+
+    assert torch.equal(smaller.matrix, run.matrix)
+    for x, y in zip(factors(smaller), factors(run), strict=True):
+        assert torch.equal(x, 0.25 * y)
+
+
 def test_without_data_noise_the_matrix_has_the_rank_of_the_factors() -> None:
     run = make_task(data_noise=0.0, rank=2).start(0)
 
@@ -1081,6 +1089,7 @@ def test_asking_for_the_cap_does_not_change_what_follows(cap_kind: str) -> None:
         ({"sparsity_range": (0.5, 0.4)}, "`sparsity_range` must be in [0, 1), got (0.5, 0.4)"),
         ({"sparsity_range": (-0.1, 0.4)}, "`sparsity_range` must be in [0, 1), got (-0.1, 0.4)"),
         ({"data_noise": -0.1}, "`data_noise` must not be negative, got -0.1"),
+        ({"start_scale": 0.0}, "`start_scale` must be positive, got 0.0"),
         ({"data_noise": math.nan}, "`data_noise` must not be negative, got nan"),
         ({"noise": "white"}, f"`noise` must be one of {NOISES}, got 'white'"),
         (
