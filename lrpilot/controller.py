@@ -112,7 +112,7 @@ class Controller:
         self.num_steps = 0
         self.factor = self.action.start_factor
         self._multiplier = self.action.start_factor
-        self._previous_action = 0.0
+        self.previous_action = 0.0
 
     @property
     def progress(self) -> float:
@@ -134,7 +134,7 @@ class Controller:
     def observation(self) -> NDArray[np.float32]:
         """Close the interval and return what the policy sees."""
         return self.observer.observe(
-            progress=self.progress, factor=self.factor, previous_action=self._previous_action
+            progress=self.progress, factor=self.factor, previous_action=self.previous_action
         )
 
     def act(self, action: float) -> float:
@@ -142,7 +142,7 @@ class Controller:
         self.factor, self._multiplier = self.action.apply(
             action, multiplier=self._multiplier, progress=self.progress
         )
-        self._previous_action = action
+        self.previous_action = action
         return self.factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Controller:
             "num_steps": self.num_steps,
             "factor": self.factor,
             "multiplier": self._multiplier,
-            "previous_action": self._previous_action,
+            "previous_action": self.previous_action,
             "observer": self.observer.state_dict(),
         }
 
@@ -160,5 +160,5 @@ class Controller:
         self.num_steps = state["num_steps"]
         self.factor = state["factor"]
         self._multiplier = state["multiplier"]
-        self._previous_action = state["previous_action"]
+        self.previous_action = state["previous_action"]
         self.observer.load_state_dict(state["observer"])

@@ -3,19 +3,20 @@
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.controller import Controller
 from lrpilot.policy import Policy
 
 
-class PolicyLR(LRScheduler):
+class PolicyLR(AdaptiveLR):
     """Sets the learning rate by a learned policy, once per decision interval.
 
     After k decisions lr = initial lr x factor, where the factor follows the policy's
@@ -45,11 +46,15 @@ class PolicyLR(LRScheduler):
         max_factor: replaces the upper end.
         cap: asked before every step; no group's learning rate exceeds its answer. Required if the
             policy's factor is in units of the cap: then it replaces the initial learning rate.
+        log_size: decisions that `log` keeps: rule "decision", whose signal is the action in
+            [-1, 1], and "cap" where a cap starts or ceases to bind between decisions.
 
     Raises:
         ValueError: if an argument is out of range or T is missing where it is needed.
         RuntimeError: by `step()`, if no loss was given since the last call.
     """
+
+    _state_names = ("_applied", "_has_loss")
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class PolicyLR(LRScheduler):
         min_factor: float | None = None,
         max_factor: float | None = None,
         cap: Cap | None = None,
+        log_size: int = 1000,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` is not an Optimizer, got {type(optimizer).__name__}")
@@ -74,9 +80,6 @@ class PolicyLR(LRScheduler):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not parameters:
             raise ValueError("`optimizer` must hold at least one parameter, got none")
-        initial_lrs = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-        if not max(initial_lrs) > 0.0:
-            raise ValueError(f"`optimizer` must have a positive learning rate, got {initial_lrs}")
         self.controller = Controller(
             self.policy.observation,
             action,
@@ -87,12 +90,9 @@ class PolicyLR(LRScheduler):
         )
         if action.unit == "cap" and cap is None:
             raise ValueError("`cap` is required: the policy's factor is in units of the cap")
-        self.cap = cap
-        self.bound_by: str | None = None
         self._applied = 1.0
         self._has_loss = False
-        self._last_lr = initial_lrs
-        super().__init__(optimizer)
+        super().__init__(optimizer, cap=cap, log_size=log_size)
 
     def _interval_steps(self, total_steps: int | None, interval_steps: int | None) -> int:
         clock = self.policy.clock
@@ -164,7 +164,8 @@ class PolicyLR(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates of the next step; makes the decision if one is due."""
         controller = self.controller
-        before = self._applied
+        before, was_bound_by = self._applied, self.bound_by
+        decided = False
         if self._is_initial:
             before = 1.0
             controller.restart()
@@ -172,7 +173,7 @@ class PolicyLR(LRScheduler):
             controller.observation()
             controller.restart()
             self._has_loss = False
-        elif controller.advance():
+        elif decided := controller.advance():
             known = controller.observer.num_nonfinite
             observation = controller.observation()
             if controller.observer.num_nonfinite > known:
@@ -181,8 +182,17 @@ class PolicyLR(LRScheduler):
         factor = controller.factor
         if controller.num_steps < controller.warmup_steps:
             factor *= (controller.num_steps + 1) / controller.warmup_steps
+        lrs = self._capped(before, factor)
+        if decided:
+            self.record("decision", controller.previous_action, math.nan, float(lrs[0]))
+        elif self.bound_by != was_bound_by:
+            self.record("cap", math.nan, math.nan, float(lrs[0]))
+        return lrs
+
+    def _capped(self, before: float, factor: float) -> list[float | Tensor]:
+        """The learning rates at this factor, shortened by the cap."""
         self.bound_by = None
-        if controller.action.unit == "cap":
+        if self.controller.action.unit == "cap":
             return self._fractions_of_cap(factor)
         lrs = self._scaled(before, factor)
         if self.cap is not None:
@@ -216,22 +226,59 @@ class PolicyLR(LRScheduler):
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
+    @classmethod
+    def simulate(
+        cls,
+        losses: Iterable[float],
+        policy: Policy | str | os.PathLike[str],
+        *,
+        initial_lr: float = 0.1,
+        **arguments: Any,
+    ) -> list[float]:
+        """The learning rates under these losses, without training.
+
+        Args:
+            losses: minibatch losses, one per optimizer step.
+            policy: as in the constructor; it must not observe movement or gradients.
+            initial_lr: learning rate of the optimizer.
+            **arguments: the constructor's.
+
+        Returns:
+            The first learning rate, and the one that is set after each loss.
+
+        Raises:
+            ValueError: if the policy observes what only a training has.
+        """
+        policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+        missing = [g for g in ("movement", "gradient") if g in policy.observation.groups]
+        if missing:
+            raise ValueError(
+                f"`policy` must observe losses alone to be simulated, got one with {missing}"
+            )
+        optimizer = idle_optimizer(initial_lr)
+        scheduler = cls(optimizer, policy, **arguments)
+        lrs = scheduler.current_lrs()
+        for loss in losses:
+            optimizer.step()
+            scheduler.step(loss)
+            lrs += scheduler.current_lrs()
+        return lrs
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the schedule; the policy itself is named by its fingerprint."""
+        return {
+            **super().state_dict(),
+            **self._identity(),
+            "controller": self.controller.state_dict(),
+            "_last_lr": list(self._last_lr),
+        }
+
+    def _identity(self) -> dict[str, Any]:
         return {
             "policy": self.policy.fingerprint,
             "interval_steps": self.controller.interval_steps,
             "total_steps": self.controller.total_steps,
             "warmup_steps": self.controller.warmup_steps,
-            "controller": self.controller.state_dict(),
-            "last_epoch": self.last_epoch,
-            "base_lrs": list(self.base_lrs),
-            "_step_count": self._step_count,
-            "_last_lr": list(self._last_lr),
-            "lrs": [float(group["lr"]) for group in self.optimizer.param_groups],
-            "_applied": self._applied,
-            "_has_loss": self._has_loss,
-            "bound_by": self.bound_by,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -243,24 +290,12 @@ class PolicyLR(LRScheduler):
         Raises:
             ValueError: if the state belongs to another policy, interval, horizon or warm-up.
         """
-        for name, mine in (
-            ("policy", self.policy.fingerprint),
-            ("interval_steps", self.controller.interval_steps),
-            ("total_steps", self.controller.total_steps),
-            ("warmup_steps", self.controller.warmup_steps),
-        ):
+        for name, mine in self._identity().items():
             if state_dict[name] != mine:
                 raise ValueError(
                     f"`state_dict` must have `{name}` = {mine!r} like this scheduler, got "
                     f"{state_dict[name]!r}"
                 )
+        super().load_state_dict(state_dict)
         self.controller.load_state_dict(state_dict["controller"])
-        for name in ("last_epoch", "_step_count", "_applied", "_has_loss", "bound_by"):
-            setattr(self, name, state_dict[name])
-        self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = list(state_dict["_last_lr"])
-        for group, lr in zip(self.optimizer.param_groups, state_dict["lrs"], strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr

@@ -1021,3 +1021,44 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.5)
     with pytest.raises(ValueError, match="`warmup_steps` must be below `total_steps` = 60, got 60"):
         PolicyLR(optimizer, random_policy(), total_steps=60, warmup_steps=60)
+
+
+# ---- log and dry run
+
+
+def test_every_decision_is_logged_with_its_action_and_its_rates() -> None:
+    scheduler = PolicyLR(sgd(0.1), constant_policy(-1.0), interval_steps=3)
+    rows = run(scheduler, [1.0] * 7)
+    assert [entry.step for entry in scheduler.log] == [3, 6]
+    assert [entry.rule for entry in scheduler.log] == ["decision"] * 2
+    assert [entry.signal for entry in scheduler.log] == [-1.0] * 2
+    assert [entry.old_lr for entry in scheduler.log] == [0.1, rows[2][0]]
+    assert [entry.new_lr for entry in scheduler.log] == [rows[2][0], rows[5][0]]
+
+
+def test_the_log_says_when_a_cap_starts_and_ceases_to_bind() -> None:
+    cap = ScriptedCap(iter([1.0, 0.01, 0.01, 1.0]))
+    scheduler = PolicyLR(sgd(0.1), constant_policy(0.0), interval_steps=100, cap=cap)
+    run(scheduler, [1.0] * 3)
+    assert [(entry.rule, entry.bound_by) for entry in scheduler.log] == [
+        ("cap", "deterministic"),
+        ("cap", ""),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_simulation_is_the_curve_of_a_real_run(seed: int) -> None:
+    policy = random_policy(seed)
+    scheduler = PolicyLR(sgd(0.3), policy, total_steps=50, warmup_steps=5)
+    first = lrs_of(scheduler.optimizer)[0]
+    expected = [first, *(row[0] for row in run(scheduler, losses(60)))]
+    simulated = PolicyLR.simulate(
+        losses(60), policy, initial_lr=0.3, total_steps=50, warmup_steps=5
+    )
+    assert simulated == expected
+
+
+def test_a_policy_that_observes_movement_cannot_be_simulated() -> None:
+    policy = random_policy(groups=("loss", "movement"))
+    with pytest.raises(ValueError, match=r"`policy` must observe losses alone .*'movement'"):
+        PolicyLR.simulate([1.0], policy, total_steps=50)
