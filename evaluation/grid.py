@@ -3,30 +3,33 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tasks.runs import Task
+from lrpilot.adaptive_lr import AdaptiveLR
+from lrpilot.line_search import LineSearchLR
+from tasks.runs import OptimizerFactory, Run, Task
 
 Scheduler = Callable[..., LRScheduler]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A scheduler in a comparison.
+    """A scheduler in a comparison, or an optimizer that needs none.
 
     Args:
         name: as in tables.
         make: called as `make(optimizer, total_steps=...)`.
-        takes_loss: whether its `step` is given the minibatch loss.
+        optimizer: replaces the task's, for a rival that is an optimizer of its own.
+        base_lr: replaces the task's, for a rival whose learning rate means something else.
     """
 
     name: str
     make: Scheduler
-    takes_loss: bool = False
+    optimizer: OptimizerFactory | None = None
+    base_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,16 @@ def train(
     total_steps = task.total_steps if total_steps is None else total_steps
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
-    run = task.start(seed)
-    optimizer: Optimizer = run.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = task.base_lr * initial_lr_factor
+    initial_lr = (method.base_lr or task.base_lr) * initial_lr_factor
+    run = replace(task, optimizer=method.optimizer or task.optimizer, base_lr=initial_lr).start(
+        seed
+    )
+    optimizer: Any = run.optimizer
+    if hasattr(optimizer, "train"):  # schedule-free optimizers train at another point
+        optimizer.train()
     scheduler: Any = method.make(optimizer, total_steps=total_steps)
+    if isinstance(scheduler, LineSearchLR):
+        _search_in(run, scheduler)
     lrs, losses = [], []
     start = time.perf_counter()
     for _ in range(total_steps):
@@ -80,11 +88,13 @@ def train(
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             break
-        if method.takes_loss:
+        if isinstance(scheduler, AdaptiveLR):
             scheduler.step(loss)
         else:
             scheduler.step()
     seconds = time.perf_counter() - start
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
     last = losses[-max(1, total_steps // 30) :]
     train_loss = sum(last) / len(last)
     metrics = run.evaluate()
@@ -98,7 +108,7 @@ def train(
         "task": task.name,
         "scheduler": method.name,
         "initial_lr_factor": initial_lr_factor,
-        "initial_lr": task.base_lr * initial_lr_factor,
+        "initial_lr": initial_lr,
         "seed": seed,
         "total_steps": total_steps,
         "train_loss": train_loss,
@@ -107,6 +117,15 @@ def train(
         "seconds": seconds,
     }
     return Result(row, lrs, losses)
+
+
+def _search_in(run: Run, scheduler: LineSearchLR) -> None:
+    if not hasattr(run, "backward"):
+        raise ValueError(
+            f"`make` must not be a line search for {type(run).__name__}, whose loss no closure "
+            "repeats"
+        )
+    run.backward = scheduler.search
 
 
 def train_grid(

@@ -64,6 +64,15 @@ def evaluate(cfg: DictConfig) -> None:
         Method(name, instantiate(scheduler, _convert_="all"))
         for name, scheduler in cfg.scheduler.items()
     ]
+    methods += [
+        Method(
+            name,
+            instantiate(rival.scheduler, _convert_="all"),
+            optimizer=instantiate(rival.optimizer, _convert_="all"),
+            base_lr=rival.base_lr,
+        )
+        for name, rival in cfg.rival.items()
+    ]
     source = "no policy"
     if cfg.policy is not None:
         policy = load_policy(cfg.policy, cfg)
@@ -72,7 +81,7 @@ def evaluate(cfg: DictConfig) -> None:
             f"{policy.card.get('task', {}).get('name')} for {policy.card.get('num_env_steps')} "
             f"env steps with seed {policy.card.get('seed')}"
         )
-        methods.insert(0, Method("policy", partial(PolicyLR, policy=policy), takes_loss=True))
+        methods.insert(0, Method("policy", partial(PolicyLR, policy=policy)))
     factors = [float(factor) for factor in cfg.initial_lr_factors]
     seeds = [FIRST_EVALUATION_SEED + i for i in range(cfg.num_seeds)]
     results = list(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.data import ImageData, load_image_data
-from tasks.runs import Run, Task
+from tasks.runs import Run, Task, backpropagate
 
 EVALUATION_BATCH = 1000
 
@@ -136,6 +136,8 @@ class ImageRun(Run):
             lr=task.base_lr,
             generator=torch.Generator().manual_seed(seed),
         )
+        # a line search replaces it, since it tries steps on the closure's minibatch
+        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._task = task
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
@@ -151,10 +153,8 @@ class ImageRun(Run):
 
     def _backward(self) -> Tensor:
         images, labels = self._next_batch()
-        loss = functional.cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
-        loss.backward()
-        return loss.detach()
+        return self.backward(lambda: functional.cross_entropy(self.model(images), labels))
 
     @torch.no_grad()
     def privileged_loss(self) -> float:

@@ -13,6 +13,13 @@ from torch.optim import Optimizer
 OptimizerFactory = Callable[..., Optimizer]
 
 
+def backpropagate(closure: Callable[[], Tensor]) -> Tensor:
+    """Compute a loss and its gradients; returns the loss, detached."""
+    loss = closure()
+    loss.backward()
+    return loss.detach()
+
+
 class Run(ABC):
     """One training in progress, driven by `step(lr)` or by a scheduler on `optimizer`.
 

@@ -34,7 +34,7 @@ def test_agent_on_the_quadratic_reaches_90_percent_of_the_best_return_under_its_
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         task = instantiate(compose("train_agent", ["task=quadratic"]).task, _convert_="all")
     method = Method(
-        "policy", lambda optimizer, **kw: PolicyLR(optimizer, policy, **kw), takes_loss=True
+        "policy", lambda optimizer, **kw: PolicyLR(optimizer, policy, **kw)
     )
     low, high = policy.card["env"]["initial_lr_factors"]
     reached, best = [], []

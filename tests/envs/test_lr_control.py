@@ -580,7 +580,7 @@ def test_state_does_not_alias_the_env() -> None:
 
 
 def deploy(env: LRControlEnv, policy: Policy, *, seed: int, factor: float, steps: int) -> Result:
-    method = Method("policy", partial(PolicyLR, policy=policy), takes_loss=True)
+    method = Method("policy", partial(PolicyLR, policy=policy))
     return train(env.task, method, initial_lr_factor=factor, seed=seed, total_steps=steps)
 
 

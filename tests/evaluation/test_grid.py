@@ -45,7 +45,7 @@ def make_policy() -> Policy:
     )
 
 
-POLICY = Method("policy", partial(PolicyLR, policy=make_policy()), takes_loss=True)
+POLICY = Method("policy", partial(PolicyLR, policy=make_policy()))
 CONSTANT = Method("constant", schedules.constant)
 METHODS = [
     POLICY,

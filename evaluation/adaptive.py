@@ -1,0 +1,40 @@
+"""Schedulers that react to the training, as functions of (optimizer, total_steps)."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lrpilot.greedy_lr import GreedyLR
+from lrpilot.hypergradient import HypergradientLR
+from lrpilot.line_search import LineSearchLR
+
+
+def greedy(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> GreedyLR:
+    """GreedyLR, called once per minibatch; it knows no horizon."""
+    return GreedyLR(optimizer, **arguments)
+
+
+def greedy_transformers(
+    optimizer: Optimizer, *, total_steps: int, min_factor: float, max_factor: float
+) -> GreedyLR:
+    """The class of transformers with its defaults, but bounds relative to the initial lr.
+
+    Its absolute default bounds, 1e-3 and 1, mean something else at every initial lr.
+    """
+    lrs = [float(group["lr"]) for group in optimizer.param_groups]
+    return GreedyLR(
+        optimizer,
+        semantics="transformers",
+        min_lr=[lr * min_factor for lr in lrs],
+        max_lr=[lr * max_factor for lr in lrs],
+    )
+
+
+def hypergradient(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> HypergradientLR:
+    """Hypergradient descent on the learning rate."""
+    return HypergradientLR(optimizer, **arguments)
+
+
+def line_search(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> LineSearchLR:
+    """Armijo line search on each minibatch, from the initial lr down."""
+    return LineSearchLR(optimizer, None, **arguments)
