@@ -55,6 +55,15 @@ class AdaptiveLR(LRScheduler):
         self.log = DecisionLog(log_size)
         super().__init__(optimizer)
 
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """Set the learning rates of the next step; call it after `optimizer.step()`.
+
+        Args:
+            loss: minibatch loss of the forward pass before this optimizer step. Schedulers that
+                look at something else ignore it, so that all of them are called alike.
+        """
+        super().step()
+
     @property
     def is_waiting(self) -> bool:
         """Whether a `SequentialLR` has not reached this scheduler yet."""
