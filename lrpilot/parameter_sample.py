@@ -24,7 +24,9 @@ class ParameterSample:
     """A fixed random sample of the entries of an optimizer's parameters.
 
     The positions depend on the parameters' sizes alone, so a simulated run and a deployed
-    scheduler read the same entries of the same model.
+    scheduler read the same entries of the same model. Parameters that are sharded over ranks
+    (`DTensor`) are gathered, one after the other, whenever the sample is read: all ranks must read
+    it together, and see what a single process would.
 
     Args:
         parameters: the parameters, in the optimizer's order.
@@ -72,9 +74,15 @@ class ParameterSample:
     @torch.no_grad()
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
-            tensor.reshape(-1) if index is None else tensor.reshape(-1).index_select(0, index)
-            for tensor, index in zip(tensors, self._indices, strict=True)
+            flat if index is None else flat.index_select(0, index)
+            for flat, index in zip(map(_flat, tensors), self._indices, strict=True)
         ]
         if not self._is_uniform:
             parts = [part.to(self._parameters[0].device, torch.float32) for part in parts]
         return torch.cat(parts)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    # asked by name, which spares everybody else the import of torch.distributed.tensor
+    gather = getattr(tensor, "full_tensor", None)
+    return (gather() if gather else tensor).reshape(-1)

@@ -1,0 +1,1 @@
+"""lrpilot in other libraries' training loops; each module imports its library on demand."""

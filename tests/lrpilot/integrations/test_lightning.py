@@ -1,0 +1,241 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from lrpilot.greedy_lr import GreedyLR
+from tests.lrpilot.integrations.loss_lr import LossLR
+
+pytest.importorskip("lightning")
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+
+from lrpilot.integrations.lightning import LossCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches.*"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+]
+
+PLATEAU = {"reduce_on_plateau": True, "monitor": "train_loss"}
+
+
+class Regression(LightningModule):
+    def __init__(
+        self,
+        make_scheduler: Any = LossLR,
+        *,
+        lr: float = 0.05,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 1)
+        self.make_scheduler = make_scheduler
+        self.lr = lr
+        self.config = config or {}
+        self.micro_losses: list[float] = []
+        self.rates: list[float] = []
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return (self.layer(x)[:, 0] - y).square().mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        self.micro_losses.append(loss.item())
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        self.scheduler = self.make_scheduler(optimizer)
+        config = {"scheduler": self.scheduler, "interval": "step", **self.config}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+class Manual(Regression):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+def points(num: int = 28) -> DataLoader[Any]:
+    x = torch.randn(num, 3, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(x, x.sum(1)), batch_size=4)
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        **{
+            "max_epochs": 2,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": False,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            **options,
+        },
+    )
+
+
+def fit(model: Any, trainer: Trainer, **options: Any) -> Any:
+    trainer.fit(model, points(), points() if trainer.check_val_every_n_epoch else None, **options)
+    return model
+
+
+def test_the_plateau_style_dictionary_steps_with_the_logged_loss(tmp_path: Path) -> None:
+    model = fit(Regression(config=PLATEAU), make_trainer(tmp_path))
+    assert model.scheduler.losses == model.micro_losses
+    assert model.scheduler.last_epoch == 14
+
+
+def test_the_plateau_style_dictionary_sees_only_the_last_micro_batch(tmp_path: Path) -> None:
+    model = fit(Regression(config=PLATEAU), make_trainer(tmp_path, accumulate_grad_batches=2))
+    losses = model.micro_losses
+    assert model.scheduler.losses == [losses[i] for i in (1, 3, 5, 6, 8, 10, 12, 13)]
+
+
+@pytest.mark.parametrize("kind", [Regression, Manual])
+def test_the_callback_gives_the_loss_of_every_step(tmp_path: Path, kind: Any) -> None:
+    model = fit(kind(), make_trainer(tmp_path, LossCallback()))
+    assert model.scheduler.losses == model.micro_losses
+    means = [sum(model.micro_losses[:k]) / k for k in range(1, 14)]
+    assert model.rates == [0.05, *(0.05 * mean for mean in means)]
+
+
+def test_the_callback_averages_accumulated_micro_batches(tmp_path: Path) -> None:
+    model = fit(Regression(), make_trainer(tmp_path, LossCallback(), accumulate_grad_batches=3))
+    first = model.micro_losses[:7]
+    # the last optimizer step of an epoch has one micro-batch, which counts as it is
+    expected = [sum(first[:3]) / 3, sum(first[3:6]) / 3, first[6]]
+    assert model.scheduler.losses[:3] == pytest.approx(expected, rel=1e-6)
+    assert model.scheduler.last_epoch == 6
+
+
+def test_validation_does_not_leak_into_the_training_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, LossCallback(), val_check_interval=2)
+    model = fit(Regression(), trainer)
+    assert model.scheduler.losses == model.micro_losses
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_the_loss_is_not_scaled_in_mixed_precision(tmp_path: Path, precision: Any) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if precision == "16-mixed" else None
+    plugin = MixedPrecision(precision, "cpu", scaler)
+    model = fit(Regression(), make_trainer(tmp_path, LossCallback(), plugins=[plugin]))
+    assert model.scheduler.losses == model.micro_losses
+
+
+def test_a_warm_up_comes_before_the_losses_count(tmp_path: Path) -> None:
+    def scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        warm_up = LinearLR(optimizer, start_factor=0.25, total_iters=4)
+        return SequentialLR(optimizer, [warm_up, LossLR(optimizer)], milestones=[4])
+
+    model = fit(Regression(scheduler), make_trainer(tmp_path, LossCallback()))
+    assert model.rates[:5] == pytest.approx([0.0125, 0.021875, 0.03125, 0.040625, 0.05])
+    assert model.rates[5] == 0.05 * (sum(model.micro_losses[:5]) / 5)
+
+
+def greedy(optimizer: torch.optim.Optimizer) -> GreedyLR:
+    return GreedyLR(optimizer, semantics="paper", patience=0, min_lr=1e-4)
+
+
+def resume(
+    folder: Path, *, steps: int, config: dict[str, Any], make_scheduler: Any = LossLR
+) -> tuple[Any, Any]:
+    """A whole run, and the continuation of its checkpoint after some steps."""
+
+    def callbacks() -> list[Callback]:
+        saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
+        return [saves, *([] if config else [LossCallback()])]
+
+    whole = fit(Regression(make_scheduler, config=config), make_trainer(folder, *callbacks()))
+    resumed = fit(
+        Regression(make_scheduler, config=config),
+        make_trainer(folder, *callbacks()),
+        ckpt_path=folder / f"step={steps}.ckpt",
+        weights_only=True,
+    )
+    return whole, resumed
+
+
+@pytest.mark.parametrize("make_scheduler", [LossLR, greedy])
+def test_with_the_callback_resuming_after_an_epoch_continues_bit_for_bit(
+    tmp_path: Path, make_scheduler: Any
+) -> None:
+    whole, resumed = resume(tmp_path, steps=7, config={}, make_scheduler=make_scheduler)
+    assert len(set(whole.rates)) > 3
+    assert resumed.rates == whole.rates[7:]
+    assert resumed.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
+def test_with_the_callback_a_checkpoint_within_an_epoch_has_every_loss(tmp_path: Path) -> None:
+    # Lightning starts the epoch's data anew, so only the state can be the same
+    whole, resumed = resume(tmp_path, steps=5, config={})
+    assert resumed.scheduler.losses == whole.micro_losses[:5] + resumed.micro_losses
+
+
+def test_a_plateau_style_checkpoint_within_an_epoch_lacks_the_last_loss(tmp_path: Path) -> None:
+    # Lightning saves before it steps schedulers of this style
+    whole, resumed = resume(tmp_path, steps=5, config=PLATEAU)
+    assert resumed.scheduler.losses == whole.micro_losses[:4] + resumed.micro_losses
+
+
+def test_lightnings_own_monitor_logs_the_learning_rate(tmp_path: Path) -> None:
+    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1, "max_epochs": 1}
+    monitor = LearningRateMonitor("step")
+    model = fit(Regression(), make_trainer(tmp_path, LossCallback(), monitor, **options))
+    with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rates = [row["lr-AdamW"] for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert [float(rate) for rate in rates] == pytest.approx(model.rates, rel=1e-6)
+
+
+def test_each_optimizer_has_the_loss_of_its_own_backward_pass(tmp_path: Path) -> None:
+    class TwoOptimizers(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for i, optimizer in enumerate(self.optimizers()):
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch) * (10.0**i))
+                optimizer.step()
+                self.lr_schedulers()[i].step()
+
+        def configure_optimizers(self) -> Any:
+            optimizers = [torch.optim.SGD(self.parameters(), lr=0.0001) for _ in range(2)]
+            self.both = [LossLR(optimizer) for optimizer in optimizers]
+            return optimizers, self.both
+
+    small, large = fit(TwoOptimizers(), make_trainer(tmp_path, LossCallback())).both
+    assert len(small.losses) == len(large.losses) == 14
+    assert all(5.0 < b / a < 15.0 for a, b in zip(small.losses, large.losses, strict=True))
+
+
+def test_a_training_without_an_observing_scheduler_is_refused(tmp_path: Path) -> None:
+    model = Regression(lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer))
+    with pytest.raises(TypeError, match=r"scheduler that observes losses, got \['ConstantLR'\]"):
+        fit(model, make_trainer(tmp_path, LossCallback()))
