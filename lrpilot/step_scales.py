@@ -1,0 +1,78 @@
+"""StepScales: an optimizer's step, multiplied tensor by tensor or entry by entry."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gather(numbers: Sequence[Tensor]) -> list[float]:
+    """Tensors of one element as floats, in one transfer from their device.
+
+    >>> gather([torch.tensor(1.0), torch.tensor(2.0)])
+    [1.0, 2.0]
+    """
+    if not numbers:
+        return []
+    device = numbers[0].device
+    return [float(x) for x in torch.stack([n.to(device) for n in numbers]).tolist()]
+
+
+class StepScales:
+    """Factors s that turn an optimizer's step into w_{t-1} + s (w_t - w_{t-1}).
+
+    Args:
+        parameters: the parameters, whose indices the methods take.
+        per_entry: one factor per entry, else one per tensor; all are 1 first.
+
+    >>> w = torch.ones(2)
+    >>> scales = StepScales([w], per_entry=False)
+    >>> scales.add({0: torch.tensor(1.0)}, low=0.5, high=1.5)
+    >>> scales.hold([0])
+    >>> w -= 0.2  # the optimizer's step
+    >>> scales.apply()
+    >>> w
+    tensor([0.7000, 0.7000])
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, per_entry: bool) -> None:
+        self._parameters = parameters
+        self._held: dict[int, Tensor] = {}
+        self.factors = [
+            torch.ones(
+                p.shape if per_entry else (),
+                # increments would drown in the rounding of half precision
+                dtype=torch.promote_types(p.dtype, torch.float32),
+                device=p.device,
+            )
+            for p in parameters
+        ]
+
+    def add(self, changes: dict[int, Tensor], *, low: float, high: float) -> None:
+        """Change factors, and clamp them to [low, high]."""
+        factors = [self.factors[i] for i in changes]
+        torch._foreach_add_(factors, list(changes.values()))
+        torch._foreach_clamp_min_(factors, low)
+        torch._foreach_clamp_max_(factors, high)
+
+    def limit(self, ceilings: Sequence[float]) -> bool:
+        """Clamp the factors of every parameter to its ceiling; whether one was above it."""
+        largest = gather([factor.amax() for factor in self.factors])
+        if all(factor <= ceiling for factor, ceiling in zip(largest, ceilings, strict=True)):
+            return False
+        torch._foreach_clamp_max_(self.factors, list(ceilings))
+        return True
+
+    def hold(self, indices: Iterable[int]) -> None:
+        """Copy these parameters before the optimizer's step."""
+        self._held = {i: self._parameters[i].clone() for i in indices}
+
+    def apply(self) -> None:
+        """Multiply the step that the held parameters have made since."""
+        held, self._held = self._held, {}
+        if held:
+            parameters = [self._parameters[i] for i in held]
+            steps = torch._foreach_sub(parameters, list(held.values()))
+            # as an excess over the step made, so that a factor of 1 changes nothing
+            excesses = torch._foreach_sub([self.factors[i] for i in held], 1.0)
+            torch._foreach_addcmul_(parameters, steps, excesses)
