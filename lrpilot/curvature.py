@@ -1,0 +1,404 @@
+"""CurvatureCap: the largest stable learning rate of a network, measured while it trains."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+LARGEST_CAP = torch.finfo(torch.float32).max
+"""The cap where the loss does not curve upwards: finite, so that it may be multiplied by 0."""
+
+_NOISE = 0.1
+
+
+class Eigenpair(NamedTuple):
+    """An approximate eigenvalue of a symmetric matrix A, with what says how good it is."""
+
+    value: float
+    """x . A x, never above the largest eigenvalue."""
+    vector: Tensor
+    """x, of norm 1."""
+    residual: float
+    """||A x - value x||: an eigenvalue lies within this distance of the value."""
+    num_products: int
+    """Products with A that were made."""
+
+
+def hessian_vector_product(
+    gradient: Sequence[Tensor], parameters: Sequence[Tensor], vector: Tensor
+) -> Tensor:
+    """H v, for the Hessian H of a loss whose gradient was made with `create_graph=True`.
+
+    H v = d(g . v)/dw, by a second backward pass: about the cost of two gradients.
+
+    Args:
+        gradient: g, one tensor per parameter; a part without a graph is taken as constant.
+        parameters: w.
+        vector: v, flat, in the order of the parameters.
+
+    Returns:
+        H v, flat.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> g = torch.autograd.grad(w[0] ** 2 * w[1], w, create_graph=True)
+    >>> hessian_vector_product(g, [w], torch.tensor([1.0, 0.0]))  # H = [[4, 2], [2, 0]]
+    tensor([4., 2.])
+    """
+    parts = [
+        part.view_as(parameter).to(parameter)
+        for part, parameter in zip(
+            vector.split([parameter.numel() for parameter in parameters]), parameters, strict=True
+        )
+    ]
+    curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
+    if not curved:
+        return torch.zeros_like(vector)
+    products = torch.autograd.grad(
+        [g for g, _ in curved],
+        parameters,
+        [part for _, part in curved],
+        retain_graph=True,
+        materialize_grads=True,
+    )
+    return _flat(products, like=vector)
+
+
+@torch.no_grad()
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    max_products: int = 20,
+    tolerance: float = 1e-2,
+) -> Eigenpair:
+    """The largest (not the largest absolute) eigenvalue of a symmetric matrix A, from A v alone.
+
+    Power iteration with the best shift and momentum in every step: the next x maximises x . A x
+    over the span of x, A x and the last change of x (block size 1 of LOBPCG). The step of plain
+    power iteration, x + A x / s for any s, lies in that span, so that an indefinite A needs no
+    shift. Six vectors of the size of `start` are held.
+
+    Args:
+        product: v -> A v, on flat vectors.
+        start: where to begin, any norm but 0.
+        max_products: products to make at most.
+        tolerance: the residual over |value| at which to stop earlier.
+
+    Raises:
+        ValueError: if `start` is zero or not finite, or `max_products` is below 1.
+
+    References:
+        Knyazev. Toward the optimal preconditioned eigensolver: locally optimal block
+        preconditioned conjugate gradient method. 2001.
+
+    >>> a = torch.diag(torch.tensor([-9.0, 1.0, 4.0]))
+    >>> round(largest_eigenvalue(lambda v: a @ v, torch.ones(3)).value, 4)
+    4.0
+    """
+    if max_products < 1:
+        raise ValueError(f"`max_products` must be at least 1, got {max_products}")
+    norm = float(start.norm())
+    if not 0.0 < norm < math.inf:
+        raise ValueError(f"`start` must have a positive and finite norm, got {norm}")
+    x = start / norm
+    image = product(x)
+    change: tuple[Tensor, Tensor] | None = None
+    for num_products in range(1, max_products + 1):
+        value = float(x @ image)
+        rest = image - value * x
+        residual = float(rest.norm())
+        # a NaN ends the loop, too
+        is_open = tolerance * abs(value) < residual < math.inf
+        if not is_open or num_products == max_products:
+            break
+        rest = rest / residual
+        rest = rest - (x @ rest) * x
+        rest = rest / rest.norm()
+        basis, images = [x, rest], [image, product(rest)]
+        if change is not None:
+            _extend(basis, images, *change)
+        weights = _best_weights(basis, images)
+        change = _combine(weights[1:], basis[1:]), _combine(weights[1:], images[1:])
+        x, image = weights[0] * x + change[0], weights[0] * image + change[1]
+        norm = float(x.norm())
+        x, image = x / norm, image / norm
+    return Eigenpair(value, x, residual, num_products)
+
+
+def _extend(basis: list[Tensor], images: list[Tensor], vector: Tensor, image: Tensor) -> None:
+    """Add the part of the vector that is new to the orthonormal basis, if rounding leaves one."""
+    norm = vector.norm()
+    for known, known_image in zip(basis, images, strict=True):
+        weight = known @ vector
+        vector, image = vector - weight * known, image - weight * known_image
+    rest = vector.norm()
+    if rest > 1e-3 * norm:
+        basis.append(vector / rest)
+        images.append(image / rest)
+
+
+def _best_weights(basis: list[Tensor], images: list[Tensor]) -> list[float]:
+    """The combination of an orthonormal basis whose Rayleigh quotient is largest."""
+    small = torch.tensor([[float(b @ i) for i in images] for b in basis], dtype=torch.float64)
+    if not bool(small.isfinite().all()):
+        return [math.nan] * len(basis)
+    weights: list[float] = torch.linalg.eigh((small + small.T) / 2).eigenvectors[:, -1].tolist()
+    return weights
+
+
+def _combine(weights: list[float], vectors: list[Tensor]) -> Tensor:
+    total = weights[0] * vectors[0]
+    for weight, vector in zip(weights[1:], vectors[1:], strict=True):
+        total = total + weight * vector
+    return total
+
+
+def _flat(tensors: Sequence[Tensor], *, like: Tensor) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1).to(like) for tensor in tensors])
+
+
+@contextmanager
+def _undisturbed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Fixed random numbers inside; generators and the buffers of `model` as before afterwards."""
+    kind = device.type
+    devices = [] if kind == "cpu" else list(range(torch.get_device_module(kind).device_count()))
+    buffers = [] if model is None else [(b, b.clone()) for b in model.buffers()]
+    # the fused attention kernels have no second derivative
+    with torch.random.fork_rng(devices, device_type=kind), sdpa_kernel(SDPBackend.MATH):
+        torch.default_generator.manual_seed(0)
+        if devices:
+            torch.get_device_module(kind).manual_seed_all(0)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, old in buffers:
+                    if not torch.equal(buffer, old):
+                        buffer.copy_(old)
+
+
+def _momentum_gain(optimizer: Optimizer) -> float:
+    """How much larger the largest stable rate is than 2 / lambda, by the optimizer's momentum."""
+    gains = []
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, SGD):
+            beta = float(group["momentum"])
+            damping = 1.0 + 2.0 * beta if group["nesterov"] else 1.0 - float(group["dampening"])
+        else:
+            beta = float(group["betas"][0])
+            damping = 1.0 - beta
+        gains.append((1.0 + beta) / damping)
+    return min(gains)
+
+
+class CurvatureCap:
+    """A `Cap`: the learning rate above which a step is locally unstable, times `safety`.
+
+    With lambda the largest eigenvalue of P^{-1/2} H P^{-1/2}, H the Hessian of `loss_fn` (plus the
+    coupled weight decay), and omega the decoupled weight decay::
+
+        cap = safety * 2 / (lambda / gain + omega)
+
+    - SGD: P = 1; gain = (1 + beta) / (1 - dampening), with Nesterov (1 + beta) / (1 + 2 beta).
+    - Adam, AdamW: P = (1 - beta1^{t+1}) (sqrt(v^) + eps), v^ the optimizer's own (before its first
+      step: the squared gradient of `loss_fn`); gain = (1 + beta1) / (1 - beta1), so that at
+      beta1 = 0.9 the cap is safety * 38 / lambda. In the first ten steps or so some entries of v^
+      are next to nothing, and the cap is far below what Adam stands: a warm-up.
+
+    The gains follow from the characteristic polynomial of the iteration on a quadratic with P
+    frozen. In P, every group's learning rate enters relative to the largest, so that the cap is
+    for the largest. It is an estimate, never a certificate: one batch stands for all, P and H
+    move between measurements, and power iteration reaches the eigenvalue from below (the
+    residual is added to it). Where the loss does not curve upwards, the cap is `LARGEST_CAP`;
+    where it is not finite (a diverged model), the last finite cap is kept::
+
+        x, y = next(iter(batches))  # one batch, kept for the whole run
+        cap = CurvatureCap(optimizer, lambda: criterion(model(x), y), model=model)
+        scheduler = GreedyLR(optimizer, cap=cap)  # or Guard(scheduler, cap=cap) for torch's own
+
+    A measurement changes no `.grad`, no random generator of torch, and no buffer of `model`; it
+    runs with the same dropout every time. It costs about `max_products` times two gradients of
+    `loss_fn`, and holds about ten vectors of the parameters' size; between measurements it is one.
+    `loss_fn` must be twice differentiable: give it the model before `torch.compile` and DDP, on
+    every rank with the same batch.
+
+    Args:
+        optimizer: SGD, Adam or AdamW; its parameters are those of the Hessian.
+        loss_fn: the loss on a fixed batch that is not the step's (see `Cap`).
+        model: whose buffers (BatchNorm) are put back after a measurement; None if it has none.
+        safety: fraction of the stability limit.
+        interval_steps: calls (one per step) between two measurements; before, the curvature moves
+            fast, and is measured at calls 0, 1, 2, 4, 8, ...
+        max_products: Hessian-vector products per measurement, at most.
+
+    Raises:
+        TypeError: if the optimizer is another one, whose P is not known.
+        ValueError: if an argument is out of range, or the optimizer maximises.
+        RuntimeError: by a call, if the first measurement is not finite.
+
+    References:
+        Cohen, Kaur, Li, Kolter, Talwalkar. Gradient descent on neural networks typically occurs
+        at the edge of stability. 2021.
+        Cohen, Ghorbani, Krishnan, Agarwal, Medapati, Badura, Suo, Cardoze, Nado, Dahl, Gilmer.
+        Adaptive gradient methods at the edge of stability. 2022.
+
+    >>> w = torch.tensor([3.0, 1.0], requires_grad=True)
+    >>> optimizer = torch.optim.SGD([w], lr=0.1)
+    >>> cap = CurvatureCap(optimizer, lambda: 2.0 * w[0] ** 2 + w[1] ** 2, safety=0.5)
+    >>> [(round(eta_max, 4), guarantee) for eta_max, guarantee in [cap()]]  # 0.5 * 2 / 4
+    [(0.25, 'estimate')]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        loss_fn: Callable[[], Tensor],
+        *,
+        model: nn.Module | None = None,
+        safety: float = 0.8,
+        interval_steps: int = 100,
+        max_products: int = 20,
+    ) -> None:
+        if not isinstance(optimizer, SGD | Adam | AdamW):
+            raise TypeError(
+                f"`optimizer` must be SGD, Adam or AdamW, got {type(optimizer).__name__}"
+            )
+        if any(group["maximize"] for group in optimizer.param_groups):
+            raise ValueError("`optimizer` must minimise, got maximize=True")
+        if not 0.0 < safety < math.inf:
+            raise ValueError(f"`safety` must be positive and finite, got {safety}")
+        for name, count in (("interval_steps", interval_steps), ("max_products", max_products)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count}")
+        self.optimizer = optimizer
+        self.loss_fn = loss_fn
+        self.model = model
+        self.safety = safety
+        self.interval_steps = interval_steps
+        self.max_products = max_products
+        self.num_calls = 0
+        self.eigenpair: Eigenpair | None = None
+        self._eta_max: float | None = None
+
+    def __call__(self) -> tuple[float, str]:
+        """The cap, measured anew if that is due."""
+        count = self.num_calls
+        is_early = count < self.interval_steps and count & (count - 1) == 0
+        if self._eta_max is None or is_early or count % self.interval_steps == 0:
+            self.measure()
+        self.num_calls += 1
+        assert self._eta_max is not None
+        return self._eta_max, "estimate"
+
+    def measure(self) -> Eigenpair:
+        """Measure now; returns the largest eigenpair of the preconditioned Hessian."""
+        members = [(g, p) for g in self.optimizer.param_groups for p in g["params"]]
+        members = [(group, p) for group, p in members if p.requires_grad]
+        parameters = [parameter for _, parameter in members]
+        with _undisturbed(self.model, parameters[0].device):
+            gradient = torch.autograd.grad(
+                self.loss_fn(), parameters, create_graph=True, materialize_grads=True
+            )
+            root, decay = self._preconditioner(members, gradient)
+
+            def product(vector: Tensor) -> Tensor:
+                moved = root * vector
+                curved = hessian_vector_product(gradient, parameters, moved)
+                return root * (curved + decay * moved)
+
+            pair = largest_eigenvalue(product, self._start(root), max_products=self.max_products)
+        if math.isfinite(pair.value) and math.isfinite(pair.residual):
+            self.eigenpair = pair
+            self._eta_max = self._limit(max(pair.value + pair.residual, 0.0))
+        elif self._eta_max is None:
+            raise RuntimeError(
+                f"`loss_fn` must have a finite Hessian when it is first measured, got {pair.value}"
+            )
+        return pair
+
+    def _limit(self, curvature: float) -> float:
+        decay = max(
+            share * _decays(group)[1]
+            for group, share in zip(self.optimizer.param_groups, self._shares(), strict=True)
+        )
+        slope = curvature / _momentum_gain(self.optimizer) + decay
+        return min(self.safety * 2.0 / slope, LARGEST_CAP) if slope > 0.0 else LARGEST_CAP
+
+    def _shares(self) -> list[float]:
+        """The learning rate of every group over the largest one."""
+        lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        largest = max(lrs)
+        return [lr / largest if largest > 0.0 else 1.0 for lr in lrs]
+
+    @torch.no_grad()
+    def _preconditioner(
+        self, members: list[tuple[dict[str, Any], Tensor]], gradient: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """P^{-1/2} and the coupled weight decay, per entry."""
+        shares = {
+            id(g): s for g, s in zip(self.optimizer.param_groups, self._shares(), strict=True)
+        }
+        roots, decays = [], []
+        for (group, parameter), g in zip(members, gradient, strict=True):
+            decay, _ = _decays(group)
+            decays.append(torch.full_like(parameter, decay))
+            share = torch.full_like(parameter, shares[id(group)])
+            if isinstance(self.optimizer, SGD):
+                roots.append(share.sqrt())
+            else:
+                state = self.optimizer.state.get(parameter, {})
+                roots.append((share / _adam_scale(group, state, g + decay * parameter)).sqrt())
+        is_double = any(parameter.dtype == torch.float64 for _, parameter in members)
+        like = torch.empty(
+            0, dtype=torch.float64 if is_double else torch.float32, device=roots[0].device
+        )
+        return _flat(roots, like=like), _flat(decays, like=like)
+
+    def _start(self, like: Tensor) -> Tensor:
+        """The last eigenvector with a little noise, so that another one may overtake it."""
+        generator = torch.Generator(like.device).manual_seed(self.num_calls)
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        if self.eigenpair is None:
+            return noise
+        return noise * (_NOISE / float(noise.norm())) + self.eigenpair.vector.to(like)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values and a copied vector (loads with `weights_only=True`)."""
+        pair = self.eigenpair
+        return {
+            "num_calls": self.num_calls,
+            "eta_max": self._eta_max,
+            "eigenpair": None if pair is None else list(pair._replace(vector=pair.vector.clone())),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the continuation is bit-identical."""
+        self.num_calls = state_dict["num_calls"]
+        self._eta_max = state_dict["eta_max"]
+        pair = state_dict["eigenpair"]
+        self.eigenpair = None if pair is None else Eigenpair(pair[0], pair[1].clone(), *pair[2:])
+
+
+def _decays(group: dict[str, Any]) -> tuple[float, float]:
+    """The coupled weight decay (part of the gradient) and the decoupled one of a group."""
+    decay = float(group["weight_decay"])
+    return (0.0, decay) if group.get("decoupled_weight_decay", False) else (decay, 0.0)
+
+
+def _adam_scale(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tensor:
+    """What Adam's next step divides the averaged gradient by, but for the momentum's start."""
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    step = float(state["step"]) if state else 0.0
+    if step:
+        second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        deviation: Tensor = (second / (1.0 - beta2**step)).sqrt()
+    else:
+        deviation = gradient.abs()
+    scale: Tensor = (1.0 - beta1 ** (step + 1.0)) * (deviation + float(group["eps"]))
+    return scale

@@ -1,0 +1,519 @@
+"""Guard: any scheduler, kept from diverging."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrpilot.adaptive_lr import AdaptiveLR
+from lrpilot.caps import Cap
+from lrpilot.decision_log import Decision
+from lrpilot.loss import read_loss
+
+
+class DivergenceError(RuntimeError):
+    """A training diverged, and lower learning rates did not help."""
+
+
+class SpikeDetector:
+    """Tells a spike of the loss from its noise, whatever the loss's scale and sign.
+
+    With m and s the running means of the loss L and of |L|, and d that of |y|::
+
+        y = asinh((L - m) / s),   spike:  y > max(deviations * d, asinh(ratio - 1))
+
+    Where the noise is small, a loss above `ratio` times its mean is a spike; where it is large, one
+    that stands out of it. asinh is linear for small arguments and logarithmic for large ones, so
+    that the heavy tails of small batches raise no alarm. In d, a loss above its mean counts at most
+    as d, so that a rising loss does not pass for noise; a spike counts as a loss at the threshold,
+    so that a lasting change of level becomes the usual level.
+
+    Args:
+        deviations: threshold in mean absolute deviations.
+        ratio: least threshold, in multiples of the mean loss.
+        window: steps of the running means; before, all losses count equally, d as if five losses
+            had deviated by 0.3.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> detector = SpikeDetector()
+    >>> [detector.is_spike(loss) for loss in [2.0, 1.9, 2.1, 1.8, 900.0, 1.7]]
+    [False, False, False, False, True, False]
+    """
+
+    _STATE = ("num_losses", "mean", "scale", "deviation", "threshold")
+    _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
+
+    def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
+        if not 0.0 < deviations < math.inf:
+            raise ValueError(f"`deviations` must be positive and finite, got {deviations}")
+        if not 1.0 < ratio < math.inf:
+            raise ValueError(f"`ratio` must be above 1 and finite, got {ratio}")
+        if window < 1:
+            raise ValueError(f"`window` must be at least 1, got {window}")
+        self.deviations = deviations
+        self.window = window
+        self._least = math.asinh(ratio - 1.0)
+        self.num_losses = 0
+        self.mean = self.scale = 0.0
+        self.deviation = 0.3
+        self.threshold = math.inf
+        """The loss above which the last spike was one."""
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a finite loss is a spike; counts it."""
+        count, mean, deviation = self.num_losses, self.mean, self.deviation
+        scale = self.scale
+        if scale == 0.0:  # no loss yet, or none but 0
+            self.num_losses, self.mean, self.scale = 1, loss, abs(loss)
+            return False
+        y = math.asinh((loss - mean) / scale)
+        # no min() and max(): this runs at every step of a training
+        limit = self.deviations * deviation
+        if limit < self._least:
+            limit = self._least
+        elif limit > self._LARGEST_LIMIT:
+            limit = self._LARGEST_LIMIT
+        is_spike = y > limit
+        if is_spike:
+            loss = self.threshold = mean + scale * math.sinh(limit)
+            count = self.window
+        elif count < self.window:
+            self.num_losses = count = count + 1
+        self.mean = mean + (loss - mean) / count
+        self.scale += (abs(loss) - self.scale) / count
+        if y < deviation:
+            self.deviation += (abs(y) - deviation) / min(count + 4, self.window)
+        return is_spike
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for name in self._STATE:
+            setattr(self, name, state_dict[name])
+
+
+class Snapshot:
+    """One copy of a model (parameters and buffers) and of an optimizer's state, on their devices.
+
+    Its memory: the parameters and the buffers, and as much again as the optimizer keeps (SGD
+    nothing, with momentum the parameters once, Adam twice). What an optimizer keeps in its
+    parameter groups (learning rate, momentum) is not part of it.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> snapshot = Snapshot(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+    >>> before = float(layer.weight.detach())
+    >>> _ = nn.init.constant_(layer.weight, 7.0)
+    >>> snapshot.restore()
+    >>> float(layer.weight.detach()) == before
+    True
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._tensors: list[Tensor] = []
+        self._states: list[dict[str, Any]] = []
+        self._copy()
+
+    def _live(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All tensors of the model and the optimizer, and those of the optimizer alone."""
+        own = [p for group in self._optimizer.param_groups for p in group["params"]]
+        everything = [*self._model.parameters(), *self._model.buffers(), *own]
+        return list({id(tensor): tensor for tensor in everything}.values()), own
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        tensors, own = self._live()
+        olds: list[Any] = self._tensors or [None] * len(tensors)
+        self._tensors = [_copied(live, old) for live, old in zip(tensors, olds, strict=True)]
+        states: list[dict[str, Any]] = self._states or [{} for _ in own]
+        self._states = [
+            {
+                name: _copied(v, old.get(name))
+                for name, v in self._optimizer.state.get(p, {}).items()
+            }
+            for p, old in zip(own, states, strict=True)
+        ]
+
+    def take(self) -> bool:
+        """Replace the copy, unless a value is not finite; returns whether it was replaced."""
+        tensors, own = self._live()
+        states = [v for p in own for v in self._optimizer.state.get(p, {}).values()]
+        values = [v for v in (*tensors, *states) if isinstance(v, Tensor)]
+        if not all(bool(value.isfinite().all()) for value in values):
+            return False
+        self._copy()
+        return True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write the copy back, in place."""
+        tensors, own = self._live()
+        for live, saved in zip(tensors, self._tensors, strict=True):
+            live.copy_(saved)
+        for parameter, state in zip(own, self._states, strict=True):
+            live_state = self._optimizer.state.pop(parameter, {})
+            if state:
+                self._optimizer.state[parameter] = {
+                    name: _copied(saved, live_state.get(name)) for name, saved in state.items()
+                }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy, copied (loads with `weights_only=True`)."""
+        return copy.deepcopy({"tensors": self._tensors, "states": self._states})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Hold the copy of a `state_dict()`."""
+        with torch.no_grad():
+            for mine, saved in zip(self._tensors, state_dict["tensors"], strict=True):
+                mine.copy_(saved)
+        self._states = copy.deepcopy(state_dict["states"])
+
+
+def _copied(value: Any, old: Any) -> Any:
+    """A copy of a value, in the memory of an old tensor where there is one."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if isinstance(old, Tensor) and old.shape == value.shape and old.dtype == value.dtype:
+        return old.copy_(value)
+    return value.detach().clone()
+
+
+def _observers(scheduler: Any) -> list[Callable[[Any], None]]:
+    """Where the schedulers inside a `SequentialLR` or a chain take their losses."""
+    members = getattr(scheduler, "_schedulers", [])
+    own = [member.observe for member in members if hasattr(member, "observe")]
+    return own + [observe for member in members for observe in _observers(member)]
+
+
+class Guard(AdaptiveLR):
+    """Wraps a scheduler: backs off when the loss is NaN or spikes, and recovers step by step.
+
+    The learning rate is the wrapped scheduler's times backoff^k, limited by the cap. k, the
+    retries in use, begins at 0; each alarm adds 1, and each `recovery_steps` healthy steps in a row
+    take 1 away. If an alarm comes in that time after a recovery, it is doubled, until a recovery
+    lasts. Alarms (the rules in `log`):
+
+    - "nan": the loss is NaN or infinite;
+    - "spike": the loss stands out of its noise (`SpikeDetector`), and, if it has not come back
+      since the last alarm, more than twice as far as then.
+
+    The other rules are "recovered", "rollback" (its signal is the steps lost) and "cap" (which now
+    limits the wrapped scheduler, at another value than before)::
+
+        guard = Guard(CosineAnnealingLR(optimizer, 10_000), model=model)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model(batch)
+            loss.backward()
+            optimizer.step()
+            guard.step(loss)
+
+    With `model`, an alarm also puts model (with BatchNorm's buffers) and optimizer (with its step
+    counters) back to a snapshot. It is taken when the guard is made, and then every
+    `snapshot_steps`, if everything is finite and the loss at or below its mean. For its memory see
+    `Snapshot`. The loss of the weights in it is seen only at the next step: if a single step ruins
+    a calm run just then, the retries do not help, and the error says so.
+
+    The wrapped scheduler sees its own learning rates and healthy losses only: at an alarm it
+    steps with the last healthy one, so its clock goes on (before any healthy loss, one that needs
+    losses waits). Wrap the outermost scheduler: those in a `SequentialLR` or `ChainedScheduler` are
+    given the loss, too. Where training code calls `step()` without a loss, call `observe(loss)`
+    first. In distributed training give all ranks the same loss. A schedule that raises the learning
+    rate on purpose (warm restarts) may need a larger `spike_ratio`.
+
+    Args:
+        scheduler: any torch scheduler, or one of ours.
+        model: rolled back at alarms; None only backs off.
+        snapshot_steps: steps between snapshots.
+        backoff: factor on the learning rate per retry, between 0 and 1.
+        recovery_steps: healthy steps until a retry is taken back.
+        max_retries: retries in use at most; the next alarm is an error.
+        spike_deviations: see `SpikeDetector`, like the next one.
+        spike_ratio: the least ratio of a spike to the mean loss.
+        cap: asked before every step; no group's learning rate exceeds its answer.
+        log_size: decisions that `log` keeps.
+
+    Raises:
+        TypeError: if `scheduler` is not a torch scheduler.
+        ValueError: if an argument is out of range.
+        RuntimeError: by `step()`, if no loss was given since the last call.
+        DivergenceError: by `step`, at an alarm when `max_retries` are in use. With `model`, it has
+            been put back once more.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    >>> guard = Guard(torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), recovery_steps=2)
+    >>> for loss in [2.0, math.nan, 1.9, 1.8]:
+    ...     optimizer.step()
+    ...     guard.step(loss)
+    ...     print(guard.get_last_lr(), [decision.rule for decision in guard.log])
+    [0.1] []
+    [0.05] ['nan']
+    [0.05] ['nan']
+    [0.1] ['nan', 'recovered']
+    """
+
+    _state_names: ClassVar[tuple[str, ...]] = (
+        "num_retries",
+        "_healthy_loss",
+        "_healthy_steps",
+        "_wait",
+        "_has_recovered",
+        "_ceiling",
+        "_snapshot_epoch",
+        "_own_lrs",
+        "_cap_lr",
+        "_observed",
+    )
+    _settings: ClassVar[tuple[str, ...]] = ("backoff", "rolls_back")
+
+    def __init__(
+        self,
+        scheduler: LRScheduler,
+        *,
+        model: nn.Module | None = None,
+        snapshot_steps: int = 100,
+        backoff: float = 0.5,
+        recovery_steps: int = 100,
+        max_retries: int = 10,
+        spike_deviations: float = 10.0,
+        spike_ratio: float = 1.5,
+        cap: Cap | None = None,
+        log_size: int = 1000,
+    ) -> None:
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(
+                f"`scheduler` must be a torch scheduler, got {type(scheduler).__name__}"
+            )
+        if not 0.0 < backoff < 1.0:
+            raise ValueError(f"`backoff` must be between 0 and 1, got {backoff}")
+        for name, count, least in (
+            ("snapshot_steps", snapshot_steps, 1),
+            ("recovery_steps", recovery_steps, 1),
+            ("max_retries", max_retries, 0),
+        ):
+            if count < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {count}")
+        self.scheduler = scheduler
+        self.snapshot_steps = snapshot_steps
+        self.backoff = backoff
+        self.recovery_steps = recovery_steps
+        self.max_retries = max_retries
+        self.detector = SpikeDetector(deviations=spike_deviations, ratio=spike_ratio)
+        # torch undoes and restarts the schedulers in this list if the guard is in a SequentialLR
+        self._schedulers = [scheduler]
+        first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
+        self._wrapped_step: Callable[..., None] = scheduler.step
+        self._observers = _observers(scheduler)
+        self._takes_loss = (
+            first is not None
+            and first.kind is first.POSITIONAL_OR_KEYWORD
+            and first.name != "epoch"
+        )
+        self.num_retries = 0
+        self._healthy_loss: float | None = None
+        self._healthy_steps = 0
+        self._wait = recovery_steps
+        self._has_recovered = False
+        self._ceiling = -math.inf
+        self._own_lrs: list[float] | None = None
+        self._cap_lr: float | None = None
+        self._observed: float | None = None
+        self._snapshot = None if model is None else Snapshot(model, scheduler.optimizer)
+        self._snapshot_epoch = 0
+        super().__init__(scheduler.optimizer, cap=cap, log_size=log_size)
+
+    @property
+    def factor(self) -> float:
+        """The guard's own factor on the learning rate, at most 1."""
+        return float(self.backoff**self.num_retries)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether alarms put the model back."""
+        return self._snapshot is not None
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """The learning rates that the optimizer has now."""
+        return list(self.current_lrs())
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Take the loss of the step that was just made, without stepping."""
+        self._observed = read_loss(loss)
+
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """Judge the step that was just made, and set the learning rates of the next one.
+
+        Args:
+            loss: minibatch loss of the forward pass before this optimizer step: a number or a
+                tensor of one element. May be None after `observe(loss)`.
+        """
+        if loss is None:
+            loss, self._observed = self._observed, None
+            if loss is None:
+                raise RuntimeError(
+                    "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
+                )
+        value = loss if type(loss) is float else read_loss(loss)
+        self.last_epoch += 1
+        decision = None
+        if not math.isfinite(value):
+            decision = self._back_off("nan", value, math.nan)
+        elif self.detector.is_spike(value):
+            self._healthy_steps = 0
+            if value > self._ceiling:
+                self._ceiling = 2.0 * value - self.detector.mean
+                decision = self._back_off("spike", value, self.detector.threshold)
+        else:
+            self._healthy_loss = value
+            self._ceiling = -math.inf
+            if self.num_retries or self._has_recovered:
+                decision = self._recover()
+            if self._snapshot is not None:
+                self._refresh(self._snapshot, value)
+        if decision is None and self._own_lrs is None and self.cap is None:
+            self._step_wrapped()
+            return
+        old_lr = self.current_lrs()[0]
+        if self._own_lrs is not None:
+            self._set_lrs(self._own_lrs)
+        self._step_wrapped()
+        self._apply(old_lr, decision)
+
+    def _step_wrapped(self) -> None:
+        loss = self._healthy_loss
+        if self._takes_loss:
+            if loss is not None:
+                self._wrapped_step(loss)
+        elif not self._observers or loss is not None:
+            for observe in self._observers:
+                observe(loss)
+            self._wrapped_step()
+
+    def _apply(self, old_lr: float, decision: tuple[str, float, float] | None) -> None:
+        """Take the learning rates as the scheduler's own, and put the guarded ones in place."""
+        own = self.current_lrs()
+        lrs = self.limit([lr * self.factor for lr in own])
+        self._own_lrs = own if self.num_retries or self.cap is not None else None
+        if lrs != own:
+            self._set_lrs(lrs)
+        cap_lr = max(lrs) if self.bound_by else None
+        if decision is None and cap_lr is not None and cap_lr != self._cap_lr:
+            decision = "cap", max(own) * self.factor, cap_lr
+        self._cap_lr = cap_lr
+        if decision is not None:
+            self._log(decision, old_lr, lrs[0])
+
+    def _log(self, decision: tuple[str, float, float], old_lr: float, new_lr: float) -> None:
+        rule, signal, threshold = decision
+        entry = (self.last_epoch, old_lr, new_lr, signal, threshold, rule, self.bound_by or "")
+        self.log.add(Decision(*entry))
+
+    def _set_lrs(self, lrs: list[float]) -> None:
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _recover(self) -> tuple[str, float, float] | None:
+        self._healthy_steps += 1
+        if self._healthy_steps < self._wait:
+            return None
+        decision = "recovered", float(self._healthy_steps), float(self._wait)
+        self._healthy_steps = 0
+        if self.num_retries:
+            self.num_retries -= 1
+            self._has_recovered = True
+            return decision
+        self._has_recovered = False
+        self._wait = self.recovery_steps
+        return None
+
+    def _refresh(self, snapshot: Snapshot, loss: float) -> None:
+        if (
+            self.last_epoch - self._snapshot_epoch >= self.snapshot_steps
+            and loss <= self.detector.mean
+            and snapshot.take()
+        ):
+            self._snapshot_epoch = self.last_epoch
+
+    def _back_off(self, rule: str, loss: float, threshold: float) -> tuple[str, float, float]:
+        if self._has_recovered:
+            self._wait *= 2
+            self._has_recovered = False
+        self._healthy_steps = 0
+        if self._snapshot is not None:
+            self._snapshot.restore()
+            lr = self.current_lrs()[0]
+            self._log(("rollback", self.last_epoch - self._snapshot_epoch, math.nan), lr, lr)
+            self._snapshot_epoch = self.last_epoch
+        if self.num_retries == self.max_retries:
+            raise DivergenceError(
+                f"the loss is {loss:g} after step {self.last_epoch}, with {self.max_retries} "
+                f"retries in use and the learning rate at {self.factor:g} of the scheduler's; "
+                + (
+                    "lower the initial learning rate, or look at the data"
+                    if self._snapshot is not None
+                    else "give the guard the `model` to roll it back"
+                )
+            )
+        self.num_retries += 1
+        return rule, loss, threshold
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a `SequentialLR` has not reached the wrapped scheduler yet."""
+        # torch's ChainedScheduler has no such count
+        return getattr(self.scheduler, "last_epoch", 0) < 0
+
+    def _initial_step(self) -> None:
+        # torch calls this when a scheduler is made, and for the first one in a SequentialLR again
+        if self.is_waiting:
+            self.scheduler._initial_step()
+        self._start()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        # torch calls this at the milestone of a SequentialLR
+        self.scheduler._update_lr(epoch)
+        if self._snapshot is not None:
+            self._snapshot.take()
+        self._start()
+
+    def _start(self) -> None:
+        self.last_epoch = self._snapshot_epoch = 0
+        self._step_count = 1
+        self._observed = None
+        self._apply(self.current_lrs()[0], None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of guard, scheduler and snapshot (loads with `weights_only=True`)."""
+        return {
+            **super().state_dict(),
+            "detector": self.detector.state_dict(),
+            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the continuation is bit-identical.
+
+        Raises:
+            ValueError: if the backoff, the number of groups or whether there is a snapshot differ.
+        """
+        super().load_state_dict(state_dict)
+        self.detector.load_state_dict(state_dict["detector"])
+        self.scheduler.load_state_dict(copy.deepcopy(state_dict["scheduler"]))
+        if self._snapshot is not None:
+            self._snapshot.load_state_dict(state_dict["snapshot"])
