@@ -73,6 +73,14 @@ class AdaptiveLR(LRScheduler):
         """The learning rates that the optimizer has now, one per group."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
+    def set_lrs(self, lrs: list[float]) -> None:
+        """Give every group its learning rate; one that is a tensor is filled, never replaced."""
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
     def limit(self, lrs: list[float]) -> list[float]:
         """Scale the learning rates of all groups down together until the largest is in the cap.
 
@@ -132,8 +140,4 @@ class AdaptiveLR(LRScheduler):
         self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = list(state_dict["lrs"])
         self.log.load_state_dict(state_dict["log"])
-        for group, lr in zip(groups, state_dict["lrs"], strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        self.set_lrs(state_dict["lrs"])

@@ -6,195 +6,20 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.adaptive_lr import AdaptiveLR
 from lrpilot.caps import Cap
 from lrpilot.decision_log import Decision
 from lrpilot.loss import read_loss
+from lrpilot.observers import find_observers
+from lrpilot.snapshot import Snapshot
+from lrpilot.spike_detector import SpikeDetector
 
 
 class DivergenceError(RuntimeError):
     """A training diverged, and lower learning rates did not help."""
-
-
-class SpikeDetector:
-    """Tells a spike of the loss from its noise, whatever the loss's scale and sign.
-
-    With m and s the running means of the loss L and of |L|, and d that of |y|::
-
-        y = asinh((L - m) / s),   spike:  y > max(deviations * d, asinh(ratio - 1))
-
-    Where the noise is small, a loss above `ratio` times its mean is a spike; where it is large, one
-    that stands out of it. asinh is linear for small arguments and logarithmic for large ones, so
-    that the heavy tails of small batches raise no alarm. In d, a loss above its mean counts at most
-    as d, so that a rising loss does not pass for noise; a spike counts as a loss at the threshold,
-    so that a lasting change of level becomes the usual level.
-
-    Args:
-        deviations: threshold in mean absolute deviations.
-        ratio: least threshold, in multiples of the mean loss.
-        window: steps of the running means; before, all losses count equally, d as if five losses
-            had deviated by 0.3.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    >>> detector = SpikeDetector()
-    >>> [detector.is_spike(loss) for loss in [2.0, 1.9, 2.1, 1.8, 900.0, 1.7]]
-    [False, False, False, False, True, False]
-    """
-
-    _STATE = ("num_losses", "mean", "scale", "deviation", "threshold")
-    _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
-
-    def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
-        if not 0.0 < deviations < math.inf:
-            raise ValueError(f"`deviations` must be positive and finite, got {deviations}")
-        if not 1.0 < ratio < math.inf:
-            raise ValueError(f"`ratio` must be above 1 and finite, got {ratio}")
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
-        self.deviations = deviations
-        self.window = window
-        self._least = math.asinh(ratio - 1.0)
-        self.num_losses = 0
-        self.mean = self.scale = 0.0
-        self.deviation = 0.3
-        self.threshold = math.inf
-        """The loss above which the last spike was one."""
-
-    def is_spike(self, loss: float) -> bool:
-        """Whether a finite loss is a spike; counts it."""
-        count, mean, deviation = self.num_losses, self.mean, self.deviation
-        scale = self.scale
-        if scale == 0.0:  # no loss yet, or none but 0
-            self.num_losses, self.mean, self.scale = 1, loss, abs(loss)
-            return False
-        y = math.asinh((loss - mean) / scale)
-        # no min() and max(): this runs at every step of a training
-        limit = self.deviations * deviation
-        if limit < self._least:
-            limit = self._least
-        elif limit > self._LARGEST_LIMIT:
-            limit = self._LARGEST_LIMIT
-        is_spike = y > limit
-        if is_spike:
-            loss = self.threshold = mean + scale * math.sinh(limit)
-            count = self.window
-        elif count < self.window:
-            self.num_losses = count = count + 1
-        self.mean = mean + (loss - mean) / count
-        self.scale += (abs(loss) - self.scale) / count
-        if y < deviation:
-            self.deviation += (abs(y) - deviation) / min(count + 4, self.window)
-        return is_spike
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values."""
-        return {name: getattr(self, name) for name in self._STATE}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in self._STATE:
-            setattr(self, name, state_dict[name])
-
-
-class Snapshot:
-    """One copy of a model (parameters and buffers) and of an optimizer's state, on their devices.
-
-    Its memory: the parameters and the buffers, and as much again as the optimizer keeps (SGD
-    nothing, with momentum the parameters once, Adam twice). What an optimizer keeps in its
-    parameter groups (learning rate, momentum) is not part of it.
-
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> snapshot = Snapshot(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
-    >>> before = float(layer.weight.detach())
-    >>> _ = nn.init.constant_(layer.weight, 7.0)
-    >>> snapshot.restore()
-    >>> float(layer.weight.detach()) == before
-    True
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self._model = model
-        self._optimizer = optimizer
-        self._tensors: list[Tensor] = []
-        self._states: list[dict[str, Any]] = []
-        self._copy()
-
-    def _live(self) -> tuple[list[Tensor], list[Tensor]]:
-        """All tensors of the model and the optimizer, and those of the optimizer alone."""
-        own = [p for group in self._optimizer.param_groups for p in group["params"]]
-        everything = [*self._model.parameters(), *self._model.buffers(), *own]
-        return list({id(tensor): tensor for tensor in everything}.values()), own
-
-    @torch.no_grad()
-    def _copy(self) -> None:
-        tensors, own = self._live()
-        olds: list[Any] = self._tensors or [None] * len(tensors)
-        self._tensors = [_copied(live, old) for live, old in zip(tensors, olds, strict=True)]
-        states: list[dict[str, Any]] = self._states or [{} for _ in own]
-        self._states = [
-            {
-                name: _copied(v, old.get(name))
-                for name, v in self._optimizer.state.get(p, {}).items()
-            }
-            for p, old in zip(own, states, strict=True)
-        ]
-
-    def take(self) -> bool:
-        """Replace the copy, unless a value is not finite; returns whether it was replaced."""
-        tensors, own = self._live()
-        states = [v for p in own for v in self._optimizer.state.get(p, {}).values()]
-        values = [v for v in (*tensors, *states) if isinstance(v, Tensor)]
-        if not all(bool(value.isfinite().all()) for value in values):
-            return False
-        self._copy()
-        return True
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Write the copy back, in place."""
-        tensors, own = self._live()
-        for live, saved in zip(tensors, self._tensors, strict=True):
-            live.copy_(saved)
-        for parameter, state in zip(own, self._states, strict=True):
-            live_state = self._optimizer.state.pop(parameter, {})
-            if state:
-                self._optimizer.state[parameter] = {
-                    name: _copied(saved, live_state.get(name)) for name, saved in state.items()
-                }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The copy, copied (loads with `weights_only=True`)."""
-        return copy.deepcopy({"tensors": self._tensors, "states": self._states})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hold the copy of a `state_dict()`."""
-        with torch.no_grad():
-            for mine, saved in zip(self._tensors, state_dict["tensors"], strict=True):
-                mine.copy_(saved)
-        self._states = copy.deepcopy(state_dict["states"])
-
-
-def _copied(value: Any, old: Any) -> Any:
-    """A copy of a value, in the memory of an old tensor where there is one."""
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value)
-    if isinstance(old, Tensor) and old.shape == value.shape and old.dtype == value.dtype:
-        return old.copy_(value)
-    return value.detach().clone()
-
-
-def _observers(scheduler: Any) -> list[Callable[[Any], None]]:
-    """Where the schedulers inside a `SequentialLR` or a chain take their losses."""
-    members = getattr(scheduler, "_schedulers", [])
-    own = [member.observe for member in members if hasattr(member, "observe")]
-    return own + [observe for member in members for observe in _observers(member)]
 
 
 class Guard(AdaptiveLR):
@@ -252,6 +77,7 @@ class Guard(AdaptiveLR):
         DivergenceError: by `step`, at an alarm when `max_retries` are in use. With `model`, it has
             been put back once more.
 
+    >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     >>> guard = Guard(torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), recovery_steps=2)
     >>> for loss in [2.0, math.nan, 1.9, 1.8]:
@@ -315,12 +141,12 @@ class Guard(AdaptiveLR):
         self._schedulers = [scheduler]
         first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
         self._wrapped_step: Callable[..., None] = scheduler.step
-        self._observers = _observers(scheduler)
         self._takes_loss = (
             first is not None
             and first.kind is first.POSITIONAL_OR_KEYWORD
             and first.name != "epoch"
         )
+        self._observers = [] if self._takes_loss else find_observers(scheduler)
         self.num_retries = 0
         self._healthy_loss: float | None = None
         self._healthy_steps = 0
@@ -387,7 +213,7 @@ class Guard(AdaptiveLR):
             return
         old_lr = self.current_lrs()[0]
         if self._own_lrs is not None:
-            self._set_lrs(self._own_lrs)
+            self.set_lrs(self._own_lrs)
         self._step_wrapped()
         self._apply(old_lr, decision)
 
@@ -396,9 +222,11 @@ class Guard(AdaptiveLR):
         if self._takes_loss:
             if loss is not None:
                 self._wrapped_step(loss)
-        elif not self._observers or loss is not None:
-            for observe in self._observers:
-                observe(loss)
+        elif not self._observers:
+            self._wrapped_step()
+        elif loss is not None:
+            for observer in self._observers:
+                observer.observe(loss)
             self._wrapped_step()
 
     def _apply(self, old_lr: float, decision: tuple[str, float, float] | None) -> None:
@@ -407,7 +235,7 @@ class Guard(AdaptiveLR):
         lrs = self.limit([lr * self.factor for lr in own])
         self._own_lrs = own if self.num_retries or self.cap is not None else None
         if lrs != own:
-            self._set_lrs(lrs)
+            self.set_lrs(lrs)
         cap_lr = max(lrs) if self.bound_by else None
         if decision is None and cap_lr is not None and cap_lr != self._cap_lr:
             decision = "cap", max(own) * self.factor, cap_lr
@@ -419,13 +247,6 @@ class Guard(AdaptiveLR):
         rule, signal, threshold = decision
         entry = (self.last_epoch, old_lr, new_lr, signal, threshold, rule, self.bound_by or "")
         self.log.add(Decision(*entry))
-
-    def _set_lrs(self, lrs: list[float]) -> None:
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
 
     def _recover(self) -> tuple[str, float, float] | None:
         self._healthy_steps += 1

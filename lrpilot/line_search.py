@@ -319,11 +319,7 @@ class LineSearchLR(AdaptiveLR):
             self.bound_by = (self.bound_by or "max_factor") if at_limit else None
             if found.rule != "accepted" or lrs != self.current_lrs():
                 self.record(found.rule, found.fall, found.required, lrs[0])
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        self.set_lrs(lrs)
         self._last_lr = list(lrs)
 
     def _search_line(

@@ -1,11 +1,12 @@
 """Trial steps of a line search: along a line, from the same state, and back."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from lrpilot.directions import adam_directions
 
 
 def adam_direction(gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
@@ -22,14 +23,13 @@ def adam_direction(gradient: Tensor, group: dict[str, Any], state: dict[str, Any
     tensor([0.7500])
     """
     beta2 = float(group["betas"][1])
-    num_steps = float(state["step"]) + 1.0 if state else 1.0
+    step = float(state["step"]) + 1.0 if state else 1.0
     second = gradient.square().mul_(1.0 - beta2)
     if state:
         second.add_(state["exp_avg_sq"], alpha=beta2)
         if group["amsgrad"]:
             second = torch.maximum(second, state["max_exp_avg_sq"])
-    scale = second.sqrt_().div_(math.sqrt(1.0 - beta2**num_steps)).add_(group["eps"])
-    return gradient / scale
+    return adam_directions([gradient], [second], [step], betas=(0.0, beta2), eps=group["eps"])[0]
 
 
 class DescentLine:

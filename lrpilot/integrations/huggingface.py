@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lrpilot.integrations.distributed import mean_over_ranks
-from lrpilot.integrations.observers import require_observers
+from lrpilot.observers import require_observers
 
 
 class LossCallback(TrainerCallback):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrpilot.integrations.distributed import mean_over_ranks
-from lrpilot.integrations.observers import find_observers
+from lrpilot.observers import find_observers
 
 
 class LossCallback(Callback):

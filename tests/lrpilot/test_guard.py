@@ -29,10 +29,12 @@ from torch.optim.lr_scheduler import (
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.greedy_lr import GreedyLR
-from lrpilot.guard import DivergenceError, Guard, Snapshot, SpikeDetector
+from lrpilot.guard import DivergenceError, Guard
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
+from lrpilot.snapshot import Snapshot
+from lrpilot.spike_detector import SpikeDetector
 
 NAN, INF = math.nan, math.inf
 

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 RESEARCH = (
     "gymnasium",
@@ -13,15 +15,21 @@ RESEARCH = (
     "sklearn",
     "matplotlib",
     "pandas",
+    "transformers",
+    "accelerate",
+    "lightning",
     "tasks",
     "envs",
     "agents",
     "evaluation",
 )
+# those of torch itself, or of an object that the user brings
+INTEGRATIONS = [f"lrpilot.integrations.{name}" for name in ("distributed", "amp", "tracking")]
 
 
-def test_importing_lrpilot_pulls_in_nothing_of_the_research_stack() -> None:
-    program = f"import sys, lrpilot; print([n for n in {RESEARCH!r} if n in sys.modules])"
+@pytest.mark.parametrize("module", ["lrpilot", *INTEGRATIONS])
+def test_an_import_pulls_in_nothing_of_the_research_stack(module: str) -> None:
+    program = f"import sys, {module}; print([n for n in {RESEARCH!r} if n in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=ROOT,

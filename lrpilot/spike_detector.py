@@ -1,0 +1,86 @@
+"""SpikeDetector: which losses stand out of the noise."""
+
+import math
+from typing import Any
+
+
+class SpikeDetector:
+    """Tells a spike of the loss from its noise, whatever the loss's scale and sign.
+
+    With m and s the running means of the loss L and of |L|, and d that of |y|::
+
+        y = asinh((L - m) / s),   spike:  y > max(deviations * d, asinh(ratio - 1))
+
+    Where the noise is small, a loss above `ratio` times its mean is a spike; where it is large, one
+    that stands out of it. asinh is linear for small arguments and logarithmic for large ones, so
+    that the heavy tails of small batches raise no alarm. In d, a loss above its mean counts at most
+    as d, so that a rising loss does not pass for noise; a spike counts as a loss at the threshold,
+    so that a lasting change of level becomes the usual level.
+
+    Args:
+        deviations: threshold in mean absolute deviations.
+        ratio: least threshold, in multiples of the mean loss.
+        window: steps of the running means; before, all losses count equally, d as if five losses
+            had deviated by 0.3.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> detector = SpikeDetector()
+    >>> [detector.is_spike(loss) for loss in [2.0, 1.9, 2.1, 1.8, 900.0, 1.7]]
+    [False, False, False, False, True, False]
+    """
+
+    _STATE = ("num_losses", "mean", "scale", "deviation", "threshold")
+    _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
+
+    def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
+        if not 0.0 < deviations < math.inf:
+            raise ValueError(f"`deviations` must be positive and finite, got {deviations}")
+        if not 1.0 < ratio < math.inf:
+            raise ValueError(f"`ratio` must be above 1 and finite, got {ratio}")
+        if window < 1:
+            raise ValueError(f"`window` must be at least 1, got {window}")
+        self.deviations = deviations
+        self.window = window
+        self._least = math.asinh(ratio - 1.0)
+        self.num_losses = 0
+        self.mean = self.scale = 0.0
+        self.deviation = 0.3
+        self.threshold = math.inf
+        """The loss above which the last spike was one."""
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a finite loss is a spike; counts it."""
+        count, mean, deviation = self.num_losses, self.mean, self.deviation
+        scale = self.scale
+        if scale == 0.0:  # no loss yet, or none but 0
+            self.num_losses, self.mean, self.scale = 1, loss, abs(loss)
+            return False
+        y = math.asinh((loss - mean) / scale)
+        # no min() and max(): this runs at every step of a training
+        limit = self.deviations * deviation
+        if limit < self._least:
+            limit = self._least
+        elif limit > self._LARGEST_LIMIT:
+            limit = self._LARGEST_LIMIT
+        is_spike = y > limit
+        if is_spike:
+            loss = self.threshold = mean + scale * math.sinh(limit)
+            count = self.window
+        elif count < self.window:
+            self.num_losses = count = count + 1
+        self.mean = mean + (loss - mean) / count
+        self.scale += (abs(loss) - self.scale) / count
+        if y < deviation:
+            self.deviation += (abs(y) - deviation) / min(count + 4, self.window)
+        return is_spike
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for name in self._STATE:
+            setattr(self, name, state_dict[name])
