@@ -7,6 +7,7 @@ seconds; import and construction are not counted. Memory is the growth of the re
 
 import argparse
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from envs import LRControlEnv, LRControlVecEnv
 from evaluation.report import format_table
 from lrpilot import ActionSpec
+from lrpilot.caps import segment_cap
 from tasks.nmf import NMFTask
 
 TASK = partial(
@@ -82,23 +84,43 @@ def measure(make_env: Callable[[], VecEnv], num_rollouts: int) -> tuple[float, f
     return with_ppo, alone, memory
 
 
-def measure_cap(num_runs: int, num_steps: int) -> tuple[float, float]:
-    """Milliseconds of an inner step of all runs, and the share of it that its cap costs."""
+def measure_cap(num_runs: int, num_steps: int) -> tuple[float, dict[str, float]]:
+    """Milliseconds of an inner step of all runs, and the share of it that a cap costs by bound.
+
+    Medians of interleaved calls. The exact gradients belong to the step, which needs them
+    without a cap as well.
+    """
     everyone, lrs = torch.ones(num_runs, dtype=torch.bool), torch.zeros(num_runs)
     runs = TASK().start_batch(num_runs)
     runs.reset(list(range(num_runs)), list(range(num_runs)))
-    seconds = {"step": 0.0, "cap": 0.0}
+    bounds = ("frobenius", "gram_rows")
+    seconds: dict[str, list[float]] = {name: [] for name in ("step", *bounds)}
     for _ in range(num_steps):
-        # the exact gradients belong to the step, which needs them without a cap as well
         start = time.perf_counter()
-        runs._known_exact()
-        middle = time.perf_counter()
-        runs.cap()
-        end = time.perf_counter()
+        exact = runs._known_exact()
         runs.step(lrs, everyone)
-        seconds["cap"] += end - middle
-        seconds["step"] += time.perf_counter() - end + middle - start
-    return seconds["step"] / num_steps * 1e3, seconds["cap"] / seconds["step"]
+        seconds["step"].append(time.perf_counter() - start)
+        assert exact is not None
+        for bound in bounds:
+            start = time.perf_counter()
+            noise = runs.problem.noise_std(exact)
+            gradients = (exact.gradient_w, exact.gradient_h)
+            p, q = (torch.linalg.vector_norm(g, dim=(-2, -1)) for g in gradients)
+            segment_cap(
+                runs.w,
+                runs.h,
+                runs.problem.matrix,
+                bound=bound,
+                residual=exact.residual,
+                loss=exact.squared_columns.sum(-1) / 2,
+                gradient_bounds=(
+                    p + noise * runs.problem.length_w,
+                    q + noise * runs.problem.length_h,
+                ),
+            )
+            seconds[bound].append(time.perf_counter() - start)
+    step = statistics.median(seconds["step"])
+    return step * 1e3, {name: statistics.median(seconds[name]) / step for name in bounds}
 
 
 def main() -> None:
@@ -136,10 +158,10 @@ def main() -> None:
         )
     header = ["environment", "inner steps/s with PPO", "ratio", "without PPO", "MiB"]
     print(format_table(header, lines))
-    milliseconds, share = measure_cap(256, 300)
+    milliseconds, shares = measure_cap(256, 300)
     print(
-        f"\ninner step of 256 runs: {milliseconds:.2f} ms; a refresh of the segment cap (Frobenius "
-        f"bounds) costs {share:.0%} of it"
+        f"\ninner step of 256 runs: {milliseconds:.2f} ms; a refresh of the segment cap costs "
+        + ", ".join(f"{share:.0%} of it with {name} bounds" for name, share in shares.items())
     )
 
 

@@ -126,6 +126,8 @@ def _search_in(run: Run, scheduler: LineSearchLR) -> None:
             "repeats"
         )
     run.backward = scheduler.search
+    # so that the trials of a search leave the statistics of batch normalization alone
+    scheduler.model = getattr(run, "model", None)
 
 
 def train_grid(

@@ -1,6 +1,8 @@
-"""Image classification by small convolutional networks."""
+"""Image classification: networks of `tasks.image_models` on the sets of `tasks.data`."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,51 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.augmentation import PADDING_MODES, crop_and_flip, draw_crops
 from tasks.data import ImageData, load_image_data
+from tasks.image_models import lenet, small_cnn
 from tasks.runs import Run, Task, backpropagate
 
+__all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
+
 EVALUATION_BATCH = 1000
-
-
-def small_cnn(channels: int, num_classes: int) -> nn.Module:
-    """Three 3x3 convolutions, the mean over the image, and a linear layer; any image size.
-
-    16, 32 and 32 channels with strides 2, 2 and 1: 14,666 parameters for CIFAR-10.
-    """
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, num_classes),
-    )
-
-
-def lenet(channels: int, num_classes: int) -> nn.Module:
-    """LeNet-5 with ReLU and max-pooling for 32 x 32 images: 62,006 parameters for CIFAR-10.
-
-    References:
-        LeCun, Bottou, Bengio, Haffner. Gradient-based learning applied to document
-        recognition. 1998.
-    """
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, num_classes),
-    )
+PRECISIONS = ("float32", "bfloat16")
 
 
 @lru_cache(maxsize=4)
@@ -73,32 +39,47 @@ class ImageTask(Task):
 
     Args:
         data: "digits", "fashion_mnist" or "cifar10".
-        model: called as `model(channels, num_classes)`; returns a module that maps images
-            (batch, channels, height, width) to logits (batch, classes).
+        model: called as `model(channels, num_classes)`, with `image_size=` (pixels per side) if
+            it has an argument of that name; returns a module that maps images (batch, channels,
+            height, width) to logits (batch, classes).
         batch_size: images per step; epochs are shuffled, an incomplete batch is dropped.
+        augment: train on random crops of the padded images, half of them mirrored, drawn from the
+            run's generator; what is measured is never augmented.
+        crop_padding: pixels that are added on each side before an image is cropped.
+        padding_mode: "reflect" or "zeros"; see `tasks.augmentation.crop_and_flip`.
         num_train: use the first so many training images; None uses all.
         num_privileged: held-out images in the privileged loss.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
-        device: where model and data live.
+        device: where model and data live; on a GPU the model is laid out channels last.
+        precision: of the forward pass and its gradients: "float32", or "bfloat16" by autocast.
 
     Raises:
-        ValueError: if a size is below 1 or above what the data has.
+        ValueError: if a size is below 1 or above what the data has, or a name is unknown.
         tasks.data.DataError: by `start`, if the data is missing or unreadable.
     """
 
     data: str
-    model: Callable[[int, int], nn.Module] = small_cnn
+    model: Callable[..., nn.Module] = small_cnn
     batch_size: int = 64
+    augment: bool = False
+    crop_padding: int = 4
+    padding_mode: str = "reflect"
     num_train: int | None = None
     num_privileged: int = 256
     data_dir: str | None = None
     device: str = "cpu"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_size", "num_privileged"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.crop_padding < 0:
+            raise ValueError(f"`crop_padding` must be at least 0, got {self.crop_padding}")
+        for name, choices in (("padding_mode", PADDING_MODES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
 
     def load(self) -> ImageData:
         """The data on the device; one copy per process."""
@@ -113,7 +94,26 @@ class ImageTask(Task):
                 f"`num_privileged` must be at most the {len(data.held_out_x)} held-out images, got "
                 f"{self.num_privileged}"
             )
+        size = data.train_x.shape[-1]
+        if self.augment and self.crop_padding >= size:
+            raise ValueError(
+                f"`crop_padding` must be below the images' {size} pixels, got {self.crop_padding}"
+            )
         return data
+
+    def make_model(self, seed: int) -> nn.Module:
+        """The network of this seed, on the device; no global generator is touched."""
+        data = self.load()
+        has_size = "image_size" in inspect.signature(self.model).parameters
+        size = {"image_size": data.train_x.shape[-1]} if has_size else {}
+        with torch.random.fork_rng(devices=[]):
+            # unlike torch.manual_seed, this leaves the generators of GPUs alone
+            torch.default_generator.manual_seed(seed)
+            model = self.model(data.train_x.shape[1], data.num_classes, **size)
+        model = model.to(self.device)
+        if torch.device(self.device).type == "cuda":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     def start(self, seed: int) -> "ImageRun":
         """A new network on freshly shuffled data."""
@@ -125,11 +125,7 @@ class ImageRun(Run):
 
     def __init__(self, task: ImageTask, seed: int) -> None:
         self.data = task.load()
-        with torch.random.fork_rng(devices=[]):
-            # unlike torch.manual_seed, this leaves the generators of GPUs alone
-            torch.default_generator.manual_seed(seed)
-            model = task.model(self.data.train_x.shape[1], self.data.num_classes)
-        self.model = model.to(task.device)
+        self.model = task.make_model(seed)
         super().__init__(
             self.model.parameters(),
             optimizer=task.optimizer,
@@ -147,21 +143,53 @@ class ImageRun(Run):
         if self._position + size > len(self._order):
             self._order = torch.randperm(len(self.data.train_x), generator=self.generator)
             self._position = 0
-        index = self._order[self._position : self._position + size].to(self._task.device)
+        index = self._order[self._position : self._position + size]
+        index = index.to(self._task.device, non_blocking=True)
         self._position += size
-        return self.data.train_x.index_select(0, index), self.data.train_y.index_select(0, index)
+        images = self.data.train_x.index_select(0, index)
+        if self._task.augment:
+            images = self._augmented(images)
+        return images, self.data.train_y.index_select(0, index)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        task = self._task
+        crops = draw_crops(len(images), padding=task.crop_padding, generator=self.generator)
+        return crop_and_flip(
+            images,
+            crops.to(task.device, non_blocking=True),
+            padding=task.crop_padding,
+            padding_mode=task.padding_mode,
+        )
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self._task.precision == "float32":
+            logits: Tensor = self.model(images)
+            return logits
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits = self.model(images)
+        return logits.float()
 
     def _backward(self) -> Tensor:
         images, labels = self._next_batch()
         self.optimizer.zero_grad()
-        return self.backward(lambda: functional.cross_entropy(self.model(images), labels))
+        return self.backward(lambda: functional.cross_entropy(self._logits(images), labels))
 
-    @torch.no_grad()
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Batch normalization uses its running statistics, and keeps them."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
     def privileged_loss(self) -> float:
         """Cross-entropy on the first `num_privileged` held-out images."""
         size = self._task.num_privileged
-        logits = self.model(self.data.held_out_x[:size])
-        return float(functional.cross_entropy(logits, self.data.held_out_y[:size]))
+        with self._measuring():
+            logits = self._logits(self.data.held_out_x[:size])
+            return float(functional.cross_entropy(logits, self.data.held_out_y[:size]))
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the whole held-out and test splits."""
@@ -174,23 +202,29 @@ class ImageRun(Run):
             metrics[f"{split}_accuracy"] = accuracy
         return metrics
 
-    @torch.no_grad()
     def _loss_and_accuracy(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         loss = correct = 0.0
         batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        for x, y in batches:
-            logits = self.model(x)
-            loss += float(functional.cross_entropy(logits, y, reduction="sum"))
-            correct += float((logits.argmax(1) == y).sum())
+        with self._measuring():
+            for x, y in batches:
+                logits = self._logits(x)
+                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+                correct += float((logits.argmax(1) == y).sum())
         return loss / len(labels), correct / len(labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with the order of the current epoch."""
-        state = super().state_dict()
-        return {**state, "order": self._order.clone(), "position": self._position}
+        """The state, with the model's buffers and the order of the current epoch."""
+        return {
+            **super().state_dict(),
+            "buffers": [buffer.clone() for buffer in self.model.buffers()],
+            "order": self._order.clone(),
+            "position": self._position,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
+        for buffer, value in zip(self.model.buffers(), state["buffers"], strict=True):
+            buffer.copy_(value)
         self._order = state["order"].clone()
         self._position = state["position"]

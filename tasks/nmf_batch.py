@@ -43,14 +43,16 @@ class BatchedNMFRuns(BatchedRuns):
     @torch.no_grad()
     def reset(self, rows: list[int], seeds: list[int]) -> None:
         """Start the runs of these indices anew, from these seeds."""
-        for row, seed in zip(rows, seeds, strict=True):
-            generator = self._generators[row].manual_seed(seed)
-            instance = draw_instance(self._task, generator)
-            for name, value in vars(instance).items():
-                getattr(self._instance, name)[row] = value
+        instances = [
+            draw_instance(self._task, self._generators[row].manual_seed(seed))
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        for name, kept in vars(self._instance).items():
+            drawn = [getattr(instance, name) for instance in instances]
+            kept[index] = torch.stack(drawn).to(self.device) if drawn else kept[index]
         self.problem = Problem(self._task, **vars(self._instance))
         start_w, start_h = self.problem.project(self._instance.w, self._instance.h)
-        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.w[index], self.h[index] = start_w[index], start_h[index]
         self._exact = None
         self._position[rows] = DRAWN_STEPS

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,12 +41,14 @@ def draw_instance(task: "NMFTask", generator: torch.Generator) -> Instance:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
 
+    numbers = iter(uniform(7).tolist())
+
     def between(bounds: Sequence[float]) -> float:
         low, high = map(math.log, bounds)
-        return math.exp(low + float(uniform(1)) * (high - low))
+        return math.exp(low + next(numbers) * (high - low))
 
     def integer(low: int, high: int) -> int:
-        return min(high, low + int(float(uniform(1)) * (high - low + 1)))
+        return min(high, low + int(next(numbers) * (high - low + 1)))
 
     m, n = task.shape
     smallest = task.smallest_shape or task.shape
@@ -53,9 +56,8 @@ def draw_instance(task: "NMFTask", generator: torch.Generator) -> Instance:
     rank = integer(task.smallest_rank or task.rank, task.rank)
     scale = between(task.scale_range)
     decay = between(task.condition_range) ** (-torch.arange(rank) / max(1, rank - 1))
-    sparsity = task.sparsity_range[0] + float(uniform(1)) * (
-        task.sparsity_range[1] - task.sparsity_range[0]
-    )
+    low, high = task.sparsity_range
+    sparsity = low + next(numbers) * (high - low)
     noise_level = between(task.noise_range)
     if task.matrix is None:
         valid = torch.zeros(rows, columns)
@@ -134,7 +136,9 @@ class Problem:
 
     def loss(self, w: Tensor, h: Tensor) -> Tensor:
         """The exact objective f."""
-        return (w @ h - self.matrix).square().sum((-2, -1)) / 2
+        # the squares of `exact` are summed when it returns: their memory is free
+        residual = torch.matmul(w, h, out=self._squares).sub_(self.matrix)
+        return residual.square_().sum((-2, -1)) / 2
 
     @staticmethod
     def norm(exact: Exact) -> Tensor:
@@ -295,7 +299,14 @@ class Draws:
     def draw(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Numbers of shapes (runs, steps, num_uniforms) and (runs, steps, num_normals)."""
         uniforms, normals = (torch.empty(len(generators), *shape) for shape in self._shapes)
-        for i, generator in enumerate(generators):
-            uniforms[i].uniform_(generator=generator)
-            normals[i].normal_(generator=generator)
+
+        def fill(first: int) -> None:
+            for i in range(first, len(generators), num_threads):
+                uniforms[i].uniform_(generator=generators[i])
+                normals[i].normal_(generator=generators[i])
+
+        # torch itself draws on one thread
+        num_threads = min(torch.get_num_threads(), len(generators))
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(fill, range(num_threads)))
         return uniforms, normals

@@ -33,9 +33,7 @@ def test_agent_on_the_quadratic_reaches_90_percent_of_the_best_return_under_its_
     policy = Policy.load(tmp_path)
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         task = instantiate(compose("train_agent", ["task=quadratic"]).task, _convert_="all")
-    method = Method(
-        "policy", lambda optimizer, **kw: PolicyLR(optimizer, policy, **kw)
-    )
+    method = Method("policy", lambda optimizer, **kw: PolicyLR(optimizer, policy, **kw))
     low, high = policy.card["env"]["initial_lr_factors"]
     reached, best = [], []
     for i, factor in enumerate(np.geomspace(low, high, 60)):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,9 @@ from torch import nn
 from tasks import cnn
 from tasks.cnn import ImageTask, small_cnn
 from tasks.data import ImageData, load_image_data
+
+# an `id` would come again, and the data of a name are kept
+NAMES = itertools.count()
 
 
 def make_task(**changes: Any) -> ImageTask:
@@ -36,7 +40,7 @@ def use_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImageData], str]:
 
     def use(data: ImageData) -> str:
         monkeypatch.setattr(cnn, "load_image_data", lambda *args, **kwargs: data)
-        return f"made by a test: {id(data)}"
+        return f"made by a test: {next(NAMES)}"
 
     return use
 
