@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from torch.nn import functional
 from torch.optim import Optimizer
 
+from evaluation.schedules import cosine
+from lrpilot.curvature import CurvatureCap
 from lrpilot.greedy_lr import GreedyLR
+from lrpilot.guard import Guard
 from lrpilot.hypergradient import HypergradientLR
 from lrpilot.line_search import LineSearchLR
+from tasks.cnn import ImageRun
 
 
 def greedy(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> GreedyLR:
@@ -38,3 +43,26 @@ def hypergradient(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -
 def line_search(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> LineSearchLR:
     """Armijo line search on each minibatch, from the initial lr down."""
     return LineSearchLR(optimizer, None, **arguments)
+
+
+def curvature_cap(run: ImageRun, *, interval_steps: int, batch_size: int = 64) -> CurvatureCap:
+    """The measured cap of a network, on the first training images of its data."""
+    images, labels = run.data.train_x[:batch_size], run.data.train_y[:batch_size]
+    return CurvatureCap(
+        run.optimizer,
+        lambda: functional.cross_entropy(run.model(images), labels),
+        model=run.model,
+        interval_steps=interval_steps,
+    )
+
+
+def guarded_cosine(
+    optimizer: Optimizer, *, total_steps: int, run: ImageRun, interval_steps: int = 20
+) -> Guard:
+    """Cosine under a measured cap, rolled back when the loss spikes."""
+    return Guard(
+        cosine(optimizer, total_steps=total_steps),
+        model=run.model,
+        snapshot_steps=interval_steps,
+        cap=curvature_cap(run, interval_steps=interval_steps),
+    )

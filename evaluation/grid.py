@@ -1,5 +1,6 @@
 """Train under every scheduler, initial learning rate and seed, through the real schedulers."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ class Method:
 
     Args:
         name: as in tables.
-        make: called as `make(optimizer, total_steps=...)`.
+        make: called as `make(optimizer, total_steps=...)`, with `run=` if it has that argument.
         optimizer: replaces the task's, for a rival that is an optimizer of its own.
         base_lr: replaces the task's, for a rival whose learning rate means something else.
     """
@@ -77,7 +78,8 @@ def train(
     optimizer: Any = run.optimizer
     if hasattr(optimizer, "train"):  # schedule-free optimizers train at another point
         optimizer.train()
-    scheduler: Any = method.make(optimizer, total_steps=total_steps)
+    whole_run = {"run": run} if "run" in inspect.signature(method.make).parameters else {}
+    scheduler: Any = method.make(optimizer, total_steps=total_steps, **whole_run)
     if isinstance(scheduler, LineSearchLR):
         _search_in(run, scheduler)
     lrs, losses = [], []

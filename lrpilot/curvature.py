@@ -123,7 +123,7 @@ class CurvatureCap:
         loss_fn: Callable[[], Tensor],
         *,
         model: nn.Module | None = None,
-        safety: float = 0.4,
+        safety: float = 0.2,
         interval_steps: int = 100,
         max_products: int = 20,
     ) -> None:

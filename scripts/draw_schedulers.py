@@ -17,27 +17,16 @@ import matplotlib as mpl
 mpl.use("Agg")
 import torch
 from matplotlib import pyplot as plt
-from torch.nn import functional
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from evaluation.adaptive import guarded_cosine
 from evaluation.provenance import describe_provenance
 from evaluation.report import format_table
-from lrpilot import CurvatureCap, GreedyLR, Guard, HypergradientLR, LineSearchLR
+from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR
 from tasks.cnn import ImageRun, ImageTask
 
 Make = Callable[[ImageRun, int], Any]
-
-
-def curvature_cap(run: ImageRun) -> CurvatureCap:
-    """The measured cap on the first 64 held-out images."""
-    images, labels = run.data.held_out_x[:64], run.data.held_out_y[:64]
-    return CurvatureCap(
-        run.optimizer,
-        lambda: functional.cross_entropy(run.model(images), labels),
-        model=run.model,
-        interval_steps=20,
-    )
 
 
 # name, momentum, initial learning rate, scheduler
@@ -82,18 +71,16 @@ CASES: list[tuple[str, float, float, Make]] = [
         ),
     ),
     (
-        "Guard around a cosine, far too high",
+        "Guard around a cosine, 10 times too high",
         0.9,
-        3.0,
-        lambda run, steps: Guard(
-            CosineAnnealingLR(run.optimizer, steps), model=run.model, snapshot_steps=20
-        ),
+        1.0,
+        lambda run, steps: Guard(CosineAnnealingLR(run.optimizer, steps), model=run.model),
     ),
     (
-        "CurvatureCap over a constant, far too high",
+        "Guard and CurvatureCap, 30 times too high",
         0.9,
         3.0,
-        lambda run, steps: Guard(ConstantLR(run.optimizer, 1.0), cap=curvature_cap(run)),
+        lambda run, steps: guarded_cosine(run.optimizer, total_steps=steps, run=run),
     ),
 ]
 
