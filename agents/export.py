@@ -25,6 +25,50 @@ def versions() -> dict[str, str]:
     }
 
 
+def _linear_layers(model: PPO) -> list[nn.Linear]:
+    actor = model.policy
+    if not isinstance(actor, ActorCriticPolicy) or actor.activation_fn is not nn.Tanh:
+        raise ValueError(f"`model` must have an MlpPolicy with tanh units, got {actor}")
+    modules = [*actor.mlp_extractor.policy_net, actor.action_net]
+    return [module for module in modules if isinstance(module, nn.Linear)]
+
+
+def import_policy(
+    model: PPO, policy: Policy, *, observation: ObservationSpec, action: ActionSpec
+) -> None:
+    """Give an agent the actor of a policy, so that its training goes on from there.
+
+    The critic, and the spread of the actions, stay as they are.
+
+    Args:
+        model: a new agent with SB3's `MlpPolicy` and tanh units.
+        policy: what to start from.
+        observation: what the agent's environment shows.
+        action: what its actions do.
+
+    Raises:
+        ValueError: if the policy observes or does something else, or has other layers.
+    """
+    for name, mine, given in (
+        ("observation", observation, policy.observation),
+        ("action", action, policy.action),
+    ):
+        if mine != given:
+            raise ValueError(f"`init_from` must have the {name} {mine}, got {given}")
+    modules = _linear_layers(model)
+    expected = [tuple(module.weight.shape[::-1]) for module in modules]
+    shapes = [weight.shape for weight, _ in policy.layers]
+    if expected != shapes or policy.output != "clip":
+        raise ValueError(
+            f"`init_from` must have layers {expected} and output 'clip', got {shapes}, "
+            f"{policy.output!r}"
+        )
+    with torch.no_grad():
+        for module, (weight, bias) in zip(modules, policy.layers, strict=True):
+            module.weight.copy_(torch.from_numpy(weight.T.copy()))
+            module.bias.copy_(torch.from_numpy(bias.copy()))
+
+
 def export_policy(
     model: PPO,
     *,
@@ -45,16 +89,11 @@ def export_policy(
     Raises:
         ValueError: if the actor is not a multilayer perceptron with tanh units.
     """
-    actor = model.policy
-    if not isinstance(actor, ActorCriticPolicy) or actor.activation_fn is not nn.Tanh:
-        raise ValueError(f"`model` must have an MlpPolicy with tanh units, got {actor}")
-    modules = [*actor.mlp_extractor.policy_net, actor.action_net]
     layers = [
         (
             module.weight.detach().cpu().numpy().T.copy(order="C"),
             module.bias.detach().cpu().numpy().copy(),
         )
-        for module in modules
-        if isinstance(module, nn.Linear)
+        for module in _linear_layers(model)
     ]
     return Policy(layers, observation, action, clock, card={**card, "versions": versions()})

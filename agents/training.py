@@ -11,10 +11,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import checkpoint
-from agents.export import export_policy, versions
+from agents.export import export_policy, import_policy, versions
 from agents.metrics import RolloutRecorder, read_rows
 from agents.tracking import Tracker
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec
+from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
 from lrpilot.policy import FILE_NAME as POLICY_FILE
 
 
@@ -30,6 +30,7 @@ def train_agent(
     checkpoint_steps: int,
     provenance: dict[str, str] | None = None,
     resume_from: Path | None = None,
+    init_from: Policy | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Train, or resume, and write policy, agent, metrics, checkpoint and summary.
@@ -46,6 +47,7 @@ def train_agent(
         checkpoint_steps: env steps between checkpoints.
         provenance: machine and commit, for the summary.
         resume_from: run folder whose checkpoint is continued.
+        init_from: policy whose actor a new agent starts with; it must observe and do the same.
         show_progress: whether to draw a progress bar.
 
     Returns:
@@ -58,6 +60,13 @@ def train_agent(
     if resume_from is None:
         env.seed(seed)
         model = algorithm(env=env, seed=seed, device="cpu")
+        if init_from is not None:
+            import_policy(
+                model,
+                init_from,
+                observation=env.get_attr("observation", indices=0)[0],
+                action=env.get_attr("action", indices=0)[0],
+            )
         rollout = model.n_steps * env.num_envs
         if total_steps < rollout:
             warnings.warn(

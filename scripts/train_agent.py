@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents import checkpoint
 from agents.training import train_agent
 from evaluation.provenance import describe_provenance
+from lrpilot import Policy, PolicyFileError
 from tasks.files import DataError
 
 MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
@@ -86,10 +87,10 @@ def plain(node: Any) -> Any:
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
 def main(cfg: DictConfig) -> None:
-    """Train; missing data ends in its message alone."""
+    """Train; missing data or a missing policy ends in its message alone."""
     try:
         train(cfg)
-    except DataError as error:
+    except (DataError, FileNotFoundError, PolicyFileError) as error:
         raise SystemExit(f"{error}") from None
 
 
@@ -115,6 +116,7 @@ def train(cfg: DictConfig) -> None:
         checkpoint_steps=cfg.agent.checkpoint_steps,
         provenance=describe_provenance(),
         resume_from=resume_from,
+        init_from=Policy.load(cfg.agent.init_from) if cfg.agent.get("init_from") else None,
         show_progress=cfg.show_progress,
     )
     returns = summary["return_mean_last_rollouts"]

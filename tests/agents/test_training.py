@@ -12,7 +12,7 @@ from agents import checkpoint
 from agents.tracking import Tracker
 from agents.training import train_agent
 from envs import LRControlEnv, LRControlVecEnv
-from lrpilot import Policy
+from lrpilot import ObservationSpec, Policy
 from tasks.cnn import ImageTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
@@ -59,7 +59,7 @@ def run(folder, *, total_steps, task=quadratic, first_env=None, env=None, seed=0
     make_env = partial(LRControlEnv, task(), num_decisions=5)
     return train_agent(
         env or DummyVecEnv([first_env or make_env, make_env]),
-        algorithm=PPO_TINY,
+        algorithm=kwargs.pop("algorithm", PPO_TINY),
         total_steps=total_steps,
         seed=seed,
         run_dir=folder,
@@ -207,3 +207,31 @@ def test_budget_below_one_rollout_warns(tmp_path):
 def test_checkpoint_interval_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`interval_env_steps` must be at least 1, got 0"):
         run(tmp_path, total_steps=24, checkpoint_steps=0)
+
+
+def test_an_agent_starts_with_the_actor_of_the_given_policy(tmp_path):
+    run(tmp_path / "first", total_steps=24)
+    given = Policy.load(tmp_path / "first")
+    still = partial(PPO_TINY, learning_rate=0.0)
+    run(tmp_path / "second", total_steps=24, init_from=given, seed=1, algorithm=still)
+    assert Policy.load(tmp_path / "second").fingerprint == given.fingerprint
+
+
+def test_an_actor_is_trained_on_from_the_given_policy(tmp_path):
+    run(tmp_path / "first", total_steps=24)
+    given = Policy.load(tmp_path / "first")
+    run(tmp_path / "second", total_steps=24, init_from=given, seed=1)
+    refined = Policy.load(tmp_path / "second")
+    assert refined.fingerprint != given.fingerprint
+    for (new, _), (old, _) in zip(refined.layers, given.layers, strict=True):
+        assert abs(new - old).max() < 0.05
+
+
+def test_a_policy_with_another_observation_cannot_be_refined(tmp_path):
+    run(tmp_path / "first", total_steps=24)
+    given = Policy.load(tmp_path / "first")
+    env = partial(
+        LRControlEnv, quadratic(), num_decisions=5, observation=ObservationSpec(("loss",))
+    )
+    with pytest.raises(ValueError, match="`init_from` must have the observation"):
+        run(tmp_path / "second", total_steps=24, init_from=given, env=DummyVecEnv([env]))
