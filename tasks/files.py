@@ -34,6 +34,11 @@ _MD5 = {
     },
     "olivetti": {"olivettifaces.mat": "7be4afc20ba95152afb4c6b4b5d45c5b"},
     "shakespeare": {"input.txt": "6fb458f1232090904fb40fe944165e91"},
+    "sst2": {
+        "train.tsv": "c6150a821d5effe356ec872c2b95855c",
+        "dev.tsv": "3f2a9a844576f2b5a7aeeac2ccbab1c7",
+        "test.tsv": "f8f49ee1b37ec68b0e8977fbe33761e2",
+    },
 }
 # Where the files may lie inside a folder; the first entry is where they are put in the cache.
 _SUBFOLDERS = {
@@ -41,12 +46,14 @@ _SUBFOLDERS = {
     "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw", "."),
     "olivetti": ("olivetti", "nmf", "."),
     "shakespeare": ("shakespeare", "text/tinyshakespeare", "tinyshakespeare"),
+    "sst2": ("sst2", "text/sst2-sentences", "sst2-sentences"),
 }
 _ARCHIVES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"),
     "fashion_mnist": (),
     "olivetti": (),
     "shakespeare": (),
+    "sst2": (),
 }
 # In the cache, beside the files of an unpacked archive: which archive they are a copy of.
 _SOURCE = "source.json"
@@ -55,10 +62,14 @@ _FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
 _SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
+_SST2_URL = (
+    "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2"
+)
 _URL_MD5 = {
     "cifar10": {_CIFAR10_URL: "c58f30108f718f92721af3b95e74349a"},
     "fashion_mnist": {f"{_FASHION_MNIST_URL}/{f}": md5 for f, md5 in _MD5["fashion_mnist"].items()},
     "shakespeare": {_SHAKESPEARE_URL: _MD5["shakespeare"]["input.txt"]},
+    "sst2": {f"{_SST2_URL}/{file}": md5 for file, md5 in _MD5["sst2"].items()},
 }
 _CONNECT_AND_READ_TIMEOUT_SECONDS = (3, 10)
 
@@ -102,7 +113,7 @@ def read_files(name: str, folders: tuple[Path, ...]) -> dict[str, bytes]:
     """Verified content of each file of a set, in the order in which its images lie in the set.
 
     Args:
-        name: "cifar10", "fashion_mnist", "olivetti" or "shakespeare".
+        name: "cifar10", "fashion_mnist", "olivetti", "shakespeare" or "sst2".
         folders: where to look, first to last; the last is the cache.
 
     Raises:

@@ -560,7 +560,7 @@ def test_a_negative_later_loss_is_observed() -> None:
     assert loss_observer(1.0, -3.0).interval_loss == -1.0
 
 
-@pytest.mark.parametrize("loss", [None, "1.5", [1.0], {}, object()], ids=repr)
+@pytest.mark.parametrize("loss", [None, "1.5", [1.0], {}, object], ids=repr)
 def test_what_is_not_a_number_is_refused(loss: Any) -> None:
     with pytest.raises(TypeError, match="`loss` must be a number or a tensor of one element, got"):
         loss_observer(loss)

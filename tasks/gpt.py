@@ -1,0 +1,131 @@
+"""Language modelling: a character-level GPT on the texts of `tasks.text_data`."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.text_data import CHARACTERS, TEXTS, TextData, load_text
+from tasks.transformer import GPT, RunDropout
+
+EVALUATION_BATCH = 128
+
+
+@lru_cache(maxsize=4)
+def _data_on_device(name: str, data_dir: str | None, device: str) -> TextData:
+    data = load_text(name, data_dir=data_dir)
+    return TextData(*(part.to(device) for part in (data.train, data.held_out, data.test)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTTask(LanguageTask):
+    """Predict each next character of a text, from windows drawn at random from it.
+
+    Args:
+        data: "shakespeare" or "sst2"; see `tasks.text_data.load_text` for its parts.
+        context: characters per window.
+
+    Raises:
+        ValueError: if an argument is out of range, or a size is above what the text has.
+        tasks.data.DataError: by `start`, if the text is missing or unreadable.
+    """
+
+    data: str = "shakespeare"
+    context: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data not in TEXTS:
+            raise ValueError(f"`data` must be one of {TEXTS}, got {self.data!r}")
+        if self.context < 1:
+            raise ValueError(f"`context` must be at least 1, got {self.context}")
+
+    def load(self) -> TextData:
+        """The text on the device; one copy per process."""
+        data = _data_on_device(self.data, self.data_dir, self.device)
+        largest = (len(data.held_out) - 1) // self.context
+        if self.num_privileged > largest:
+            raise ValueError(
+                f"`num_privileged` must be at most the {largest} held-out windows of "
+                f"{self.context} characters, got {self.num_privileged}"
+            )
+        return data
+
+    def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
+        """The GPT of this seed."""
+        with seeded(seed):
+            model = GPT(
+                len(CHARACTERS),
+                self.context,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                width=self.width,
+                dropout=RunDropout(self.dropout, generator),
+            )
+        return model.to(self.device)
+
+    def start(self, seed: int) -> "GPTRun":
+        """A new network on freshly drawn windows."""
+        return GPTRun(self, seed)
+
+
+class GPTRun(LanguageRun):
+    """One GPT in training."""
+
+    def __init__(self, task: GPTTask, seed: int) -> None:
+        super().__init__(task, seed)
+        self.data = task.load()
+        self._task = task
+        self._offsets = torch.arange(task.context + 1, device=task.device)
+        # evenly over the held-out text, whose neighbouring windows are alike
+        last = len(self.data.held_out) - 1 - task.context
+        starts = torch.linspace(0, last, task.num_privileged, dtype=torch.float64)
+        self._privileged = self._windows(self.data.held_out, starts.long().to(task.device))
+
+    def _windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The characters from these on, and those that follow each: (windows, context), int64."""
+        windows = text[starts[:, None] + self._offsets].long()
+        return windows[:, :-1], windows[:, 1:]
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        num_starts = len(self.data.train) - self._task.context
+        starts = torch.randint(num_starts, (self._task.batch_size,), generator=self.generator)
+        return self._windows(self.data.train, starts.to(self._task.device, non_blocking=True))
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+
+    def privileged_loss(self) -> float:
+        """Cross-entropy on `num_privileged` fixed windows of the held-out text."""
+        with self._measuring():
+            return float(self._loss(*self._privileged))
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on the whole held-out and test texts, cut into windows without overlap.
+
+        Every character but the first is predicted once, from those before it in its window.
+        """
+        with self._measuring():
+            return {
+                "held_out_loss": self._text_loss(self.data.held_out),
+                "test_loss": self._text_loss(self.data.test),
+            }
+
+    def _text_loss(self, text: Tensor) -> float:
+        text = text.long()
+        num_targets = len(text) - 1
+        # a last, shorter window takes the rest
+        cut = num_targets // self._task.context * self._task.context
+        inputs, targets = (
+            part.view(-1, self._task.context) for part in (text[:cut], text[1 : cut + 1])
+        )
+        batches = list(
+            zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True)
+        )
+        if cut < num_targets:
+            batches.append((text[None, cut:-1], text[None, cut + 1 :]))
+        total: float = sum(float(self._loss(x, y)) * y.numel() for x, y in batches)
+        return total / num_targets

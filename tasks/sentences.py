@@ -1,0 +1,144 @@
+"""Sentence classification: a small transformer encoder on SST-2."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.text_data import SentenceData, load_sentences
+from tasks.transformer import PADDING, Encoder, RunDropout
+
+EVALUATION_BATCH = 256
+NUM_CLASSES = 2
+
+
+@lru_cache(maxsize=4)
+def _data_on_device(data_dir: str | None, device: str) -> SentenceData:
+    data = load_sentences(data_dir=data_dir)
+    tensors = {k: v.to(device) for k, v in vars(data).items() if isinstance(v, Tensor)}
+    return SentenceData(**tensors, num_words=data.num_words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTask(LanguageTask):
+    """Tell favourable from unfavourable sentences about films.
+
+    Epochs are shuffled, an incomplete batch is dropped. A batch is as long as its longest sentence.
+
+    Raises:
+        ValueError: if an argument is out of range, or a size is above what the data has.
+        tasks.data.DataError: by `start`, if the data is missing or unreadable.
+    """
+
+    batch_size: int = 32
+    num_layers: int = 2
+    width: int = 64
+    num_privileged: int = 256
+
+    def load(self) -> SentenceData:
+        """The sentences on the device; one copy per process."""
+        data = _data_on_device(self.data_dir, self.device)
+        for name, part, largest in (
+            ("batch_size", "training", len(data.train_x)),
+            ("num_privileged", "held-out", len(data.held_out_x)),
+        ):
+            if getattr(self, name) > largest:
+                raise ValueError(
+                    f"`{name}` must be at most the {largest} {part} sentences, got "
+                    f"{getattr(self, name)}"
+                )
+        return data
+
+    def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
+        """The encoder of this seed."""
+        data = self.load()
+        with seeded(seed):
+            model = Encoder(
+                data.num_words,
+                data.train_x.shape[1],
+                NUM_CLASSES,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                width=self.width,
+                dropout=RunDropout(self.dropout, generator),
+            )
+        return model.to(self.device)
+
+    def start(self, seed: int) -> "SentenceRun":
+        """A new network on freshly shuffled sentences."""
+        return SentenceRun(self, seed)
+
+
+class SentenceRun(LanguageRun):
+    """One encoder in training."""
+
+    def __init__(self, task: SentenceTask, seed: int) -> None:
+        super().__init__(task, seed)
+        self.data = task.load()
+        self._task = task
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._position = 0
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        size = self._task.batch_size
+        if self._position + size > len(self._order):
+            self._order = torch.randperm(len(self.data.train_x), generator=self.generator)
+            self._position = 0
+        index = self._order[self._position : self._position + size]
+        index = index.to(self._task.device, non_blocking=True)
+        self._position += size
+        return _trimmed(self.data.train_x[index]), self.data.train_y[index]
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(self.model(inputs), targets)
+
+    def privileged_loss(self) -> float:
+        """Cross-entropy on the first `num_privileged` held-out sentences."""
+        size = self._task.num_privileged
+        with self._measuring():
+            inputs = _trimmed(self.data.held_out_x[:size])
+            return float(self._loss(inputs, self.data.held_out_y[:size]))
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy on the whole held-out and test splits."""
+        metrics = {}
+        for split in ("held_out", "test"):
+            loss, accuracy = self._loss_and_accuracy(
+                getattr(self.data, f"{split}_x"), getattr(self.data, f"{split}_y")
+            )
+            metrics[f"{split}_loss"] = loss
+            metrics[f"{split}_accuracy"] = accuracy
+        return metrics
+
+    def _loss_and_accuracy(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+        loss = correct = 0.0
+        batches = zip(inputs.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
+        with self._measuring():
+            for x, y in batches:
+                logits = self.model(_trimmed(x))
+                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+                correct += float((logits.argmax(1) == y).sum())
+        return loss / len(labels), correct / len(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the order of the current epoch."""
+        return {
+            **super().state_dict(),
+            "order": self._order.clone(),
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
+        self._order = state["order"].clone()
+        self._position = state["position"]
+
+
+def _trimmed(sentences: Tensor) -> Tensor:
+    """Without the columns in which all sentences are filled up."""
+    return sentences[:, : int((sentences != PADDING).sum(1).max())]

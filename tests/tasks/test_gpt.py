@@ -1,0 +1,430 @@
+"""GPT runs: against a plain loop, resumed, measured, and driven by environments and schedulers."""
+
+import copy
+import io
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+from torch import Tensor, nn
+from torch.nn import functional
+
+import envs  # noqa: F401 (registers the environment)
+from lrpilot import ActionSpec, ClockSpec, LineSearchLR, ObservationSpec, Policy, PolicyLR
+from tasks import gpt
+from tasks.gpt import GPTRun, GPTTask
+from tasks.text_data import TextData, encode_characters, load_text
+
+CONTEXT = 16
+ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
+NEEDS_TEXT = pytest.mark.skipif(
+    not os.environ.get("LRPILOT_DATA"), reason="needs the texts: set LRPILOT_DATA"
+)
+
+
+def made_up_text(num_words: int, seed: int) -> Tensor:
+    words = ["To", "be", "or", "not", "that", "is", "the", "question", "sleep", "dream"]
+    return encode_characters(" ".join(random.Random(seed).choices(words, k=num_words)))
+
+
+MADE_UP = TextData(*(made_up_text(size, i) for i, size in enumerate((2000, 300, 301))))
+
+
+@pytest.fixture
+def use_text(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TextData], None]]:
+    """Puts a text in the place of the real ones."""
+
+    def use(data: TextData) -> None:
+        monkeypatch.setattr(gpt, "load_text", lambda *args, **kwargs: data)
+        gpt._data_on_device.cache_clear()
+
+    yield use
+    gpt._data_on_device.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _made_up(use_text: Callable[[TextData], None]) -> None:
+    use_text(MADE_UP)
+
+
+def make_task(**changes: Any) -> GPTTask:
+    arguments: dict[str, Any] = {
+        "name": "shakespeare",
+        "optimizer": ADAMW,
+        "base_lr": 3e-3,
+        "total_steps": 20,
+        "batch_size": 6,
+        "context": CONTEXT,
+        "num_layers": 2,
+        "num_heads": 2,
+        "width": 16,
+        "num_privileged": 8,
+    }
+    return GPTTask(**{**arguments, **changes})
+
+
+def advance(run: GPTRun, num_steps: int) -> list[float]:
+    return [float(run.step()) for _ in range(num_steps)]
+
+
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+class PlainGPT(nn.Module):
+    """Written from the description of nanoGPT's network, apart from ours."""
+
+    def __init__(self, vocabulary: int, block: int, layers: int, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(block, width)
+        self.h = nn.ModuleList()
+        for _ in range(layers):
+            sizes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+            self.h.append(nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in sizes))
+        self.gains = nn.ParameterList(torch.ones(width) for _ in range(2 * layers + 1))
+        for matrix in (self.wte, self.wpe):
+            nn.init.normal_(matrix.weight, 0.0, 0.02)
+        for c_attn, attn_proj, c_fc, mlp_proj in self.h:
+            nn.init.normal_(c_attn.weight, 0.0, 0.02)
+            nn.init.normal_(attn_proj.weight, 0.0, 0.02 / math.sqrt(2 * layers))
+            nn.init.normal_(c_fc.weight, 0.0, 0.02)
+            nn.init.normal_(mlp_proj.weight, 0.0, 0.02 / math.sqrt(2 * layers))
+
+    def forward(self, index: Tensor) -> Tensor:
+        batch, length = index.shape
+        x = self.wte(index) + self.wpe(torch.arange(length))
+        width = x.shape[-1]
+        for i, (c_attn, attn_proj, c_fc, mlp_proj) in enumerate(self.h):
+            y = functional.layer_norm(x, (width,), self.gains[2 * i])
+            q, k, v = (
+                part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+                for part in c_attn(y).split(width, dim=2)
+            )
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + attn_proj(y.transpose(1, 2).contiguous().view(batch, length, width))
+            y = functional.layer_norm(x, (width,), self.gains[2 * i + 1])
+            x = x + mlp_proj(nn.GELU()(c_fc(y)))
+        logits: Tensor = functional.layer_norm(x, (width,), self.gains[-1]) @ self.wte.weight.t()
+        return logits
+
+
+def plain_losses(
+    model: nn.Module, text: Tensor, *, seed: int, num_steps: int, clip: float | None
+) -> list[float]:
+    """An ordinary training loop that cuts out window after window."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    rng = torch.Generator().manual_seed(seed)
+    ids = text.tolist()
+    losses = []
+    for _ in range(num_steps):
+        places = torch.randint(len(ids) - CONTEXT, (6,), generator=rng).tolist()
+        x = torch.tensor([ids[place : place + CONTEXT] for place in places])
+        y = torch.tensor([ids[place + 1 : place + 1 + CONTEXT] for place in places])
+        loss = functional.cross_entropy(model(x).view(-1, 65), y.view(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("text", ["made_up", pytest.param("shakespeare", marks=NEEDS_TEXT)])
+def test_a_run_equals_a_plain_training_loop(
+    text: str, clip: float | None, use_text: Callable[[TextData], None]
+) -> None:
+    seed, num_steps = 11, 40
+    data = MADE_UP if text == "made_up" else load_text(text)
+    use_text(data)
+    run = make_task(max_gradient_norm=clip).start(seed)
+    observed = advance(run, num_steps)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PlainGPT(65, CONTEXT, 2, 2, 16)
+    expected = plain_losses(model, data.train, seed=seed, num_steps=num_steps, clip=clip)
+
+    # torch adds up a norm in the order of the parameters, which are another's here
+    assert observed == (expected if clip is None else pytest.approx(expected, rel=1e-3))
+    assert observed[-1] < observed[0] - 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_two_runs_of_one_seed_are_identical_whatever_the_global_seed(dropout: float) -> None:
+    task = make_task(dropout=dropout)
+    losses = []
+    for global_seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(global_seed)
+            losses.append(advance(task.start(3), 20))
+
+    assert losses[0] == losses[1]
+    assert all(a != b for a, b in zip(losses[0], advance(task.start(4), 20), strict=True))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_run_leaves_every_global_generator_alone(dropout: float) -> None:
+    before = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()]
+    run = make_task(dropout=dropout).start(1)
+    advance(run, 5)
+    run.privileged_loss()
+    run.evaluate()
+    after = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()]
+
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_interleaved_runs_do_not_disturb_each_other() -> None:
+    task = make_task(dropout=0.2)
+    first, other = task.start(0), task.start(1)
+    interleaved = []
+    for _ in range(10):
+        interleaved.append(float(first.step()))
+        other.step()
+
+    assert interleaved == advance(task.start(0), 10)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_state_through_a_file_continues_bit_identically(dropout: float) -> None:
+    task = make_task(dropout=dropout, max_gradient_norm=0.5)
+    run = task.start(5)
+    advance(run, 7)
+    state = run.state_dict()
+    before = copy.deepcopy(state)
+    resumed = task.start(6)
+    resumed.load_state_dict(through_file(state))
+
+    assert advance(resumed, 20) == advance(run, 20)
+    assert resumed.evaluate() == run.evaluate()
+    assert all(map(torch.equal, resumed.parameters, run.parameters))
+    assert all(map(torch.equal, state["parameters"], before["parameters"]))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_measuring_a_run_changes_nothing_that_follows(dropout: float) -> None:
+    task = make_task(dropout=dropout)
+    measured, plain = task.start(0), task.start(0)
+    losses = []
+    for _ in range(10):
+        assert measured.privileged_loss() == measured.privileged_loss()
+        assert measured.evaluate() == measured.evaluate()
+        losses.append(float(measured.step()))
+
+    assert losses == advance(plain, 10)
+    assert all(module.training for module in measured.model.modules())
+
+
+def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
+    run, plain = make_task(dropout=0.2).start(0), make_task(dropout=0.2).start(0)
+    seen: list[list[float]] = []
+
+    def backward(closure: Callable[[], Tensor]) -> Tensor:
+        losses = [closure() for _ in range(3)]
+        losses[-1].backward()
+        seen.append([float(loss.detach()) for loss in losses])
+        return losses[-1].detach()
+
+    run.backward = backward
+
+    assert advance(run, 5) == advance(plain, 5)
+    assert all(len(set(losses)) == 1 for losses in seen)
+
+
+def test_a_line_search_trains_a_gpt() -> None:
+    run = make_task(optimizer=torch.optim.SGD, base_lr=1.0, dropout=0.1).start(0)
+    scheduler = LineSearchLR(run.optimizer, run.model, batches_per_epoch=20)
+    run.backward = scheduler.search
+    losses = []
+    for _ in range(40):
+        losses.append(float(run.step()))
+        scheduler.step(losses[-1])
+
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_runs_share_one_copy_of_the_text() -> None:
+    task = make_task()
+
+    assert task.start(0).data.train.data_ptr() == task.start(1).data.train.data_ptr()
+
+
+def test_training_reads_the_training_text_alone(use_text: Callable[[TextData], None]) -> None:
+    plain = make_task().start(0)
+    other = made_up_text(900, 7)
+    use_text(TextData(MADE_UP.train, other, other))
+
+    assert advance(make_task().start(0), 10) == advance(plain, 10)
+
+
+def test_the_privileged_loss_does_not_read_the_test_text(
+    use_text: Callable[[TextData], None],
+) -> None:
+    plain = make_task().start(0)
+    use_text(TextData(MADE_UP.train, MADE_UP.held_out, made_up_text(900, 7)))
+    other = make_task().start(0)
+
+    assert other.privileged_loss() == plain.privileged_loss()
+    assert other.evaluate()["test_loss"] != plain.evaluate()["test_loss"]
+
+
+@pytest.mark.parametrize("num_privileged", [1, 8])
+def test_the_privileged_loss_is_that_of_evenly_spaced_windows(num_privileged: int) -> None:
+    run = make_task(num_privileged=num_privileged).start(0)
+    text = MADE_UP.held_out.long()
+    starts = np.linspace(0, len(text) - 1 - CONTEXT, num_privileged).astype(int)
+    with torch.no_grad():
+        losses = [
+            functional.cross_entropy(
+                run.model(text[None, s : s + CONTEXT])[0], text[s + 1 :][:CONTEXT]
+            )
+            for s in starts
+        ]
+
+    assert run.privileged_loss() == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [128, 3])
+def test_evaluate_predicts_every_character_but_the_first_once(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt, "EVALUATION_BATCH", batch)
+    run = make_task(dropout=0.3).start(0)
+    advance(run, 5)
+    metrics = run.evaluate()
+    run.model.eval()
+    for split, part in (("held_out", MADE_UP.held_out), ("test", MADE_UP.test)):
+        text, losses = part.long(), []
+        for place in range(len(text) - 1):
+            start = place // CONTEXT * CONTEXT
+            with torch.no_grad():
+                logits = run.model(text[None, start : place + 1])[0, -1]
+            losses.append(functional.cross_entropy(logits, text[place + 1]))
+        expected = float(torch.stack(losses).mean())
+        assert metrics[f"{split}_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_lengths_of_the_test_texts_leave_a_rest() -> None:
+    """Without it the test above would not see the last, shorter window."""
+    assert (len(MADE_UP.held_out) - 1) % CONTEXT
+    assert (len(MADE_UP.test) - 1) % CONTEXT
+
+
+def test_gradients_are_shortened_to_the_given_norm() -> None:
+    run = make_task(max_gradient_norm=0.01).start(0)
+    run.step()
+    norm = torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]).norm()
+
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_large_limit_of_the_gradient_changes_nothing() -> None:
+    assert advance(make_task(max_gradient_norm=1e9).start(0), 10) == advance(
+        make_task().start(0), 10
+    )
+
+
+def test_a_diverging_run_is_data_not_an_exception() -> None:
+    run = make_task(base_lr=1e20, optimizer=torch.optim.SGD).start(0)
+    losses = advance(run, 10)
+
+    assert not math.isfinite(losses[-1])
+    assert not math.isfinite(run.privileged_loss())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_both_environment_checkers_pass_without_a_warning(dropout: float) -> None:
+    task = make_task(dropout=dropout, max_gradient_norm=1.0)
+    env = gymnasium.make("lrpilot/LRControl-v0", task=task, num_decisions=5).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        check_env_for_sb3(env)
+
+
+def test_a_policy_drives_a_run_as_in_its_environment() -> None:
+    observation, clock = ObservationSpec(), ClockSpec(num_decisions=5, horizon_range=(20, 20))
+    rng = np.random.default_rng(0)
+    sizes = [(len(observation.names), 8), (8, 1)]
+    layers = [
+        (rng.normal(size=size).astype(np.float32), np.zeros(size[1], np.float32)) for size in sizes
+    ]
+    policy = Policy(layers, observation, ActionSpec(), clock)
+    env: Any = gymnasium.make(
+        "lrpilot/LRControl-v0", task=make_task(), num_decisions=5, initial_lr_factors=(1.0, 1.0)
+    ).unwrapped
+    options = {"task_seed": 3, "initial_lr": 3e-3, "total_steps": 20}
+    seen, info = env.reset(options=options)
+    expected, is_over = [*info["losses"]], False
+    while not is_over:
+        seen, _, is_over, _, info = env.step(np.array([policy.act(seen)], np.float32))
+        expected += info["losses"]
+
+    run = make_task().start(3)
+    scheduler = PolicyLR(run.optimizer, policy, total_steps=20)
+    losses = []
+    for _ in range(20):
+        loss = run.step()
+        scheduler.step(loss)
+        losses.append(float(loss))
+
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len({entry.new_lr for entry in scheduler.log}) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"context": 0}, "`context` must be at least 1, got 0"),
+        ({"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
+        ({"num_privileged": 0}, "`num_privileged` must be at least 1, got 0"),
+        ({"num_heads": 3}, "`width` must be a multiple of `num_heads` = 3, got 16"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
+        ({"dropout": float("nan")}, r"`dropout` must be in \[0, 1\), got nan"),
+        ({"max_gradient_norm": 0.0}, "`max_gradient_norm` must be positive, got 0.0"),
+        ({"data": "bible"}, r"`data` must be one of \('shakespeare', 'sst2'\), got 'bible'"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_task(**arguments)
+
+
+def test_more_privileged_windows_than_the_text_has_are_refused() -> None:
+    largest = (len(MADE_UP.held_out) - 1) // CONTEXT
+    message = f"must be at most the {largest} held-out windows of 16 characters, got 1000"
+    with pytest.raises(ValueError, match=message):
+        make_task(num_privileged=1000).start(0)
+
+
+@NEEDS_TEXT
+def test_a_gpt_learns_shakespeare(use_text: Callable[[TextData], None]) -> None:
+    use_text(load_text("shakespeare"))
+    run = make_task(width=32, num_heads=4, context=32, batch_size=12, base_lr=1e-2).start(0)
+    before = run.evaluate()
+    advance(run, 300)
+    after = run.evaluate()
+
+    assert before["held_out_loss"] == pytest.approx(math.log(65), abs=0.05)
+    # the entropy of single characters is 3.3 nats
+    assert after["held_out_loss"] < 2.8
+    assert after["test_loss"] < 2.8

@@ -1,0 +1,281 @@
+import io
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs import LRControlEnv, LRControlVecEnv
+from lrpilot.observation import ObservationSpec
+from lrpilot.parameter_sample import ParameterSample
+from tasks.cnn import ImageTask
+from tasks.image_models import mlp, small_cnn
+from tasks.network_batch import BatchedImageRuns
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": partial(SGD, weight_decay=0.01),
+    "momentum": partial(SGD, momentum=0.9, weight_decay=0.01),
+    "nesterov": partial(SGD, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": partial(ADAM, weight_decay=0.01, betas=(0.8, 0.99)),
+    "adamw": partial(ADAMW, weight_decay=0.1),
+}
+SEEDS = [5, 6, 7]
+MODELS: dict[str, Any] = {
+    "mlp": partial(mlp, width=16),
+    "normalized mlp": partial(mlp, width=16, normalization="layer", activation="gelu"),
+    "cnn": small_cnn,
+    "normalized cnn": partial(small_cnn, normalization="group"),
+}
+
+
+class ToDouble(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+@dataclass(frozen=True)
+class Double:
+    """A model in float64 for images in float32."""
+
+    make: Any
+
+    def __call__(self, channels: int, num_classes: int, *, image_size: int) -> nn.Module:
+        is_mlp = self.make.func is mlp if isinstance(self.make, partial) else False
+        size = {"image_size": image_size} if is_mlp else {}
+        return nn.Sequential(ToDouble(), self.make(channels, num_classes, **size)).double()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ImageTask):
+    def start_batch(self, num_runs: int) -> BatchedImageRuns:
+        return BatchedImageRuns(self, num_runs)
+
+
+def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) -> Task:
+    arguments: dict[str, Any] = {
+        "name": "digits",
+        "data": "digits",
+        "model": Double(MODELS[name]),
+        "optimizer": OPTIMIZERS.get(optimizer, optimizer),
+        "base_lr": 0.003 if optimizer in ("adam", "adamw") else 0.05,
+        "total_steps": 50,
+        "batch_size": 16,
+        "num_privileged": 64,
+    }
+    return Task(**{**arguments, **changes})
+
+
+def started(task: Task) -> BatchedImageRuns:
+    runs = task.start_batch(len(SEEDS))
+    runs.reset(list(range(len(SEEDS))), SEEDS)
+    return runs
+
+
+def lrs_of(step: int, base_lr: float) -> Tensor:
+    """Another learning rate for each run."""
+    return base_lr * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64) * (1 - step / 60)
+
+
+def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    everyone = torch.ones(len(SEEDS), dtype=torch.bool)
+    for step in range(num_steps):
+        lrs = lrs_of(step, task.base_lr)
+        losses = runs.step(lrs, everyone)
+        expected = [
+            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
+        ]
+        assert losses.tolist() == pytest.approx(expected, abs=tolerance)
+    privileged = [single.privileged_loss() for single in singles]
+    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_runs_equal_single_runs_for_50_steps_in_float64(model: str, optimizer: str) -> None:
+    compare(make_task(model, optimizer), 50, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_runs_equal_single_runs_for_50_steps_in_float32(model: str, optimizer: str) -> None:
+    # Adam divides by the root of tiny second moments, so that rounding grows
+    tolerance = 5e-3 if "adam" in optimizer else 1e-5
+    compare(make_task(optimizer=optimizer, model=MODELS[model]), 50, tolerance=tolerance)
+
+
+def test_augmented_runs_equal_single_runs() -> None:
+    compare(make_task("cnn", augment=True, crop_padding=2), 20, tolerance=1e-9)
+
+
+def test_weights_and_gradients_are_what_a_single_runs_observer_samples() -> None:
+    task = make_task(model=Double(partial(mlp, width=400)))
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    for step in range(3):
+        lrs = lrs_of(step, task.base_lr)
+        runs.step(lrs, torch.ones(3, dtype=torch.bool))
+        for single, lr in zip(singles, lrs.tolist(), strict=True):
+            single.step(lr)
+    assert runs.weights().shape == (3, ObservationSpec().num_entries)
+    for i, single in enumerate(singles):
+        sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
+        torch.testing.assert_close(runs.weights()[i], sample.values(), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(runs.gradients()[i], sample.gradient(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_runs_that_are_not_active_stay_as_they_are(optimizer: str) -> None:
+    task = make_task(optimizer=optimizer)
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    lrs = lrs_of(0, task.base_lr)
+    for step in range(12):
+        active = torch.tensor([step % (i + 1) == 0 for i in range(3)])
+        losses = runs.step(lrs, active)
+        for i, single in enumerate(singles):
+            if active[i]:
+                assert float(losses[i]) == pytest.approx(
+                    float(single.step(float(lrs[i]))), abs=1e-9
+                )
+            else:
+                assert losses[i] == 0.0
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_starts_anew_while_the_others_go_on(optimizer: str) -> None:
+    task = make_task(optimizer=optimizer)
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    everyone, lrs = torch.ones(3, dtype=torch.bool), lrs_of(0, task.base_lr)
+    for step in range(10):
+        if step == 4:
+            runs.reset([1], [99])
+            singles[1] = task.start(99)
+        losses = runs.step(lrs, everyone)
+        expected = [
+            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
+        ]
+        assert losses.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_run_that_diverges_leaves_the_others_alone() -> None:
+    task = make_task()
+    alone, beside = started(task), started(task)
+    everyone = torch.ones(3, dtype=torch.bool)
+    for _ in range(10):
+        expected = alone.step(torch.tensor([0.05, 0.05, 0.05]), everyone)
+        losses = beside.step(torch.tensor([0.05, math.inf, 0.05]), everyone)
+    assert losses[0] == expected[0]
+    assert losses[1].isnan()
+    assert losses[2] == expected[2]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_step_is_linear_in_the_learning_rate(optimizer: str) -> None:
+    moves = []
+    for lr in (0.0, 0.01, 0.02):
+        runs = started(make_task(optimizer=optimizer))
+        everyone = torch.ones(3, dtype=torch.bool)
+        runs.step(torch.full((3,), 0.01), everyone)
+        before = runs.parameters.clone()
+        runs.step(torch.full((3,), lr), everyone)
+        moves.append(runs.parameters - before)
+    assert not moves[0].any()
+    torch.testing.assert_close(2 * moves[1], moves[2], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_state_through_a_file_continues_bit_identically(optimizer: str) -> None:
+    task = make_task(optimizer=optimizer)
+    first, second = started(task), task.start_batch(3)
+    everyone, lrs = torch.ones(3, dtype=torch.bool), lrs_of(0, task.base_lr)
+    for _ in range(5):
+        first.step(lrs, everyone)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    # 74 steps are an epoch: a new order is drawn
+    for _ in range(75):
+        assert torch.equal(first.step(lrs, everyone), second.step(lrs, everyone))
+    assert torch.equal(first.weights(), second.weights())
+    assert torch.equal(first.gradients(), second.gradients())
+
+
+def test_runs_share_one_copy_of_the_data() -> None:
+    task = make_task()
+    assert task.start_batch(2).data is task.start_batch(3).data is task.start(0).data
+
+
+def test_runs_leave_the_global_generator_alone() -> None:
+    task = make_task()
+    started(task)
+    before = torch.get_rng_state()
+    runs = started(task)
+    runs.step(lrs_of(0, 0.1), torch.ones(3, dtype=torch.bool))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": torch.optim.RMSprop}, "must be torch's SGD, Adam or AdamW"),
+        ({"optimizer": partial(SGD, momentum=0.9, dampening=0.1)}, "`dampening` of batched runs"),
+        ({"optimizer": partial(ADAM, amsgrad=True)}, "`amsgrad` of batched runs must be off"),
+        ({"optimizer": partial(ADAMW, maximize=True)}, "`maximize` of batched runs must be off"),
+        (
+            {"model": partial(small_cnn, normalization="batch")},
+            "`model` of batched runs must be without batch normalization",
+        ),
+        ({"precision": "bfloat16"}, "`precision` of batched runs must be float32, got 'bfloat16'"),
+    ],
+)
+def test_what_cannot_be_batched_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_task(**change).start_batch(2)
+
+
+def test_dropout_is_refused() -> None:
+    def make(channels: int, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, num_classes))
+
+    with pytest.raises(ValueError, match=r"without batch normalization, dropout .* got Dropout"):
+        make_task(model=make).start_batch(2)
+
+
+def test_networks_have_no_cap() -> None:
+    with pytest.raises(ValueError, match="`cap` must be asked of runs that have one"):
+        started(make_task()).cap()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_instances_equal_single_environments_through_their_resets(optimizer: str) -> None:
+    task = make_task(optimizer=optimizer, total_steps=24)
+    arguments: dict[str, Any] = {
+        "num_decisions": 6,
+        "horizon_factors": (0.4, 1.0),
+        "initial_lr_factors": (0.1, 10.0),
+    }
+    batch = LRControlVecEnv(task, 4, **arguments)
+    singles = [LRControlEnv(task, **arguments) for _ in range(4)]
+    batch.seed(3)
+    expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
+    np.testing.assert_allclose(batch.reset(), expected, atol=1e-4)
+    num_ended = 0
+    for step in range(14):
+        actions = np.random.default_rng(step).uniform(-1, 1, size=(4, 1)).astype(np.float32)
+        observations, rewards, dones, infos = batch.step(actions)
+        for i, env in enumerate(singles):
+            observation, reward, done, _, info = env.step(actions[i])
+            assert done == dones[i]
+            assert infos[i]["lr"] == pytest.approx(info["lr"], rel=1e-9)
+            assert reward == pytest.approx(float(rewards[i]), abs=1e-5)
+            if done:
+                num_ended += 1
+                np.testing.assert_allclose(infos[i]["terminal_observation"], observation, atol=1e-4)
+                observation, _ = env.reset()
+            np.testing.assert_allclose(observations[i], observation, atol=1e-4)
+    assert num_ended >= 8
