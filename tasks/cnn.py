@@ -14,6 +14,7 @@ from torch.nn import functional
 from tasks.augmentation import PADDING_MODES, crop_and_flip, draw_crops
 from tasks.data import ImageData, load_image_data
 from tasks.image_models import lenet, small_cnn
+from tasks.network_batch import BatchedImageRuns
 from tasks.runs import Run, Task, backpropagate
 
 __all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
@@ -118,6 +119,15 @@ class ImageTask(Task):
     def start(self, seed: int) -> "ImageRun":
         """A new network on freshly shuffled data."""
         return ImageRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> BatchedImageRuns:
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the model or the optimizer cannot be batched (see
+                `BatchedNetworkRuns`), or the task trains in bfloat16.
+        """
+        return BatchedImageRuns(self, num_runs)
 
 
 class ImageRun(Run):
