@@ -1,6 +1,7 @@
 """AdaptiveLR: what the schedulers that react to the training have in common."""
 
 import copy
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -36,11 +37,14 @@ class AdaptiveLR(LRScheduler):
 
     Raises:
         TypeError: if `optimizer` is not an Optimizer.
-        ValueError: if no group has a positive learning rate, or the log's size is negative.
+        ValueError: if no group has a positive learning rate, one is not finite, or the log's size
+            is negative.
     """
 
     _state_names: ClassVar[tuple[str, ...]] = ()
     _settings: ClassVar[tuple[str, ...]] = ()
+    moves_before_step: ClassVar[bool] = False
+    """Whether it changes the learning rate between its `step()` and the optimizer's."""
 
     def __init__(
         self, optimizer: Optimizer, *, cap: Cap | None = None, log_size: int = 1000
@@ -50,6 +54,8 @@ class AdaptiveLR(LRScheduler):
         initial_lrs = [float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups]
         if not max(initial_lrs) > 0.0:
             raise ValueError(f"`optimizer` must have a positive learning rate, got {initial_lrs}")
+        if not all(map(math.isfinite, initial_lrs)):
+            raise ValueError(f"`optimizer` must have finite learning rates, got {initial_lrs}")
         self.cap = cap
         self.bound_by: str | None = None
         self.log = DecisionLog(log_size)
@@ -106,12 +112,16 @@ class AdaptiveLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
         names = ("last_epoch", "_step_count", "bound_by", *self._state_names)
+        save_cap = getattr(self.cap, "state_dict", None)  # one that is measured in intervals
         return {
             **{name: copy.deepcopy(getattr(self, name)) for name in names},
             "settings": {name: copy.deepcopy(getattr(self, name)) for name in self._settings},
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "lrs": self.current_lrs(),
+            # not those if another scheduler has changed them since: a chain, or a guard
+            "_last_lr": [float(lr) for lr in self.get_last_lr()],
             "log": self.log.state_dict(),
+            "cap": None if save_cap is None else copy.deepcopy(save_cap()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -138,6 +148,9 @@ class AdaptiveLR(LRScheduler):
         for name in ("last_epoch", "_step_count", "bound_by", *self._state_names):
             setattr(self, name, copy.deepcopy(state_dict[name]))
         self.base_lrs = list(state_dict["base_lrs"])
-        self._last_lr = list(state_dict["lrs"])
+        self._last_lr = list(state_dict["_last_lr"])
         self.log.load_state_dict(state_dict["log"])
+        load_cap = getattr(self.cap, "load_state_dict", None)
+        if load_cap is not None and state_dict["cap"] is not None:
+            load_cap(state_dict["cap"])
         self.set_lrs(state_dict["lrs"])

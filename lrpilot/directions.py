@@ -192,8 +192,11 @@ class LastStep:
         optimizer = self.optimizer
         members: list[list[int]] = [[] for _ in optimizer.param_groups]
         for i in self._moved:
-            # nothing is known if the state of the optimizer was not loaded with this one
-            if i in self._kept or self.parameters[i] in optimizer.state:
+            # nothing is known if the state of the optimizer was not loaded with this one, or was
+            # dropped by a rollback
+            group = optimizer.param_groups[self.group_of[i]]
+            is_stateless = isinstance(optimizer, SGD) and group["momentum"] == 0
+            if i in self._kept if is_stateless else optimizer.state.get(self.parameters[i]):
                 members[self.group_of[i]].append(i)
         result: dict[int, Tensor] = {}
         for k, (group, indices) in enumerate(zip(optimizer.param_groups, members, strict=True)):

@@ -99,6 +99,9 @@ def _check_robust(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"`min_factor` must be in (0, 1], got {low}")
     if not 1.0 <= high < math.inf:
         raise ValueError(f"`max_factor` must be finite and at least 1, got {high}")
+    for name in ("cooldown", "warmup", "window_size"):
+        if arguments[name] % 1 != 0:  # a NaN for infinity
+            raise ValueError(f"`{name}` must be a whole number, got {arguments[name]}")
     size, significance = arguments["window_size"], arguments["significance"]
     if not significance > 0.0:
         raise ValueError(f"`significance` must be positive, got {significance}")

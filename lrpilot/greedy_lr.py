@@ -248,8 +248,10 @@ class GreedyLR(AdaptiveLR):
 
     def _moved(self, lrs: list[float | Tensor], move: int) -> list[float | Tensor]:
         capped_share = 1.0
-        if self._uncapped is not None:
-            capped_share = max(self.current_lrs()) / max(self._uncapped)
+        free = max(float(lr) for lr in lrs)
+        if self._uncapped is not None and free > 0.0:
+            # of `lrs`, which have the changes of other schedulers already
+            capped_share = max(self.current_lrs()) / free
         return list(self._bounds.move(lrs, move, capped_share=capped_share))
 
     def _log(self, reason: tuple[str, float, float], lrs: list[float]) -> None:

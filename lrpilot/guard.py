@@ -56,7 +56,10 @@ class Guard(AdaptiveLR):
     losses waits). Wrap the outermost scheduler: those in a `SequentialLR` or `ChainedScheduler` are
     given the loss, too. Where training code calls `step()` without a loss, call `observe(loss)`
     first. In distributed training give all ranks the same loss. A schedule that raises the learning
-    rate on purpose (warm restarts) may need a larger `spike_ratio`.
+    rate on purpose (warm restarts) may need a larger `spike_ratio`. `HypergradientLR` and
+    `LineSearchLR` set the learning rate after the guard does: give the cap to them. The line search
+    has its own backing off, so that an alarm only rolls back; what hypergradients change while
+    retries are in use lasts one step.
 
     Args:
         scheduler: any torch scheduler, or one of ours.
@@ -72,7 +75,7 @@ class Guard(AdaptiveLR):
 
     Raises:
         TypeError: if `scheduler` is not a torch scheduler.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or the cap should be the wrapped scheduler's.
         RuntimeError: by `step()`, if no loss was given since the last call.
         DivergenceError: by `step`, at an alarm when `max_retries` are in use. With `model`, it has
             been put back once more.
@@ -131,6 +134,11 @@ class Guard(AdaptiveLR):
         ):
             if count < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {count}")
+        if cap is not None and _moves_before_step(scheduler):
+            raise ValueError(
+                "`cap` must be given to the scheduler inside, which sets the learning rate after "
+                f"the guard does, got {cap!r}"
+            )
         self.scheduler = scheduler
         self.snapshot_steps = snapshot_steps
         self.backoff = backoff
@@ -185,8 +193,9 @@ class Guard(AdaptiveLR):
             loss: minibatch loss of the forward pass before this optimizer step: a number or a
                 tensor of one element. May be None after `observe(loss)`.
         """
+        observed, self._observed = self._observed, None
         if loss is None:
-            loss, self._observed = self._observed, None
+            loss = observed
             if loss is None:
                 raise RuntimeError(
                     "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
@@ -338,3 +347,8 @@ class Guard(AdaptiveLR):
         self.scheduler.load_state_dict(copy.deepcopy(state_dict["scheduler"]))
         if self._snapshot is not None:
             self._snapshot.load_state_dict(state_dict["snapshot"])
+
+
+def _moves_before_step(scheduler: Any) -> bool:
+    parts = getattr(scheduler, "_schedulers", ())
+    return getattr(scheduler, "moves_before_step", False) or any(map(_moves_before_step, parts))

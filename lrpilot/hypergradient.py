@@ -110,6 +110,7 @@ class HypergradientLR(AdaptiveLR):
     0.2556
     """
 
+    moves_before_step = True
     _settings: ClassVar[tuple[str, ...]] = (
         "hyper_lr",
         "level",
@@ -152,12 +153,25 @@ class HypergradientLR(AdaptiveLR):
         if any(p.is_complex() for p in self._last_step.parameters):
             raise ValueError("`optimizer` must hold real parameters, got a complex one")
         super().__init__(optimizer, cap=cap, log_size=log_size)
+        self._attach()
+
+    def _attach(self) -> None:
         # a compiled optimizer must not trace the hooks, whose numbers change in every step
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         self._hooks = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copied or pickled optimizer loses its hooks
+        return {**self.__dict__, "_hooks": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        is_attached, self._hooks = self._hooks, []
+        if is_attached:
+            self._attach()
 
     @classmethod
     def simulate(
@@ -197,6 +211,7 @@ class HypergradientLR(AdaptiveLR):
         """Leave the optimizer and its learning rates alone from now on."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Count a step; the learning rate itself changes within `optimizer.step()`.
@@ -268,6 +283,11 @@ class HypergradientLR(AdaptiveLR):
             self._scales.apply()
 
     def _adapt(self) -> None:
+        if len(self.optimizer.param_groups) != len(self._bases):
+            raise RuntimeError(
+                "`optimizer` must have all parameter groups before this scheduler is made, got "
+                f"{len(self.optimizer.param_groups)} instead of {len(self._bases)}"
+            )
         gradients = self._last_step.gradients()
         last = self._last_step.directions(self.scales)
         directions = {i: u for i, u in last.items() if i in gradients}

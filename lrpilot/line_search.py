@@ -137,6 +137,7 @@ class LineSearchLR(AdaptiveLR):
     """
 
     _state_names = ("num_trials", "total_trials", "_next_factor", "_has_searched")
+    moves_before_step = True
     _settings = (
         "condition",
         "reset",

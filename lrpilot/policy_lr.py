@@ -270,7 +270,6 @@ class PolicyLR(AdaptiveLR):
             **super().state_dict(),
             **self._identity(),
             "controller": self.controller.state_dict(),
-            "_last_lr": list(self._last_lr),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -298,4 +297,3 @@ class PolicyLR(AdaptiveLR):
                 )
         super().load_state_dict(state_dict)
         self.controller.load_state_dict(state_dict["controller"])
-        self._last_lr = list(state_dict["_last_lr"])

@@ -57,7 +57,9 @@ class StepScales:
 
     def limit(self, ceilings: Sequence[float]) -> bool:
         """Clamp the factors of every parameter to its ceiling; whether one was above it."""
-        largest = gather([factor.amax() for factor in self.factors])
+        largest = gather(
+            [factor.amax() if factor.numel() else factor.new_zeros(()) for factor in self.factors]
+        )
         if all(factor <= ceiling for factor, ceiling in zip(largest, ceilings, strict=True)):
             return False
         torch._foreach_clamp_max_(self.factors, list(ceilings))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
 from lrpilot.action import ActionSpec
 from lrpilot.caps import ask_cap
 from lrpilot.controller import ClockSpec
 from lrpilot.curvature import LARGEST_CAP, CurvatureCap
 from lrpilot.eigenvalue import hessian_vector_product, largest_eigenvalue
+from lrpilot.greedy_lr import GreedyLR
 from lrpilot.guard import Guard
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
@@ -495,3 +496,38 @@ def test_a_maximising_optimizer_is_refused() -> None:
     w = torch.ones(1, requires_grad=True)
     with pytest.raises(ValueError, match="`optimizer` must minimise, got maximize=True"):
         CurvatureCap(SGD([w], lr=0.1, maximize=True), lambda: w.sum())
+
+
+@pytest.mark.parametrize("is_guarded", [False, True])
+def test_a_scheduler_under_a_measured_cap_resumes_identically_from_its_own_state(
+    is_guarded: bool,
+) -> None:
+    def make() -> tuple[Tensor, SGD, Any]:
+        w = torch.tensor([1.0, 2.0], requires_grad=True)
+        optimizer = SGD([w], lr=1000.0)
+        cap = CurvatureCap(optimizer, lambda: (w**4).sum(), interval_steps=5)
+        if is_guarded:
+            return w, optimizer, Guard(ConstantLR(optimizer, 1.0), cap=cap)
+        return w, optimizer, GreedyLR(optimizer, cap=cap)
+
+    def run(training: tuple[Tensor, SGD, Any], num_steps: int) -> list[float]:
+        w, optimizer, scheduler = training
+        lrs = []
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss = (w**4).sum()
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+            lrs += [optimizer.param_groups[0]["lr"], *w.tolist()]
+        return lrs
+
+    whole, resumed = make(), make()
+    run(whole, 13)
+    file = io.BytesIO()
+    torch.save([whole[0].detach(), whole[2].state_dict()], file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed[0].data.copy_(weights)
+    resumed[2].load_state_dict(state)
+    assert run(whole, 20) == run(resumed, 20)

@@ -1,3 +1,4 @@
+import copy
 import io
 import math
 import random
@@ -22,6 +23,8 @@ from torch.optim.lr_scheduler import (
 from lrpilot.adaptive_lr import idle_optimizer
 from lrpilot.greedy_arguments import DEFAULTS
 from lrpilot.greedy_lr import GreedyLR
+from lrpilot.guard import Guard
+from lrpilot.observers import find_observers
 
 NAN = math.nan
 SEMANTICS = ["robust", "paper", "transformers"]
@@ -674,6 +677,62 @@ def test_a_resumed_sequential_lr_continues_bit_identically(semantics: str, num_s
     resumed.load_state_dict(state["s"])
     rest = values[num_steps:]
     assert run_composed(resumed, resumed_inner, rest) == run_composed(whole, whole_inner, rest)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 0.0])
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_in_a_chain_a_lowering_begins_at_the_capped_lr_that_the_others_left(
+    semantics: str, gamma: float
+) -> None:
+    optimizer = sgd(0.1)
+    arguments: dict[str, Any] = {} if semantics == "robust" else {"patience": 0, "min_lr": 1e-9}
+    greedy = quick(semantics, optimizer, cap=lambda: (0.02, "estimate"), **arguments)
+    chain = ChainedScheduler([greedy, ExponentialLR(optimizer, gamma)])
+    optimizer.step()
+    for loss, expected in ((1.0, 0.02 * gamma), (NAN, 0.02 * gamma * 0.5 * gamma)):
+        greedy.observe(loss)
+        chain.step()
+        assert lrs_of(optimizer) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("wrap", ["chain", "guard"])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_capped_run_whose_lr_others_change_resumes_identically(wrap: str, kind: Any) -> None:
+    caps = [0.02]
+
+    def make(optimizer: Optimizer) -> Any:
+        inner = quick("robust", optimizer, cap=lambda: (caps[0], "estimate"))
+        if wrap == "guard":
+            return Guard(inner, recovery_steps=1000)
+        return ChainedScheduler([inner, ExponentialLR(optimizer, 0.5)])
+
+    def step(optimizer: Optimizer, scheduler: Any, loss: float) -> None:
+        optimizer.step()
+        for observer in find_observers(scheduler):
+            observer.observe(loss)
+        scheduler.step()
+
+    runs = [(optimizer, make(optimizer)) for optimizer in (sgd(kind(0.1)), sgd(kind(0.1)))]
+    for loss in (1.0, NAN) if wrap == "guard" else (1.0,):
+        step(*runs[0], loss)
+    runs[1][1].load_state_dict(copy.deepcopy(runs[0][1].state_dict()))
+    for caps[0] in (0.02, 1.0):
+        for run in runs:
+            step(*run, 1.0)
+    assert lrs_of(runs[0][0]) == lrs_of(runs[1][0])
+
+
+@pytest.mark.parametrize("name", ["cooldown", "warmup", "window_size"])
+@pytest.mark.parametrize("value", [40.5, math.inf])
+def test_robust_counts_must_be_whole(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number"):
+        GreedyLR(sgd(), **{name: value})
+
+
+@pytest.mark.parametrize("lr", [NAN, math.inf])
+def test_a_learning_rate_that_is_not_finite_is_refused(lr: float) -> None:
+    with pytest.raises(ValueError, match="must have finite learning rates"):
+        GreedyLR(sgd(0.1, lr))
 
 
 def test_a_state_of_other_arguments_is_refused() -> None:

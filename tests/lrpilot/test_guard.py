@@ -27,9 +27,12 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrpilot.action import ActionSpec
+from lrpilot.adaptive_lr import idle_optimizer
 from lrpilot.controller import ClockSpec
 from lrpilot.greedy_lr import GreedyLR
 from lrpilot.guard import DivergenceError, Guard
+from lrpilot.hypergradient import HypergradientLR
+from lrpilot.line_search import LineSearchLR
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
@@ -675,3 +678,43 @@ def test_a_wrong_window_is_refused() -> None:
 def test_what_is_no_scheduler_is_refused() -> None:
     with pytest.raises(TypeError, match="`scheduler` must be a torch scheduler, got SGD"):
         Guard(sgd())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_behind_warm_up", [False, True])
+@pytest.mark.parametrize("name", ["hypergradient", "line search"])
+def test_a_cap_around_a_scheduler_that_moves_after_the_guard_is_refused(
+    name: str, is_behind_warm_up: bool
+) -> None:
+    optimizer = idle_optimizer(0.1)
+    inner: LRScheduler = (
+        HypergradientLR(optimizer, hyper_lr=0.1)
+        if name == "hypergradient"
+        else LineSearchLR(optimizer, None)
+    )
+    scheduler = warm_up(optimizer, inner) if is_behind_warm_up else inner
+    with pytest.raises(ValueError, match="given to the scheduler inside"):
+        Guard(scheduler, cap=lambda: (0.05, "estimate"))
+    Guard(scheduler)
+
+
+def test_the_wait_is_doubled_once_by_several_alarms_after_a_recovery() -> None:
+    optimizer = idle_optimizer(0.1)
+    guard = Guard(ConstantLR(optimizer, 1.0), recovery_steps=2)
+    optimizer.step()
+    for loss in [1.0, NAN, 1.0, 1.0, NAN, NAN]:  # recovered after the fourth
+        guard.step(loss)
+    factors = []
+    for _ in range(8):
+        guard.step(1.0)
+        factors.append(guard.factor)
+    assert factors == [0.25] * 3 + [0.5] * 4 + [1.0]
+
+
+def test_a_loss_that_was_observed_is_forgotten_when_one_is_given() -> None:
+    optimizer = idle_optimizer(0.1)
+    guard = Guard(ConstantLR(optimizer, 1.0))
+    optimizer.step()
+    guard.observe(NAN)
+    guard.step(1.0)
+    with pytest.raises(RuntimeError, match="needs a loss"):
+        guard.step()

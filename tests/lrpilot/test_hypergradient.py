@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -556,6 +557,65 @@ def test_a_warm_up_in_sequential_lr_is_left_alone(name: str, level: str) -> None
     assert lrs[:6] == pytest.approx([0.01, 0.028, 0.046, 0.064, 0.082, 0.1])
     changed = lrs[6] != lrs[5] if not inner.scales else bool((inner.scales[0] != 1.0).any())
     assert changed
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_rollback_of_the_optimizer_before_its_first_step_is_survived(
+    name: str, level: str
+) -> None:
+    training = Training(OPTIMIZERS[name], hyper_lr=0.1, level=level)
+    training.step()
+    training.optimizer.state.clear()  # as a guard does that goes back to the start
+    for _ in range(3):
+        values = training.step()
+    assert all(map(math.isfinite, values))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_copy_of_a_training_continues_identically_and_apart(level: str, how: str) -> None:
+    training = Training(OPTIMIZERS["adamw"], hyper_lr=0.1, level=level)
+    for _ in range(3):
+        training.step()
+    twin = copy.deepcopy(training) if how == "deepcopy" else pickle.loads(pickle.dumps(training))
+    for _ in range(3):
+        assert training.step() == twin.step()
+    training.scheduler.detach()
+    detached = copy.deepcopy(training)
+    assert training.step() == detached.step() != twin.step()
+
+
+@pytest.mark.parametrize("level", ["tensor", "entry"])
+def test_no_factor_exceeds_the_cap_by_its_rounding(level: str) -> None:
+    for eta_max in np.random.default_rng(0).uniform(0.2, 0.9, size=50).tolist():
+        arguments = {"hyper_lr": 100.0, "level": level}
+        _, scheduler = one_weight(**arguments, cap=partial(tuple, (eta_max, "estimate")))
+        for _ in range(3):
+            take_step(scheduler, 1.0)
+        (scale,) = scheduler.scales
+        assert 0.99 * eta_max < float(scale.max()) * scheduler.current_lrs()[0] <= eta_max
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_group_that_is_added_later_is_refused(level: str) -> None:
+    _, scheduler = one_weight(level=level)
+    late = torch.nn.Parameter(torch.ones(1))
+    scheduler.optimizer.add_param_group({"params": [late], "lr": 5.0})
+    with pytest.raises(RuntimeError, match="must have all parameter groups before"):
+        take_step(scheduler, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_empty_parameter_is_no_obstacle_to_a_cap(level: str) -> None:
+    w, empty = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(0))
+    optimizer = SGD([w, empty], lr=0.1)
+    cap = partial(tuple, (0.15, "estimate"))
+    scheduler = HypergradientLR(optimizer, hyper_lr=0.9, level=level, cap=cap)
+    for _ in range(3):
+        before = w.item()
+        take_step(scheduler, 1.0, torch.ones(0))
+    assert before - w.item() == pytest.approx(0.15)
 
 
 def test_in_a_chain_the_changes_of_both_schedulers_add_up() -> None:
