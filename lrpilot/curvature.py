@@ -131,6 +131,8 @@ class CurvatureCap:
             raise TypeError(
                 f"`optimizer` must be SGD, Adam or AdamW, got {type(optimizer).__name__}"
             )
+        if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("`optimizer` must hold a parameter that requires gradients, got none")
         if any(group["maximize"] for group in optimizer.param_groups):
             raise ValueError("`optimizer` must minimise, got maximize=True")
         if not 0.0 < safety < math.inf:

@@ -132,7 +132,7 @@ class Guard(AdaptiveLR):
             ("recovery_steps", recovery_steps, 1),
             ("max_retries", max_retries, 0),
         ):
-            if count < least:
+            if not count >= least:
                 raise ValueError(f"`{name}` must be at least {least}, got {count}")
         if cap is not None and _moves_before_step(scheduler):
             raise ValueError(

@@ -531,3 +531,8 @@ def test_a_scheduler_under_a_measured_cap_resumes_identically_from_its_own_state
     resumed[0].data.copy_(weights)
     resumed[2].load_state_dict(state)
     assert run(whole, 20) == run(resumed, 20)
+
+
+def test_an_optimizer_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="must hold a parameter that requires gradients, got none"):
+        CurvatureCap(SGD([torch.zeros(2)], lr=0.1), lambda: torch.zeros(()))

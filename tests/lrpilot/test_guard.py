@@ -660,6 +660,7 @@ def test_the_state_of_another_guard_is_refused(name: str, other: Callable[[], Gu
         ({"recovery_steps": 0}, "`recovery_steps` must be at least 1, got 0"),
         ({"snapshot_steps": 0}, "`snapshot_steps` must be at least 1, got 0"),
         ({"max_retries": -1}, "`max_retries` must be at least 0, got -1"),
+        ({"max_retries": NAN}, "`max_retries` must be at least 0, got nan"),
         ({"spike_ratio": 1.0}, r"`ratio` must be above 1 and finite, got 1\.0"),
         ({"spike_deviations": NAN}, "`deviations` must be positive and finite, got nan"),
     ],
