@@ -3,13 +3,14 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot.adaptive_lr import AdaptiveLR
+from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
 from lrpilot.caps import Cap
 from lrpilot.decision_log import Decision
 from lrpilot.loss import read_loss
@@ -167,6 +168,39 @@ class Guard(AdaptiveLR):
         self._snapshot = None if model is None else Snapshot(model, scheduler.optimizer)
         self._snapshot_epoch = 0
         super().__init__(scheduler.optimizer, cap=cap, log_size=log_size)
+
+    @classmethod
+    def simulate(
+        cls,
+        losses: Iterable[float],
+        make: Callable[[Optimizer], LRScheduler],
+        *,
+        initial_lr: float = 0.1,
+        **arguments: Any,
+    ) -> list[float]:
+        """The learning rates under these losses, without training.
+
+        Args:
+            losses: one per step.
+            make: builds the scheduler that is wrapped.
+            initial_lr: learning rate of the optimizer.
+            **arguments: the constructor's, without `model`.
+
+        Returns:
+            The first learning rate, and the one that is set after each loss.
+
+        >>> from torch.optim.lr_scheduler import StepLR
+        >>> Guard.simulate([2.0, math.nan, 1.9], lambda o: StepLR(o, 2, 0.5), initial_lr=0.8)
+        [0.8, 0.8, 0.2, 0.2]
+        """
+        optimizer = idle_optimizer(initial_lr)
+        guard = cls(make(optimizer), **arguments)
+        lrs = guard.current_lrs()
+        for loss in losses:
+            optimizer.step()
+            guard.step(loss)
+            lrs += guard.current_lrs()
+        return lrs
 
     @property
     def factor(self) -> float:

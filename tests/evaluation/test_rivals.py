@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from evaluation.grid import Method, train
+from lrpilot import GreedyLR
 from tasks.cnn import ImageTask
 
 CONF = Path(__file__).parents[2] / "conf" / "rival"
@@ -79,6 +80,26 @@ def test_a_rival_reaches_the_known_optimum(
     getattr(optimizer, "eval", lambda: None)()
     best = optimum(objective, size)
     assert float(objective(w).detach()) - best < 1e-2 * (start - best)
+
+
+@pytest.mark.parametrize("problem", [quadratic, logistic_regression])
+@pytest.mark.parametrize("semantics", ["robust", "paper", "transformers"])
+def test_greedy_lr_reaches_the_known_optimum(
+    semantics: str, problem: Callable[[], tuple[Objective, int]]
+) -> None:
+    objective, size = problem()
+    w = torch.zeros(size, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.05)
+    scheduler = GreedyLR(optimizer, semantics=semantics)
+    start = float(objective(w).detach())
+    for _ in range(3000):
+        optimizer.zero_grad()
+        loss = objective(w)
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    best = optimum(objective, size)
+    assert float(objective(w).detach()) - best < 1e-4 * (start - best)
 
 
 @pytest.mark.parametrize("name", [*PACKAGES, "line_search", "guarded_cosine"])
