@@ -18,6 +18,7 @@ from lrpilot.controller import ClockSpec
 from lrpilot.observation import ObservationSpec
 
 FILE_NAME = "policy.safetensors"
+SHIPPED = Path(__file__).parent / "policies"
 FORMAT_VERSION = 1
 OUTPUTS = ("clip", "tanh")
 
@@ -139,17 +140,25 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a policy file, or the policy in a run folder. No code from the file is run.
+        """Read a policy file, the policy in a run folder, or one that ships with lrpilot.
+
+        No code from the file is run.
+
+        Args:
+            path: a file, a folder, or the name of a file in `lrpilot/policies`, without suffix.
 
         Raises:
             FileNotFoundError: if there is no such file.
             PolicyFileError: if it is foreign, truncated, or of a newer format.
         """
         path = Path(path)
+        shipped = {file.stem: file for file in SHIPPED.glob("*.safetensors")}
         if path.is_dir():
             path = path / FILE_NAME
+        elif not path.exists():
+            path = shipped.get(str(path), path)
         if not path.is_file():
-            raise FileNotFoundError(f"no policy at {path}")
+            raise FileNotFoundError(f"no policy at {path}; shipped are {sorted(shipped)}")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -19,7 +19,7 @@ from safetensors.numpy import save as safetensors_bytes
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.observation import ObservationSpec
-from lrpilot.policy import FILE_NAME, FORMAT_VERSION, Policy, PolicyFileError
+from lrpilot.policy import FILE_NAME, FORMAT_VERSION, SHIPPED, Policy, PolicyFileError
 
 SIZES = (12, 16, 16, 1)
 
@@ -220,6 +220,23 @@ def test_a_saved_policy_keeps_its_specifications_and_card(tmp_path: Path) -> Non
     loaded = Policy.load(policy.save(tmp_path / "p"))
     for name in ("observation", "action", "clock", "output", "card"):
         assert getattr(loaded, name) == getattr(policy, name)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_policy_that_ships_loads_by_its_name_and_has_a_card(path: Path) -> None:
+    policy = Policy.load(path.stem)
+    assert policy.fingerprint == Policy.load(path).fingerprint
+    assert policy.card["num_env_steps"] > 0
+    assert policy.card["task"]["name"] == path.stem
+
+
+def test_a_folder_hides_the_shipped_policy_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small_networks").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no policy at small_networks/{FILE_NAME}"):
+        Policy.load("small_networks")
 
 
 def test_a_run_folder_loads_its_policy(tmp_path: Path) -> None:
