@@ -1,8 +1,7 @@
 """Image classification: networks of `tasks.image_models` on the sets of `tasks.data`."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from tasks.data import ImageData, load_image_data
 from tasks.image_models import lenet, small_cnn
 from tasks.network_batch import BatchedImageRuns
 from tasks.runs import Run, Task, backpropagate
+from tasks.supervised import EpochOrder, measuring, split_metrics
 
 __all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
 
@@ -145,17 +145,10 @@ class ImageRun(Run):
         # a line search replaces it, since it tries steps on the closure's minibatch
         self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._task = task
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._position = 0
+        self._epoch = EpochOrder(len(self.data.train_x), task.batch_size, self.generator)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        size = self._task.batch_size
-        if self._position + size > len(self._order):
-            self._order = torch.randperm(len(self.data.train_x), generator=self.generator)
-            self._position = 0
-        index = self._order[self._position : self._position + size]
-        index = index.to(self._task.device, non_blocking=True)
-        self._position += size
+        index = self._epoch.next().to(self._task.device, non_blocking=True)
         images = self.data.train_x.index_select(0, index)
         if self._task.augment:
             images = self._augmented(images)
@@ -184,51 +177,24 @@ class ImageRun(Run):
         self.optimizer.zero_grad()
         return self.backward(lambda: functional.cross_entropy(self._logits(images), labels))
 
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        """Batch normalization uses its running statistics, and keeps them."""
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train()
-
     def privileged_loss(self) -> float:
         """Cross-entropy on the first `num_privileged` held-out images."""
         size = self._task.num_privileged
-        with self._measuring():
+        with measuring(self.model):
             logits = self._logits(self.data.held_out_x[:size])
             return float(functional.cross_entropy(logits, self.data.held_out_y[:size]))
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the whole held-out and test splits."""
-        metrics = {}
-        for split in ("held_out", "test"):
-            loss, accuracy = self._loss_and_accuracy(
-                getattr(self.data, f"{split}_x"), getattr(self.data, f"{split}_y")
-            )
-            metrics[f"{split}_loss"] = loss
-            metrics[f"{split}_accuracy"] = accuracy
-        return metrics
-
-    def _loss_and_accuracy(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        loss = correct = 0.0
-        batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        with self._measuring():
-            for x, y in batches:
-                logits = self._logits(x)
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
-                correct += float((logits.argmax(1) == y).sum())
-        return loss / len(labels), correct / len(labels)
+        with measuring(self.model):
+            return split_metrics(self.data, self._logits, batch_size=EVALUATION_BATCH)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the model's buffers and the order of the current epoch."""
         return {
             **super().state_dict(),
             "buffers": [buffer.clone() for buffer in self.model.buffers()],
-            "order": self._order.clone(),
-            "position": self._position,
+            **self._epoch.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,5 +202,4 @@ class ImageRun(Run):
         super().load_state_dict(state)
         for buffer, value in zip(self.model.buffers(), state["buffers"], strict=True):
             buffer.copy_(value)
-        self._order = state["order"].clone()
-        self._position = state["position"]
+        self._epoch.load_state_dict(state)

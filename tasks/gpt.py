@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.supervised import measuring
 from tasks.text_data import CHARACTERS, TEXTS, TextData, load_text
 from tasks.transformer import GPT, RunDropout
 
@@ -100,7 +101,7 @@ class GPTRun(LanguageRun):
 
     def privileged_loss(self) -> float:
         """Cross-entropy on `num_privileged` fixed windows of the held-out text."""
-        with self._measuring():
+        with measuring(self.model):
             return float(self._loss(*self._privileged))
 
     def evaluate(self) -> dict[str, float]:
@@ -108,7 +109,7 @@ class GPTRun(LanguageRun):
 
         Every character but the first is predicted once, from those before it in its window.
         """
-        with self._measuring():
+        with measuring(self.model):
             return {
                 "held_out_loss": self._text_loss(self.data.held_out),
                 "test_loss": self._text_loss(self.data.test),

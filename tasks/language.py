@@ -116,13 +116,3 @@ class LanguageRun(Run):
         if self._max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self._max_gradient_norm)
         return loss
-
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        """Nothing is dropped, and no gradient is kept."""
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train()

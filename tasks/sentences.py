@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.supervised import EpochOrder, measuring, split_metrics
 from tasks.text_data import SentenceData, load_sentences
 from tasks.transformer import PADDING, Encoder, RunDropout
 
@@ -80,17 +81,10 @@ class SentenceRun(LanguageRun):
         super().__init__(task, seed)
         self.data = task.load()
         self._task = task
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._position = 0
+        self._epoch = EpochOrder(len(self.data.train_x), task.batch_size, self.generator)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        size = self._task.batch_size
-        if self._position + size > len(self._order):
-            self._order = torch.randperm(len(self.data.train_x), generator=self.generator)
-            self._position = 0
-        index = self._order[self._position : self._position + size]
-        index = index.to(self._task.device, non_blocking=True)
-        self._position += size
+        index = self._epoch.next().to(self._task.device, non_blocking=True)
         return _trimmed(self.data.train_x[index]), self.data.train_y[index]
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -99,44 +93,25 @@ class SentenceRun(LanguageRun):
     def privileged_loss(self) -> float:
         """Cross-entropy on the first `num_privileged` held-out sentences."""
         size = self._task.num_privileged
-        with self._measuring():
+        with measuring(self.model):
             inputs = _trimmed(self.data.held_out_x[:size])
             return float(self._loss(inputs, self.data.held_out_y[:size]))
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the whole held-out and test splits."""
-        metrics = {}
-        for split in ("held_out", "test"):
-            loss, accuracy = self._loss_and_accuracy(
-                getattr(self.data, f"{split}_x"), getattr(self.data, f"{split}_y")
+        with measuring(self.model):
+            return split_metrics(
+                self.data, lambda x: self.model(_trimmed(x)), batch_size=EVALUATION_BATCH
             )
-            metrics[f"{split}_loss"] = loss
-            metrics[f"{split}_accuracy"] = accuracy
-        return metrics
-
-    def _loss_and_accuracy(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        loss = correct = 0.0
-        batches = zip(inputs.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        with self._measuring():
-            for x, y in batches:
-                logits = self.model(_trimmed(x))
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
-                correct += float((logits.argmax(1) == y).sum())
-        return loss / len(labels), correct / len(labels)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the order of the current epoch."""
-        return {
-            **super().state_dict(),
-            "order": self._order.clone(),
-            "position": self._position,
-        }
+        return {**super().state_dict(), **self._epoch.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
-        self._order = state["order"].clone()
-        self._position = state["position"]
+        self._epoch.load_state_dict(state)
 
 
 def _trimmed(sentences: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tasks.small_network_problem import (
     draw_problem,
     draw_setup,
 )
+from tasks.supervised import EpochOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,20 +186,16 @@ class SmallNetworkRun(Run):
             generator=generator,
         )
         self._seed = seed
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._position = 0
+        self._epoch = EpochOrder(
+            len(self.problem.train.y), self.problem.setup.batch_size, generator
+        )
 
     def step(self, lr: float | None = None) -> Tensor:
         """Make one optimizer step, at `lr` times the factor of the run's optimizer."""
         return super().step(None if lr is None else lr * self.lr_factor)
 
     def _backward(self) -> Tensor:
-        size, train = self.problem.setup.batch_size, self.problem.train
-        if self._position + size > len(self._order):
-            self._order = torch.randperm(len(train.y), generator=self.generator)
-            self._position = 0
-        index = self._order[self._position : self._position + size]
-        self._position += size
+        index, train = self._epoch.next(), self.problem.train
         self.optimizer.zero_grad()
         return backpropagate(lambda: self._loss(Split(train.x[index], train.y[index])))
 
@@ -226,8 +223,7 @@ class SmallNetworkRun(Run):
         return {
             **super().state_dict(),
             "seed": self._seed,
-            "order": self._order.clone(),
-            "position": self._position,
+            **self._epoch.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -242,5 +238,4 @@ class SmallNetworkRun(Run):
                 f"seed {state['seed']}"
             )
         super().load_state_dict(state)
-        self._order = state["order"].clone()
-        self._position = state["position"]
+        self._epoch.load_state_dict(state)
