@@ -1,0 +1,91 @@
+"""The protocol of `experiment=iclr2023_nmf`: tune, compare, and report, problem by problem."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation import nmf_experiment, nmf_report
+from lrpilot import Policy
+from tasks.nmf import NMFTask
+
+Progress = Callable[..., Iterable[Any]]
+
+
+def compare_on_problems(
+    *,
+    task: NMFTask,
+    schedulers: Mapping[str, Callable[..., Any]],
+    real_matrices: Mapping[str, int],
+    num_tuning: int,
+    num_held_out: int,
+    num_real_seeds: int,
+    initial_lrs: Sequence[float],
+    real_initial_lrs: Sequence[float],
+    cap_fractions: Sequence[float],
+    policy: Policy,
+    out_dir: Path,
+    origin: str,
+    progress: Progress,
+) -> None:
+    """Random problems, then real matrices; a table, a figure and a CSV of runs for each.
+
+    Args:
+        task: the random problems.
+        schedulers: by name; called as `make(optimizer, total_steps=...)`.
+        real_matrices: name of each real matrix, and its rank.
+        num_tuning: random problems that schedules are tuned on.
+        num_held_out: others that all controls are compared on.
+        num_real_seeds: held-out runs on a real matrix.
+        initial_lrs: initial learning rates that are tried on random problems.
+        real_initial_lrs: the same on real matrices.
+        cap_fractions: fractions of the cap that are tried.
+        policy: the learned policy.
+        out_dir: gets outcomes_<problem>.csv, table_<problem>.md and curves_<problem>.png.
+        origin: machine, versions and commit.
+        progress: called as `progress(iterable, desc=...)`.
+    """
+
+    def compare(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
+        is_random = task.matrix is None
+        tuned = nmf_experiment.tune_schedules(
+            task,
+            schedulers,
+            initial_lrs=initial_lrs if is_random else real_initial_lrs,
+            cap_fractions=cap_fractions,
+            num_seeds=num_tuning,
+            modes=nmf_experiment.MODES if is_random else ("raw", "fraction"),
+            progress=partial(progress, desc=f"{name}: tuning"),
+        )
+        outcomes = nmf_experiment.compare(
+            task,
+            policy,
+            schedulers,
+            tuned,
+            cap_fractions=cap_fractions,
+            num_seeds=num_held_out,
+            num_replay_seeds=num_tuning,
+            progress=partial(progress, desc=f"{name}: held-out"),
+        )
+        text = (
+            f"{name}: {num_held_out} held-out runs, tuned on {num_tuning} others, "
+            f"{task.total_steps} steps; mean [95 % bootstrap interval]\n({origin})\n\n"
+            f"{nmf_report.comparison_table(outcomes)}\n\n{nmf_report.verdict(outcomes)}\n"
+        )
+        (out_dir / f"table_{name}.md").write_text(text)
+        nmf_report.write_outcomes(outcomes, name, out_dir / f"outcomes_{name}.csv")
+        nmf_report.draw_outcomes(outcomes, f"NMF, {name}", out_dir / f"curves_{name}.png")
+        print(f"\n{text}")
+
+    compare("random", task, num_tuning, num_held_out)
+    for matrix, rank in real_matrices.items():
+        real = replace(
+            task,
+            matrix=matrix,
+            rank=rank,
+            smallest_shape=None,
+            smallest_rank=None,
+            scale_range=(1.0, 1.0),
+        )
+        compare(matrix, real, 1, num_real_seeds)
