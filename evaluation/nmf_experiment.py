@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation.batch_trials import (
     Control,
     OracleControl,
@@ -22,12 +21,12 @@ from evaluation.batch_trials import (
     run_trial,
     schedule_factors,
 )
+from evaluation.placebos import untrained
+from evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
 from lrpilot import Policy
 from tasks.nmf import NMFTask
 
 MODES = ("raw", "clipped", "fraction")
-FIRST_TUNING_SEED = FIRST_EVALUATION_SEED + 1_000_000
-FIRST_REPLAY_SEED = FIRST_EVALUATION_SEED + 2_000_000
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,6 @@ def tune_schedules(
         trial = run_trial(task, control, seeds=seeds, needs_cap=mode != "raw")
         scores.setdefault((name, mode), {})[value] = float(trial.scores.mean())
     return {case: min(found, key=lambda value: found[value]) for case, found in scores.items()}
-
-
-def untrained(policy: Policy, seed: int) -> Policy:
-    """The policy with freshly drawn weights of the same scale as an untrained SB3 actor."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for i, (weight, bias) in enumerate(policy.layers):
-        is_last = i == len(policy.layers) - 1
-        rows, columns = weight.shape
-        q, _ = np.linalg.qr(rng.normal(size=(max(rows, columns), min(rows, columns))))
-        orthogonal = q if rows >= columns else q.T
-        gain = 0.01 if is_last else np.sqrt(2.0)
-        layers.append(((gain * orthogonal).astype(np.float32), np.zeros_like(bias)))
-    return replace(policy, layers=layers, card={})
 
 
 def random_walk(policy: Policy, trial: Trial, seed: int) -> PolicyControl:

@@ -47,11 +47,15 @@ def format_interval(values: Sequence[float]) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def tuned_table(rows: Rows) -> str:
+def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> str:
     """One line per scheduler, at its own best initial learning rate by held-out loss.
 
-    The held-out loss is therefore optimistic for every scheduler alike; the test accuracy is
-    not used for the choice. Divergence is counted over all initial learning rates.
+    Divergence is counted over all initial learning rates.
+
+    Args:
+        rows: what is reported.
+        tuning_rows: what the choice is made on. Without them it is made on `rows`, and the
+            held-out loss is optimistic for every scheduler alike (the test accuracy is not).
     """
     accuracy = "test_accuracy" in rows[0]
     header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
@@ -59,7 +63,8 @@ def tuned_table(rows: Rows) -> str:
     lines = []
     for name in unique(rows, "scheduler"):
         mine = select(rows, scheduler=name)
-        best = select(mine, initial_lr_factor=best_factor(mine))
+        tuned = best_factor(mine if tuning_rows is None else select(tuning_rows, scheduler=name))
+        best = select(mine, initial_lr_factor=tuned)
         line = [name, f"{best[0]['initial_lr']:.3g}"]
         line += [format_interval([row[k] for row in best]) for k in ("train_loss", "held_out_loss")]
         if accuracy:
@@ -110,13 +115,14 @@ def curve_rows(results: Sequence[Result], num_points: int = 100) -> list[dict[st
     return rows
 
 
-def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
+def draw_curves(rows: Rows, curves: Rows, path: Path, tuning_rows: Rows | None = None) -> None:
     """LR and loss over steps at each scheduler's best initial LR; held-out loss over it.
 
     Args:
         rows: as in `runs.csv`.
         curves: as in `curves.csv`.
         path: the PNG file.
+        tuning_rows: as for `tuned_table`.
     """
     factors = unique(rows, "initial_lr_factor")
     figure, axes = plt.subplots(1, 2 + (len(factors) > 1), figsize=(15, 4.5), squeeze=False)
@@ -129,7 +135,8 @@ def draw_curves(rows: Rows, curves: Rows, path: Path) -> None:
             "linewidth": 2.5 if is_policy else 1.2,
             "zorder": 3 if is_policy else 2,
         }
-        best = select(curves, scheduler=name, initial_lr_factor=best_factor(mine))
+        tuned = best_factor(mine if tuning_rows is None else select(tuning_rows, scheduler=name))
+        best = select(curves, scheduler=name, initial_lr_factor=tuned)
         seeds = [select(best, seed=seed) for seed in unique(best, "seed")]
         last_step = max(points[-1]["step"] for points in seeds)
         longest = [points for points in seeds if points[-1]["step"] == last_step]

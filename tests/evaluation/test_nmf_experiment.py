@@ -163,13 +163,6 @@ def test_random_walk_has_mean_and_spread_of_the_policys_actions():
     assert drawn.mean() == pytest.approx(trial.actions.mean(), abs=0.1)
 
 
-def test_untrained_policy_keeps_the_specifications_and_loses_the_weights():
-    policy = make_policy()
-    fresh = nmf_experiment.untrained(policy, 0)
-    assert (fresh.observation, fresh.action) == (policy.observation, policy.action)
-    assert not np.allclose(fresh.layers[0][0], policy.layers[0][0])
-
-
 @pytest.fixture(scope="module")
 def outcomes():
     task, policy = make_task(), make_policy()
