@@ -68,10 +68,10 @@ def compare_schedulers(
     tuning_rows = [
         result.row for result in grid(FIRST_TUNING_SEED, num_tuning, f"{task.name}: tuning")
     ]
+    report.write_rows(tuning_rows, out_dir / "tuning.csv")
     results = grid(FIRST_EVALUATION_SEED, num_seeds, f"{task.name}: unseen seeds")
     rows = [result.row for result in results]
     curves = report.curve_rows(results)
-    report.write_rows(tuning_rows, out_dir / "tuning.csv")
     report.write_rows(rows, out_dir / "runs.csv")
     report.write_rows(curves, out_dir / "curves.csv")
     # placebos are in the tables; a figure with all of them is no longer legible
