@@ -2,17 +2,23 @@
 
 `python benchmarks/network_batch.py --num-threads 2`. Both sides make the same optimizer steps on
 the same minibatches, and take turns; the fastest of some turns counts. Starting a run is not
-counted, but printed. Ratios below 1 mean that batching loses.
+counted, but printed. Ratios below 1 mean that batching loses. `--only GPT` measures the cases with
+that in their name. The "smallest GPT" is what an agent could be trained on: one layer, two heads,
+width 16, context 16, batch 4, in all 4,416 parameters; "GPT" alone is task=shakespeare.
+
+With a CUDA device, 64 CNNs on CIFAR-10 are measured there too, with the largest memory that the
+batched runs took.
 """
 
 import argparse
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,67 +26,148 @@ import torch
 
 from evaluation.report import format_table
 from tasks.cnn import ImageTask
+from tasks.gpt import GPTTask
 from tasks.image_models import mlp, small_cnn
-from tasks.network_batch import BatchedImageRuns
-from tasks.runs import BatchedRuns, Task
+from tasks.runs import Task
+from tasks.sentences import SentenceTask
 from tasks.small_networks import SmallNetworkTask
 
 TOTAL_STEPS = 300
-LR = 0.01
 NUM_LOOPED = 16
+STEPS_PER_TURN = 5
+SGD = partial(torch.optim.SGD, momentum=0.9)
+ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
 
 
-def digits(model: Callable[..., torch.nn.Module], batch_size: int) -> ImageTask:
-    """The digits under SGD with momentum."""
+class Case(NamedTuple):
+    """What is trained, and how many at once."""
+
+    name: str
+    task: Task
+    num_runs: int
+    device: str = "cpu"
+
+
+class Measured(NamedTuple):
+    """Steps per second, counted per run; milliseconds to start a run; peak bytes on a GPU."""
+
+    batched: float
+    looped: float
+    start_ms: float
+    num_bytes: int
+
+
+def images(
+    data: str, model: Callable[..., torch.nn.Module], batch_size: int, **changes: Any
+) -> ImageTask:
+    """Images under SGD with momentum."""
     return ImageTask(
-        name="digits",
-        data="digits",
+        name=data,
+        data=data,
         model=model,
-        optimizer=partial(torch.optim.SGD, momentum=0.9),
-        base_lr=LR,
+        optimizer=SGD,
+        base_lr=0.01,
         total_steps=TOTAL_STEPS,
         batch_size=batch_size,
+        **changes,
     )
 
 
-def batch_of(task: Task, num_runs: int) -> BatchedRuns:
-    """Batched runs of the task."""
-    if isinstance(task, ImageTask):
-        return BatchedImageRuns(task, num_runs)
-    return task.start_batch(num_runs)
+def gpt(**sizes: Any) -> GPTTask:
+    """Shakespeare under AdamW."""
+    return GPTTask(
+        name="shakespeare", optimizer=ADAMW, base_lr=1e-3, total_steps=TOTAL_STEPS, **sizes
+    )
 
 
-def seconds_per_step(step: Callable[[], Any], num_steps: int) -> float:
+def cpu_cases() -> list[Case]:
+    """What is measured on the processor."""
+    mlps = [
+        Case(
+            f"digits MLP, 2 x {width}, batch {batch_size}",
+            images("digits", partial(mlp, width=width), batch_size),
+            num_runs,
+        )
+        for width, batch_size, num_runs in (
+            (16, 16, 512),
+            (32, 16, 512),
+            (32, 64, 256),
+            (256, 64, 64),
+        )
+    ]
+    batch_norm = partial(small_cnn, normalization="batch")
+    smallest = gpt(num_layers=1, num_heads=2, width=16, context=16, batch_size=4)
+    tiny = gpt(num_layers=1, num_heads=2, width=32, context=32)
+    two_layers = gpt(num_layers=2, num_heads=2, width=32, context=32, batch_size=8)
+    sst2 = SentenceTask(name="sst2", optimizer=ADAMW, base_lr=1e-3, total_steps=TOTAL_STEPS)
+    small = SmallNetworkTask(name="small_networks", base_lr=0.01, total_steps=TOTAL_STEPS)
+    return [
+        *mlps,
+        Case("digits, small CNN, batch 64", images("digits", small_cnn, 64), 64),
+        Case("digits, the same with BatchNorm", images("digits", batch_norm, 64), 64),
+        *(Case("smallest GPT, 1 x 16, batch 4 x 16", smallest, count) for count in (16, 64, 256)),
+        Case("tiny GPT, 1 x 32, batch 12 x 32", tiny, 64),
+        Case("two-layer GPT, 2 x 32, batch 8 x 32", two_layers, 64),
+        Case("GPT, 4 x 128, batch 12 x 64", gpt(), 8),
+        Case("sst2, 2 x 64, batch 32", sst2, 8),
+        *(Case("small_networks", small, count) for count in (128, 512, 2048)),
+    ]
+
+
+def gpu_cases() -> list[Case]:
+    """What is measured on a CUDA device."""
+    batch_norm = partial(small_cnn, normalization="batch")
+    return [
+        Case(
+            f"CUDA: CIFAR-10, small CNN{name}, batch 64, {precision}",
+            images("cifar10", model, 64, num_train=10000, device="cuda", precision=precision),
+            64,
+            "cuda",
+        )
+        for name, model in (("", small_cnn), (" with BatchNorm", batch_norm))
+        for precision in ("float32", "bfloat16")
+    ]
+
+
+def seconds_per_step(step: Callable[[], Any], device: str) -> float:
     """Mean time of a call."""
     start = time.perf_counter()
-    for _ in range(num_steps):
+    for _ in range(STEPS_PER_TURN):
         step()
-    return (time.perf_counter() - start) / num_steps
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / STEPS_PER_TURN
 
 
-def measure(task: Task, num_runs: int, *, num_turns: int) -> tuple[float, float, float]:
-    """Steps per second batched and looped, counted per run, and milliseconds to start a run."""
-    runs = batch_of(task, num_runs)
+def measure(case: Case, *, num_turns: int) -> Measured:
+    """Both sides, in turns."""
+    task, num_runs, device = case.task, case.num_runs, case.device
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    runs = task.start_batch(num_runs)
     start = time.perf_counter()
     runs.reset(list(range(num_runs)), list(range(num_runs)))
     start_ms = (time.perf_counter() - start) / num_runs * 1e3
-    singles = [task.start(seed) for seed in range(NUM_LOOPED)]
-    lrs = torch.full((num_runs,), LR)
-    everyone = torch.ones(num_runs, dtype=torch.bool)
+    lrs = torch.full((num_runs,), task.base_lr, device=device)
+    everyone = torch.ones(num_runs, dtype=torch.bool, device=device)
 
     def step_batched() -> None:
         runs.step(lrs, everyone)
 
+    step_batched()
+    num_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    singles = [task.start(seed) for seed in range(min(NUM_LOOPED, num_runs))]
+
     def step_looped() -> None:
         for single in singles:
-            single.step(LR)
+            single.step(task.base_lr)
 
     times = [
-        (seconds_per_step(step_batched, 5), seconds_per_step(step_looped, 5))
+        (seconds_per_step(step_batched, device), seconds_per_step(step_looped, device))
         for _ in range(num_turns)
     ]
     batched, looped = (min(column) for column in zip(*times, strict=True))
-    return num_runs / batched, NUM_LOOPED / looped, start_ms
+    return Measured(num_runs / batched, len(singles) / looped, start_ms, num_bytes)
 
 
 def main() -> None:
@@ -88,47 +175,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--num-turns", type=int, default=8)
+    parser.add_argument("--only", default="", help="measure the cases with this in their name")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.num_threads)
     print(
         f"{platform.machine()}, {arguments.num_threads} threads, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {TOTAL_STEPS} steps a run\n"
+        f"{platform.python_version()}, torch {torch.__version__}; {TOTAL_STEPS} steps a run; "
+        f"load average {os.getloadavg()[0]:.1f} at the start\n"
     )
-    small = SmallNetworkTask(name="small_networks", base_lr=LR, total_steps=TOTAL_STEPS)
-    cases: list[tuple[str, Task, int]] = [
-        *(
-            (
-                f"digits MLP, 2 x {width}, batch {batch_size}",
-                digits(partial(mlp, width=width), batch_size),
-                num_runs,
-            )
-            for width, batch_size, num_runs in (
-                (16, 16, 512),
-                (32, 16, 512),
-                (32, 64, 256),
-                (256, 64, 64),
-            )
-        ),
-        ("digits, small CNN, batch 64", digits(small_cnn, 64), 64),
-        ("small_networks", small, 128),
-        ("small_networks", small, 512),
-        ("small_networks", small, 2048),
-    ]
+    cases = cpu_cases()
+    if torch.cuda.is_available():
+        print(f"CUDA device: {torch.cuda.get_device_name()}\n")
+        cases += gpu_cases()
+    else:
+        print("CUDA: no device\n")
     lines = []
-    for name, task, num_runs in cases:
-        batched, looped, start_ms = measure(task, num_runs, num_turns=arguments.num_turns)
+    for case in cases:
+        if arguments.only not in case.name:
+            continue
+        measured = measure(case, num_turns=arguments.num_turns)
         lines.append(
             [
-                name,
-                f"{num_runs}",
-                f"{batched / TOTAL_STEPS:.1f}",
-                f"{looped / TOTAL_STEPS:.1f}",
-                f"{batched / looped:.2f}",
-                f"{start_ms:.2f}",
+                case.name,
+                f"{case.num_runs}",
+                f"{measured.batched / TOTAL_STEPS:.2f}",
+                f"{measured.looped / TOTAL_STEPS:.2f}",
+                f"{measured.batched / measured.looped:.2f}",
+                f"{measured.start_ms:.2f}",
+                f"{measured.num_bytes / 2**20:.0f} MiB" if measured.num_bytes else "",
             ]
         )
     header = ["network", "runs at once", "runs/s batched", "looped", "ratio", "ms to start a run"]
-    print(format_table(header, lines))
+    print(format_table([*header, "GPU memory"], lines))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from tasks.augmentation import PADDING_MODES, crop_and_flip, draw_crops
 from tasks.data import ImageData, load_image_data
+from tasks.image_batch import BatchedImageRuns
 from tasks.image_models import lenet, small_cnn
-from tasks.network_batch import BatchedImageRuns
 from tasks.runs import Run, Task, backpropagate
 from tasks.supervised import EpochOrder, measuring, split_metrics
 
@@ -116,6 +116,10 @@ class ImageTask(Task):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which a run goes through its training images once."""
+        return len(self.load().train_x) // self.batch_size
+
     def start(self, seed: int) -> "ImageRun":
         """A new network on freshly shuffled data."""
         return ImageRun(self, seed)
@@ -125,7 +129,7 @@ class ImageTask(Task):
 
         Raises:
             ValueError: if the model or the optimizer cannot be batched (see
-                `BatchedNetworkRuns`), or the task trains in bfloat16.
+                `BatchedNetworkRuns`).
         """
         return BatchedImageRuns(self, num_runs)
 

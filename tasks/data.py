@@ -10,13 +10,16 @@ import functools
 import gzip
 import pickle
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.files import DataError, cache_folder, local_folders, read_files
+from tasks.files import DataError, cache_folder, local_folders, read_files, source_of
+from tasks.shared_tensors import share_tensors
 
 __all__ = ["DataError", "ImageData", "load_image_data"]
 
@@ -28,6 +31,8 @@ _NUM_IMAGES = {
     "digits": (1_197, 300, 300),
     "fashion_mnist": (55_000, 5_000, 10_000),
 }
+# To be raised with every change of what is made from the files.
+_RECIPE = 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class ImageData:
 def load_image_data(
     name: str, *, data_dir: str | None = None, num_train: int | None = None
 ) -> ImageData:
-    """Loads an image set once per process; later calls return the same object.
+    """Loads an image set once per process, into memory that all processes share.
 
     | name          | image   | train        | held-out             | test   |
     |---------------|---------|--------------|----------------------|--------|
@@ -68,7 +73,8 @@ def load_image_data(
     from the cache (environment variable `LRPILOT_CACHE`, else the user's cache folder), else they
     are downloaded into the cache. A local archive is unpacked into the cache and read again only
     when its path, size or modification time has changed. A folder that has neither an archive nor
-    all of the files counts as empty.
+    all of the files counts as empty. The tensors are kept in the cache, too, under the same rule
+    (0.7 GB for the whole of CIFAR-10), and mapped into memory: see `share_tensors`.
 
     Args:
         name: "cifar10", "digits" or "fashion_mnist".
@@ -98,28 +104,36 @@ def load_image_data(
 @functools.cache
 def _load(name: str, num_train: int, folders: tuple[Path, ...]) -> ImageData:
     if name == "digits":
+        source: str | None = f"scikit-learn {version('scikit-learn')}"
+    else:
+        source = source_of(name, folders)
+    tensors = share_tensors(
+        f"{name}-{num_train}",
+        partial(_make, name, num_train, folders),
+        source=source and f"recipe {_RECIPE}, {source}",
+    )
+    return ImageData(**tensors, num_classes=10)
+
+
+def _make(name: str, num_train: int, folders: tuple[Path, ...]) -> dict[str, torch.Tensor]:
+    if name == "digits":
         images, labels = _parse_digits()
     else:
         parse = _parse_cifar10 if name == "cifar10" else _parse_fashion_mnist
         images, labels = parse(read_files(name, folders))
     all_train, num_held_out, _ = _NUM_IMAGES[name]
-    train = slice(num_train)
-    held_out = slice(all_train, all_train + num_held_out)
-    test = slice(all_train + num_held_out, None)
-    mean, std = _channel_moments(images[train])
-
-    def normalized(part: slice) -> torch.Tensor:
-        return torch.from_numpy(images[part].astype(np.float32)).sub_(mean).div_(std)
-
-    return ImageData(
-        train_x=normalized(train),
-        train_y=torch.from_numpy(labels[train]),
-        held_out_x=normalized(held_out),
-        held_out_y=torch.from_numpy(labels[held_out]),
-        test_x=normalized(test),
-        test_y=torch.from_numpy(labels[test]),
-        num_classes=10,
-    )
+    parts = {
+        "train": slice(num_train),
+        "held_out": slice(all_train, all_train + num_held_out),
+        "test": slice(all_train + num_held_out, None),
+    }
+    mean, std = _channel_moments(images[parts["train"]])
+    tensors = {}
+    for part, rows in parts.items():
+        pixels = torch.from_numpy(images[rows].astype(np.float32))
+        tensors[f"{part}_x"] = pixels.sub_(mean).div_(std)
+        tensors[f"{part}_y"] = torch.from_numpy(labels[rows])
+    return tensors
 
 
 def _channel_moments(images: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:

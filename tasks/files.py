@@ -120,14 +120,54 @@ def read_files(name: str, folders: tuple[Path, ...]) -> dict[str, bytes]:
         DataError: a file is damaged, or there are no files and no network.
     """
     unpacked = folders[-1] / _SUBFOLDERS[name][0]
+    found = _find(name, folders)
+    if found is None:
+        return _store(_download(name, folders), unpacked)
+    if found.is_file():
+        return _unpack(found, _MD5[name], unpacked)
+    return _read_folder(found, _MD5[name])
+
+
+def source_of(name: str, folders: tuple[Path, ...]) -> str | None:
+    """Path, size and time of change of what `read_files` would read; None if it would download."""
+    found = _find(name, folders)
+    if found is None:
+        return None
+    paths = [found] if found.is_file() else [found / file for file in _MD5[name]]
+    return json.dumps([_identity(path) for path in paths])
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace a file, with its folder, completely or not at all.
+
+    Raises:
+        OSError: if that fails, as it does in a full or read-only folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each process; the last rename wins.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _find(name: str, folders: tuple[Path, ...]) -> Path | None:
+    """The first folder that holds a set's files, or the first archive of it."""
     for folder in folders:
         for place in (folder / subfolder for subfolder in _SUBFOLDERS[name]):
             if _has_all(place, _MD5[name]):
-                return _read_folder(place, _MD5[name])
+                return place
         for archive in (f / a for f in (folder, folder / name) for a in _ARCHIVES[name]):
             if os.path.isfile(archive):
-                return _unpack(archive, _MD5[name], unpacked)
-    return _store(_download(name, folders), unpacked)
+                return archive
+    return None
+
+
+def _identity(path: Path) -> dict[str, str | int]:
+    stat = path.stat()
+    return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _has_all(folder: Path, files: Iterable[str]) -> bool:
@@ -144,9 +184,7 @@ def _read_folder(folder: Path, md5s: dict[str, str]) -> dict[str, bytes]:
 def _unpack(archive: Path, md5s: dict[str, str], unpacked: Path) -> dict[str, bytes]:
     """Verified content of an archive, decompressed only where `unpacked` is not its copy."""
     # Taken before the archive is read, so that a change during the reading is noticed next time.
-    stat = archive.stat()
-    fields = {"path": str(archive), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    source = json.dumps(fields).encode()
+    source = json.dumps(_identity(archive)).encode()
     if _has_all(unpacked, [*md5s, _SOURCE]) and (unpacked / _SOURCE).read_bytes() == source:
         return _read_folder(unpacked, md5s)
     files = _read_archive(archive, md5s)
@@ -199,15 +237,8 @@ def _read_archive(archive: Path, md5s: dict[str, str]) -> dict[str, bytes]:
 def _store(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
     """Puts files into the cache, each complete or not at all, and hands them on."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
-            # A name of its own for each process; the last rename wins, with the same content.
-            temporary = folder / f".{file}.{secrets.token_hex(8)}"
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(folder / file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(folder / file, content)
     except OSError:
         # A full or read-only cache costs the next process time but takes nothing from this one.
         pass

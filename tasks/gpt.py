@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.language_batch import BatchedLanguageRuns
 from tasks.supervised import measuring
 from tasks.text_data import CHARACTERS, TEXTS, TextData, load_text
 from tasks.transformer import GPT, RunDropout
@@ -19,6 +20,11 @@ EVALUATION_BATCH = 128
 def _data_on_device(name: str, data_dir: str | None, device: str) -> TextData:
     data = load_text(name, data_dir=data_dir)
     return TextData(*(part.to(device) for part in (data.train, data.held_out, data.test)))
+
+
+@lru_cache(maxsize=4)
+def _offsets(context: int, device: str) -> Tensor:
+    return torch.arange(context + 1, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,32 @@ class GPTTask(LanguageTask):
         """A new network on freshly drawn windows."""
         return GPTRun(self, seed)
 
+    def start_batch(self, num_runs: int) -> "BatchedGPTRuns":
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the optimizer cannot be batched (see `BatchedNetworkRuns`).
+        """
+        return BatchedGPTRuns(self, num_runs)
+
+    def draw_windows(self, text: Tensor, generator: torch.Generator) -> Tensor:
+        """Where a minibatch's windows of this text begin, (batch_size,), on the CPU."""
+        return torch.randint(len(text) - self.context, (self.batch_size,), generator=generator)
+
+    def spread_windows(self, text: Tensor) -> Tensor:
+        """Where `num_privileged` windows begin that lie evenly over this text, on the CPU.
+
+        Evenly, since neighbouring windows are alike.
+        """
+        last = len(text) - 1 - self.context
+        return torch.linspace(0, last, self.num_privileged, dtype=torch.float64).long()
+
+    def cut_windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The characters from these on, and those that follow each: (..., context), int64."""
+        offsets = _offsets(self.context, self.device)
+        windows = text[starts.to(self.device, non_blocking=True).unsqueeze(-1) + offsets].long()
+        return windows[..., :-1], windows[..., 1:]
+
 
 class GPTRun(LanguageRun):
     """One GPT in training."""
@@ -80,21 +112,12 @@ class GPTRun(LanguageRun):
         super().__init__(task, seed)
         self.data = task.load()
         self._task = task
-        self._offsets = torch.arange(task.context + 1, device=task.device)
-        # evenly over the held-out text, whose neighbouring windows are alike
-        last = len(self.data.held_out) - 1 - task.context
-        starts = torch.linspace(0, last, task.num_privileged, dtype=torch.float64)
-        self._privileged = self._windows(self.data.held_out, starts.long().to(task.device))
-
-    def _windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """The characters from these on, and those that follow each: (windows, context), int64."""
-        windows = text[starts[:, None] + self._offsets].long()
-        return windows[:, :-1], windows[:, 1:]
+        held_out = self.data.held_out
+        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        num_starts = len(self.data.train) - self._task.context
-        starts = torch.randint(num_starts, (self._task.batch_size,), generator=self.generator)
-        return self._windows(self.data.train, starts.to(self._task.device, non_blocking=True))
+        starts = self._task.draw_windows(self.data.train, self.generator)
+        return self._task.cut_windows(self.data.train, starts)
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
@@ -130,3 +153,31 @@ class GPTRun(LanguageRun):
             batches.append((text[None, cut:-1], text[None, cut + 1 :]))
         total: float = sum(float(self._loss(x, y)) * y.numel() for x, y in batches)
         return total / num_targets
+
+
+class BatchedGPTRuns(BatchedLanguageRuns):
+    """B GPTs in training as one computation, equal to the single runs to rounding.
+
+    Args:
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: see `BatchedNetworkRuns`.
+    """
+
+    def __init__(self, task: GPTTask, num_runs: int) -> None:
+        super().__init__(task, num_runs)
+        self.data = task.load()
+        self._task: GPTTask = task
+        held_out = self.data.held_out
+        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        text = self.data.train
+        starts = [self._task.draw_windows(text, self.generators[row]) for row in rows.tolist()]
+        return self._task.cut_windows(text, torch.stack(starts))
+
+    def privileged_losses(self) -> Tensor:
+        """Cross-entropies on `num_privileged` fixed windows of the held-out text."""
+        return self._measured(*self._privileged)

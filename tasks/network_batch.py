@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,17 @@ from torch.func import functional_call, vmap
 
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import sample_positions
-from tasks.augmentation import crop_and_flip, draw_crops
-from tasks.minibatches import Minibatches
 from tasks.runs import BatchedRuns, OptimizerFactory
-from tasks.stacked_optimizer import StackedOptimizer, UpdateSettings, extend, read_settings
-
-if TYPE_CHECKING:
-    from tasks.cnn import ImageTask
+from tasks.stacked_optimizer import (
+    StackedOptimizer,
+    UpdateSettings,
+    clip_norms,
+    extend,
+    read_settings,
+)
+from tasks.supervised import measuring
 
 _TENSORS = ("parameters", "_gradients")
-# their forward pass depends on more than parameters and inputs
-_REFUSED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -36,16 +36,32 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
+def _check(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            raise ValueError(
+                f"`model` of batched runs must be without recurrent layers, got {module}"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            raise ValueError(
+                "`model` of batched runs must drop by `tasks.transformer.RunDropout`, which draws "
+                f"from the run's generator, got {module}"
+            )
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            raise ValueError(
+                "`momentum` of batch normalization in batched runs must be a number, got None in "
+                f"{module}"
+            )
+
+
 class BatchedNetworkRuns(BatchedRuns):
     """B networks in training as one computation, equal to the single runs to rounding.
 
-    The parameters of all runs are one matrix, a run a row. The losses of all runs are computed
-    through `torch.func.vmap`, and differentiated together: their sum has in each row the gradient
-    of that run's loss.
-
-    Layers whose forward pass does more than to map inputs by parameters (batch normalization with
-    its running statistics, dropout, recurrent layers) are refused; layer and group normalization
-    are computed per run.
+    The parameters of all runs are one matrix, a run a row; those that need no gradient are shared.
+    The losses of all runs are computed through `torch.func.vmap`, and differentiated together:
+    their sum has in each row the gradient of that run's loss. Buffers (the running statistics of
+    batch normalization) are kept per run. Recurrent layers are refused, and so is torch's dropout,
+    which draws for all runs from one generator (see `tasks.transformer.RunDropout`).
 
     Args:
         model: a network of the architecture.
@@ -53,31 +69,37 @@ class BatchedNetworkRuns(BatchedRuns):
             too, and weight decay), Adam or AdamW.
         num_runs: B, at least 1.
         device: where the runs live.
+        max_gradient_norm: a run's gradients of a larger norm are shortened to it before its step;
+            None leaves them.
 
     Raises:
         ValueError: if the model or the optimizer cannot be batched, or `num_runs` is below 1.
     """
 
     def __init__(
-        self, model: nn.Module, *, optimizer: OptimizerFactory, num_runs: int, device: str = "cpu"
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerFactory,
+        num_runs: int,
+        device: str = "cpu",
+        max_gradient_norm: float | None = None,
     ) -> None:
         super().__init__(num_runs, device=device)
-        for module in model.modules():
-            if isinstance(module, _REFUSED):
-                raise ValueError(
-                    "`model` of batched runs must be without batch normalization, dropout and "
-                    f"recurrent layers, got {module}"
-                )
-        parameters = dict(model.named_parameters())
+        _check(model)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        buffers = dict(model.named_buffers())
         self._model = model
-        self._names = list(parameters)
-        self._shapes = [parameter.shape for parameter in parameters.values()]
-        self._sizes = [parameter.numel() for parameter in parameters.values()]
-        (dtype,) = {parameter.dtype for parameter in parameters.values()}
+        self._names = [*trained, *buffers]
+        self._shapes = [parameter.shape for parameter in trained.values()]
+        self._sizes = [parameter.numel() for parameter in trained.values()]
+        (dtype,) = {parameter.dtype for parameter in trained.values()}
         num_entries = sum(self._sizes)
         self.parameters = torch.zeros(num_runs, num_entries, dtype=dtype, device=device)
         self._gradients = torch.zeros_like(self.parameters)
-        self._settings = read_settings(optimizer(model.parameters(), lr=1.0))
+        self._buffers = [buffer.new_zeros(num_runs, *buffer.shape) for buffer in buffers.values()]
+        self._max_gradient_norm = max_gradient_norm
+        self._settings = read_settings(optimizer(trained.values(), lr=1.0))
         self.optimizer = StackedOptimizer(num_runs, num_entries, dtype=dtype, device=device)
         self.generators = [torch.Generator() for _ in range(num_runs)]
         self._sample = sample_positions(num_entries, ObservationSpec().num_entries)
@@ -85,6 +107,13 @@ class BatchedNetworkRuns(BatchedRuns):
     @abstractmethod
     def _start(self, row: int, seed: int) -> UpdateSettings:
         """Begin a run, whose generator is seeded: fill its parameters; returns its optimizer's."""
+
+    def _take(self, row: int, model: nn.Module) -> None:
+        """Let the run of this index begin with what this network holds."""
+        trained = [value.flatten() for value in model.parameters() if value.requires_grad]
+        self.parameters[row] = torch.cat(trained)
+        for buffers, buffer in zip(self._buffers, model.buffers(), strict=True):
+            buffers[row] = buffer
 
     @abstractmethod
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +142,7 @@ class BatchedNetworkRuns(BatchedRuns):
         """Make room for as many runs; those that are here keep their indices."""
         for name in _TENSORS:
             setattr(self, name, extend(getattr(self, name), num_runs))
+        self._buffers = [extend(buffer, num_runs) for buffer in self._buffers]
         self.optimizer.grow(num_runs)
         self.generators += [torch.Generator() for _ in range(num_runs - self.num_runs)]
         self.num_runs = num_runs
@@ -126,18 +156,40 @@ class BatchedNetworkRuns(BatchedRuns):
         self, rows: Tensor, parameters: list[Tensor], inputs: Tensor, targets: Tensor
     ) -> Tensor:
         """Losses (rows,) of the runs of these indices on what `_next_batches` gave."""
-        return self._mapped(parameters, inputs, targets, dim=0)
+        if len(rows) == self.num_runs:
+            return self._mapped(parameters, self._buffers, inputs, targets, dim=0)
+        buffers = [buffer[rows] for buffer in self._buffers]
+        losses = self._mapped(parameters, buffers, inputs, targets, dim=0)
+        for buffer, new in zip(self._buffers, buffers, strict=True):
+            buffer[rows] = new
+        return losses
+
+    def _measured(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses (B,) on a batch that all runs share; nothing is dropped or kept."""
+        with measuring(self._model):
+            parameters = self._stacked(self.parameters)
+            return self._mapped(parameters, self._buffers, inputs, targets, dim=None)
 
     def _mapped(
-        self, parameters: list[Tensor], inputs: Tensor, targets: Tensor, *, dim: int | None
+        self,
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        dim: int | None,
     ) -> Tensor:
-        """Losses (rows,) on a batch of each run's own, or (dim=None) on one that all share."""
+        """Losses (rows,) on a batch of each run's own, or (dim=None) on one that all share.
+
+        Buffers that the forward pass updates are updated in place.
+        """
 
         def loss(values: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
             named = dict(zip(self._names, values, strict=True))
             return self._loss(functional_call(self._model, named, (x,)), y)
 
-        losses: Tensor = vmap(loss, in_dims=(0, dim, dim))(parameters, inputs, targets)
+        mapped = vmap(loss, in_dims=(0, dim, dim))
+        losses: Tensor = mapped([*parameters, *buffers], inputs, targets)
         return losses
 
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:
@@ -150,6 +202,8 @@ class BatchedNetworkRuns(BatchedRuns):
             losses = self._losses(rows, leaves, *self._next_batches(rows))
             gradients = flatten(torch.autograd.grad(losses.sum(), leaves))
         with torch.no_grad():
+            if self._max_gradient_norm is not None:
+                gradients = clip_norms(gradients, self._max_gradient_norm)
             some = None if everyone else rows
             new = self.optimizer.step(weights, gradients, lrs[rows], some)
             if everyone:
@@ -182,6 +236,7 @@ class BatchedNetworkRuns(BatchedRuns):
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
         return {
             **{name: getattr(self, name).clone() for name in _TENSORS},
+            "buffers": [buffer.clone() for buffer in self._buffers],
             "optimizer": self.optimizer.state_dict(),
             "generators": [generator.get_state() for generator in self.generators],
         }
@@ -190,78 +245,7 @@ class BatchedNetworkRuns(BatchedRuns):
         """Continue from `state_dict()` of as many runs of the same task."""
         for name in _TENSORS:
             setattr(self, name, state[name].clone())
+        self._buffers = [buffer.clone() for buffer in state["buffers"]]
         self.optimizer.load_state_dict(state["optimizer"])
         for generator, generator_state in zip(self.generators, state["generators"], strict=True):
             generator.set_state(generator_state)
-
-
-class BatchedImageRuns(BatchedNetworkRuns):
-    """B networks of an `ImageTask`; they share one copy of the data.
-
-    Args:
-        task: what is trained, in float32 (or in the precision of the network's parameters).
-        num_runs: B, at least 1.
-
-    Raises:
-        ValueError: see `BatchedNetworkRuns`, or if the task trains in bfloat16.
-    """
-
-    def __init__(self, task: "ImageTask", num_runs: int) -> None:
-        if task.precision != "float32":
-            raise ValueError(f"`precision` of batched runs must be float32, got {task.precision!r}")
-        super().__init__(
-            task.make_model(0), optimizer=task.optimizer, num_runs=num_runs, device=task.device
-        )
-        self._task = task
-        self.data = task.load()
-        self._minibatches = Minibatches(
-            self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
-        )
-
-    def reset(self, rows: list[int], seeds: list[int]) -> None:
-        """Start the runs of these indices anew, from these seeds."""
-        super().reset(rows, seeds)
-        self._minibatches.start(rows)
-
-    def _start(self, row: int, seed: int) -> UpdateSettings:
-        model = self._task.make_model(seed)
-        self.parameters[row] = torch.cat([value.flatten() for value in model.parameters()])
-        return self._settings
-
-    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rows.cpu()
-        index = self._minibatches.next(rows).to(self.device, non_blocking=True)
-        images = self.data.train_x[index]
-        if self._task.augment:
-            images = self._augmented(images, rows.tolist())
-        return images, self.data.train_y[index]
-
-    def _augmented(self, images: Tensor, rows: list[int]) -> Tensor:
-        task = self._task
-        crops = [
-            draw_crops(task.batch_size, padding=task.crop_padding, generator=self.generators[row])
-            for row in rows
-        ]
-        augmented = crop_and_flip(
-            images.flatten(0, 1),
-            torch.cat(crops, dim=1).to(self.device, non_blocking=True),
-            padding=task.crop_padding,
-            padding_mode=task.padding_mode,
-        )
-        return augmented.view(images.shape)
-
-    @torch.no_grad()
-    def privileged_losses(self) -> Tensor:
-        """Cross-entropies on the first `num_privileged` held-out images."""
-        size = self._task.num_privileged
-        images, labels = self.data.held_out_x[:size], self.data.held_out_y[:size]
-        return self._mapped(self._stacked(self.parameters), images, labels, dim=None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the orders of the current epochs."""
-        return {**super().state_dict(), "minibatches": self._minibatches.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        super().load_state_dict(state)
-        self._minibatches.load_state_dict(state["minibatches"])

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ class Run(ABC):
         optimizer: called as `optimizer(parameters, lr=...)`.
         lr: initial learning rate.
         generator: source of minibatches and noise.
+    """
+
+    backward: Callable[[Callable[[], Tensor]], Tensor]
+    """Differentiates the closure of a step's loss; only runs whose loss a closure repeats have it.
     """
 
     def __init__(
@@ -66,6 +70,29 @@ class Run(ABC):
         self._project()
         self.num_steps += 1
         return loss
+
+    def keep_closure(self) -> Callable[[], Tensor]:
+        """From now on, keep the closure of each step's loss.
+
+        Returns:
+            A function that computes the loss of the last step's minibatch anew, with its graph.
+
+        Raises:
+            ValueError: if no closure repeats the run's loss.
+        """
+        if not hasattr(self, "backward"):
+            raise ValueError(
+                f"`run` must be one whose loss a closure repeats, got {type(self).__name__}"
+            )
+        backward = self.backward
+        kept: list[Callable[[], Tensor]] = []
+
+        def keep(closure: Callable[[], Tensor]) -> Tensor:
+            kept[:] = [closure]
+            return backward(closure)
+
+        self.backward = keep
+        return lambda: kept[0]()
 
     def _project(self) -> None:  # noqa: B027 (most problems are unconstrained)
         """Return to the feasible set after a step."""
@@ -189,6 +216,22 @@ class Task(ABC):
     @abstractmethod
     def start(self, seed: int) -> Run:
         """A new run; the seed fixes its initial state, its minibatches and its noise."""
+
+    def of_seed(self, seed: int) -> "Task":
+        """The task whose run `start(seed)` is: this one, unless it is a mixture."""
+        return self
+
+    def members(self) -> Sequence["Task"]:
+        """The tasks that `of_seed` chooses from."""
+        return (self,)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which a run goes through its training examples once.
+
+        Raises:
+            ValueError: if the task has no epochs of one length.
+        """
+        raise ValueError(f"`task` must be one with epochs of one length, got {self.name!r}")
 
     def start_batch(self, num_runs: int) -> BatchedRuns:
         """B runs as one computation, not yet started.

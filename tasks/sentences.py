@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.language import LanguageRun, LanguageTask, seeded
+from tasks.language_batch import BatchedLanguageRuns
+from tasks.minibatches import Minibatches
 from tasks.supervised import EpochOrder, measuring, split_metrics
 from tasks.text_data import SentenceData, load_sentences
 from tasks.transformer import PADDING, Encoder, RunDropout
@@ -69,9 +71,21 @@ class SentenceTask(LanguageTask):
             )
         return model.to(self.device)
 
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which a run goes through its training sentences once."""
+        return len(self.load().train_x) // self.batch_size
+
     def start(self, seed: int) -> "SentenceRun":
         """A new network on freshly shuffled sentences."""
         return SentenceRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> "BatchedSentenceRuns":
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the optimizer cannot be batched (see `BatchedNetworkRuns`).
+        """
+        return BatchedSentenceRuns(self, num_runs)
 
 
 class SentenceRun(LanguageRun):
@@ -114,6 +128,54 @@ class SentenceRun(LanguageRun):
         self._epoch.load_state_dict(state)
 
 
+class BatchedSentenceRuns(BatchedLanguageRuns):
+    """B encoders in training as one computation, equal to the single runs to rounding.
+
+    The batches of all runs are as long as the longest sentence among them.
+
+    Args:
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: see `BatchedNetworkRuns`.
+    """
+
+    def __init__(self, task: SentenceTask, num_runs: int) -> None:
+        super().__init__(task, num_runs)
+        self.data = task.load()
+        self._task: SentenceTask = task
+        self._minibatches = Minibatches(
+            self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
+        )
+
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+        super().reset(rows, seeds)
+        self._minibatches.start(rows)
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        index = self._minibatches.next(rows.cpu()).to(self.device, non_blocking=True)
+        return _trimmed(self.data.train_x[index]), self.data.train_y[index]
+
+    def _lengths(self, inputs: Tensor) -> list[int]:
+        return [int(length) for length in (inputs != PADDING).sum(2).amax(1)]
+
+    def privileged_losses(self) -> Tensor:
+        """Cross-entropies on the first `num_privileged` held-out sentences."""
+        size = self._task.num_privileged
+        return self._measured(_trimmed(self.data.held_out_x[:size]), self.data.held_out_y[:size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the orders of the current epochs."""
+        return {**super().state_dict(), "minibatches": self._minibatches.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        super().load_state_dict(state)
+        self._minibatches.load_state_dict(state["minibatches"])
+
+
 def _trimmed(sentences: Tensor) -> Tensor:
-    """Without the columns in which all sentences are filled up."""
-    return sentences[:, : int((sentences != PADDING).sum(1).max())]
+    """Without the columns, of (..., columns), in which all sentences are filled up."""
+    return sentences[..., : int((sentences != PADDING).sum(-1).max())]

@@ -42,7 +42,8 @@ class NetworkGroup(BatchedNetworkRuns):
         self._held_out_x = torch.zeros(*held_out, setup.dimension, dtype=dtype)
         self._held_out_y = torch.zeros(held_out, dtype=torch.int64)
         self._lr_factors = torch.ones(num_runs, dtype=torch.float64)
-        self.seeds = [0] * num_runs
+        # None where no run was started yet
+        self.seeds: list[int | None] = [None] * num_runs
 
     def grow(self, num_runs: int) -> None:
         """Make room for as many runs; those that are here keep their indices."""
@@ -50,7 +51,7 @@ class NetworkGroup(BatchedNetworkRuns):
         self._minibatches.grow()
         for name in _DATA:
             setattr(self, name, extend(getattr(self, name), num_runs))
-        self.seeds += [0] * (num_runs - len(self.seeds))
+        self.seeds += [None] * (num_runs - len(self.seeds))
 
     def _start(self, row: int, seed: int) -> UpdateSettings:
         generator = self.generators[row]
@@ -104,7 +105,9 @@ class NetworkGroup(BatchedNetworkRuns):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same setup."""
-        self.reset(list(range(self.num_runs)), state["seeds"])
+        started = {row: seed for row, seed in enumerate(state["seeds"]) if seed is not None}
+        if started:
+            self.reset(list(started), list(started.values()))
         super().load_state_dict(state)
         self._minibatches.load_state_dict(state["minibatches"])
 

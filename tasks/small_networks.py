@@ -1,6 +1,6 @@
 """Random small networks on random data: thousands of different trainings for an agent."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -185,6 +185,8 @@ class SmallNetworkRun(Run):
             lr=task.base_lr * self.lr_factor,
             generator=generator,
         )
+        # a line search replaces it, since it tries steps on the closure's minibatch
+        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._seed = seed
         self._epoch = EpochOrder(
             len(self.problem.train.y), self.problem.setup.batch_size, generator
@@ -197,7 +199,7 @@ class SmallNetworkRun(Run):
     def _backward(self) -> Tensor:
         index, train = self._epoch.next(), self.problem.train
         self.optimizer.zero_grad()
-        return backpropagate(lambda: self._loss(Split(train.x[index], train.y[index])))
+        return self.backward(lambda: self._loss(Split(train.x[index], train.y[index])))
 
     def _loss(self, split: Split) -> Tensor:
         return functional.cross_entropy(self.model(split.x), split.y)

@@ -81,6 +81,20 @@ def extend(tensor: Tensor, num_rows: int) -> Tensor:
     return torch.cat([tensor, rest])
 
 
+def clip_norms(gradients: Tensor, max_norm: float) -> Tensor:
+    """Each run's gradient, shortened to a norm of at most `max_norm` as torch does it.
+
+    g <- g min(1, max_norm / (||g|| + 1e-6)), of gradients (rows, entries).
+
+    >>> clip_norms(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+    shares = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    return gradients * shares
+
+
 class StackedOptimizer:
     """One update for B runs, each with an optimizer and a learning rate of its own.
 

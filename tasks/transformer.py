@@ -9,6 +9,7 @@ References:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class RunDropout(nn.Module):
     While training y = x m / (1 - p), where the entries of m are 0 with probability p, else 1.
     One instance serves a whole network.
 
+    Under `torch.func.vmap` over runs, set `streams` first: of each run, its generator, and how many
+    positions of x (batch, length, ...) its own batch has. What lies behind these, which fills up
+    shorter batches, is kept, and draws nothing.
+
     Args:
         probability: p, in [0, 1).
         generator: where the masks are drawn, on its device.
@@ -33,15 +38,42 @@ class RunDropout(nn.Module):
         super().__init__()
         self.probability = probability
         self.generator = generator
+        self.streams: list[tuple[torch.Generator, int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries of x."""
         if not self.training or self.probability == 0.0:
             return x
-        generator = self.generator
+        mask: Tensor = _Mask.apply(x.detach(), self)  # type: ignore[no-untyped-call]
+        return x * mask
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The factor m / (1 - p) of x, from this generator, on its device."""
         uniform = torch.rand(x.shape, generator=generator, device=generator.device)
-        mask = (uniform >= self.probability).to(x.device, x.dtype)
-        return x * mask.div_(1.0 - self.probability)
+        mask = (uniform >= self.probability).to(x.dtype)
+        return mask.div_(1.0 - self.probability)
+
+
+class _Mask(torch.autograd.Function):
+    """A mask for x; `vmap` draws that of each run as the run alone would."""
+
+    @staticmethod
+    def forward(x: Tensor, dropout: RunDropout) -> Tensor:
+        return dropout.draw(x, dropout.generator).to(x.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None], x: Tensor, dropout: RunDropout
+    ) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        masks = torch.ones_like(x, device=dropout.generator.device)
+        for run, mask, (generator, length) in zip(x, masks, dropout.streams, strict=True):
+            mask[:, :length] = dropout.draw(run[:, :length], generator)
+        return masks.to(x.device), 0
 
 
 class Attention(nn.Module):

@@ -215,3 +215,7 @@ def test_more_privileged_than_held_out_images_is_refused() -> None:
         ValueError, match="`num_privileged` must be at most the 300 held-out images, got 301"
     ):
         make_task(num_privileged=301).start(0)
+
+
+def test_an_epoch_has_as_many_steps_as_there_are_whole_batches() -> None:
+    assert make_task(batch_size=64, num_train=200).steps_per_epoch() == 3

@@ -13,8 +13,8 @@ from envs import LRControlEnv, LRControlVecEnv
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import ParameterSample
 from tasks.cnn import ImageTask
-from tasks.image_models import mlp, small_cnn
-from tasks.network_batch import BatchedImageRuns
+from tasks.image_batch import BatchedImageRuns, runs_and_channels_last
+from tasks.image_models import mlp, resnet9, small_cnn
 
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 OPTIMIZERS: dict[str, Any] = {
@@ -107,6 +107,79 @@ def test_runs_equal_single_runs_for_50_steps_in_float32(model: str, optimizer: s
     # Adam divides by the root of tiny second moments, so that rounding grows
     tolerance = 5e-3 if "adam" in optimizer else 1e-5
     compare(make_task(optimizer=optimizer, model=MODELS[model]), 50, tolerance=tolerance)
+
+
+NORMALIZED: dict[str, Any] = {
+    "mlp": partial(mlp, width=16, normalization="batch"),
+    "cnn": partial(small_cnn, normalization="batch"),
+    "resnet9": partial(resnet9, widths=(4, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("model", NORMALIZED)
+def test_runs_with_batch_normalization_equal_single_runs_for_50_steps(model: str) -> None:
+    compare(make_task(model=Double(NORMALIZED[model])), 50, tolerance=1e-9)
+
+
+def test_running_statistics_are_those_of_single_runs() -> None:
+    task = make_task(model=Double(NORMALIZED["cnn"]))
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    lrs = lrs_of(0, task.base_lr)
+    for step in range(8):
+        if step == 5:
+            runs.reset([1], [99])
+            singles[1] = task.start(99)
+        active = torch.tensor([step % (i + 1) == 0 for i in range(3)])
+        runs.step(lrs, active)
+        for single, lr, is_active in zip(singles, lrs.tolist(), active.tolist(), strict=True):
+            if is_active:
+                single.step(lr)
+    privileged = [single.privileged_loss() for single in singles]
+    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=1e-9)
+    buffers = runs.state_dict()["buffers"]
+    for i, single in enumerate(singles):
+        for stacked, buffer in zip(buffers, single.state_dict()["buffers"], strict=True):
+            torch.testing.assert_close(stacked[i], buffer, rtol=1e-9, atol=1e-12)
+
+
+def test_measuring_leaves_running_statistics_alone() -> None:
+    runs = started(make_task(model=NORMALIZED["cnn"]))
+    before = runs.state_dict()["buffers"]
+    runs.privileged_losses()
+    after = runs.state_dict()["buffers"]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch", "group"])
+@pytest.mark.parametrize("model", [partial(mlp, width=16), small_cnn])
+def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(model: Any, normalization: str) -> None:
+    # rounding is 2^-8 relative, at different places: each side is compared with float32
+    make = partial(make_task, model=partial(model, normalization=normalization))
+    task = make(precision="bfloat16")
+    runs = started(task)
+    losses = runs.step(torch.full((3,), 0.05), torch.ones(3, dtype=torch.bool))
+    assert losses.dtype == runs.weights().dtype == torch.float32
+    privileged = runs.privileged_losses()
+    for i, seed in enumerate(SEEDS):
+        single, exact = task.start(seed), make().start(seed)
+        loss, _ = single.step(0.05), exact.step(0.05)
+        assert float(losses[i]) == pytest.approx(float(loss), rel=2**-8)
+        assert float(privileged[i]) == pytest.approx(single.privileged_loss(), rel=2**-7)
+        rounded, unrounded = (
+            ParameterSample(run.parameters, ObservationSpec().num_entries).gradient()
+            for run in (single, exact)
+        )
+        error, error_of_single = runs.gradients()[i] - unrounded, rounded - unrounded
+        assert 0.0 < float(error.norm()) <= 1.5 * float(error_of_single.norm())
+
+
+def test_channels_of_all_runs_lie_side_by_side_for_a_grouped_convolution() -> None:
+    images = torch.randn(3, 5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    laid_out = runs_and_channels_last(images)
+    assert torch.equal(laid_out, images)
+    groups = laid_out.transpose(0, 1).flatten(1, 2)
+    assert groups.is_contiguous(memory_format=torch.channels_last)
+    assert groups.data_ptr() == laid_out.data_ptr()
 
 
 def test_augmented_runs_equal_single_runs() -> None:
@@ -227,23 +300,26 @@ def test_runs_leave_the_global_generator_alone() -> None:
         ({"optimizer": partial(ADAM, amsgrad=True)}, "`amsgrad` of batched runs must be off"),
         ({"optimizer": partial(ADAMW, maximize=True)}, "`maximize` of batched runs must be off"),
         (
-            {"model": partial(small_cnn, normalization="batch")},
-            "`model` of batched runs must be without batch normalization",
+            {"model": lambda *_: nn.Sequential(nn.Flatten(), nn.LSTM(64, 10))},
+            "`model` of batched runs must be without recurrent layers, got LSTM",
         ),
-        ({"precision": "bfloat16"}, "`precision` of batched runs must be float32, got 'bfloat16'"),
+        (
+            {"model": lambda *_: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))},
+            "`model` of batched runs must drop by `tasks.transformer.RunDropout`",
+        ),
+        (
+            {
+                "model": lambda *_: nn.Sequential(
+                    nn.BatchNorm2d(1, momentum=None), nn.Conv2d(1, 1, 8)
+                )
+            },
+            "`momentum` of batch normalization in batched runs must be a number, got None",
+        ),
     ],
 )
 def test_what_cannot_be_batched_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_task(**change).start_batch(2)
-
-
-def test_dropout_is_refused() -> None:
-    def make(channels: int, num_classes: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, num_classes))
-
-    with pytest.raises(ValueError, match=r"without batch normalization, dropout .* got Dropout"):
-        make_task(model=make).start_batch(2)
 
 
 def test_networks_have_no_cap() -> None:

@@ -117,6 +117,16 @@ def test_instances_equal_single_environments_through_their_resets(adam_share: fl
     assert num_ended >= 12
 
 
+def test_state_with_setups_that_no_run_has_continues_bit_identically() -> None:
+    task = make_task(num_setups=12)
+    first, second = task.start_batch(2), task.start_batch(2)
+    first.reset([0, 1], [0, 1])
+    second.load_state_dict(first.state_dict())
+    lrs, everyone = LRS[:2], EVERYONE[:2]
+    for _ in range(3):
+        assert torch.equal(first.step(lrs, everyone), second.step(lrs, everyone))
+
+
 def test_state_through_a_file_continues_bit_identically_through_resets() -> None:
     task = make_task()
     first, second = started(task), started(task)

@@ -1,0 +1,109 @@
+"""Many image classifiers of one architecture as one tensor computation."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.augmentation import crop_and_flip, draw_crops
+from tasks.minibatches import Minibatches
+from tasks.network_batch import BatchedNetworkRuns
+from tasks.stacked_optimizer import UpdateSettings
+
+if TYPE_CHECKING:
+    from tasks.cnn import ImageTask
+
+
+def runs_and_channels_last(images: Tensor) -> Tensor:
+    """The same images (runs, batch, channels, height, width), laid out for a grouped convolution.
+
+    In memory a pixel's channels of all runs lie side by side: `torch.func.vmap` convolves runs as
+    groups of channels, and so gets what is channels last without a copy.
+    """
+    return images.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
+
+
+class BatchedImageRuns(BatchedNetworkRuns):
+    """B networks of an `ImageTask`; they share one copy of the data.
+
+    In bfloat16, batch normalization is computed in float32, and on a CPU so are convolutions.
+
+    Args:
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: see `BatchedNetworkRuns`.
+    """
+
+    def __init__(self, task: "ImageTask", num_runs: int) -> None:
+        super().__init__(
+            task.make_model(0), optimizer=task.optimizer, num_runs=num_runs, device=task.device
+        )
+        self._task = task
+        if task.precision == "bfloat16":
+            for module in self._model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    # mapped, it refuses inputs of lower precision than its statistics
+                    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        self.data = task.load()
+        self._minibatches = Minibatches(
+            self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
+        )
+
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+        super().reset(rows, seeds)
+        self._minibatches.start(rows)
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        self._take(row, self._task.make_model(seed))
+        return self._settings
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.cpu()
+        index = self._minibatches.next(rows).to(self.device, non_blocking=True)
+        images = self.data.train_x[index]
+        if self._task.augment:
+            images = self._augmented(images, rows.tolist())
+        if images.is_cuda:
+            images = runs_and_channels_last(images)
+        return images, self.data.train_y[index]
+
+    def _augmented(self, images: Tensor, rows: list[int]) -> Tensor:
+        task = self._task
+        crops = [
+            draw_crops(task.batch_size, padding=task.crop_padding, generator=self.generators[row])
+            for row in rows
+        ]
+        augmented = crop_and_flip(
+            images.flatten(0, 1),
+            torch.cat(crops, dim=1).to(self.device, non_blocking=True),
+            padding=task.crop_padding,
+            padding_mode=task.padding_mode,
+        )
+        return augmented.view(images.shape)
+
+    def _mapped(self, *arguments: Any, **dimensions: Any) -> Tensor:
+        is_bfloat16 = self._task.precision == "bfloat16"
+        with torch.autocast(self.parameters.device.type, torch.bfloat16, enabled=is_bfloat16):
+            return super()._mapped(*arguments, **dimensions)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super()._loss(
+            outputs.float() if self._task.precision == "bfloat16" else outputs, targets
+        )
+
+    def privileged_losses(self) -> Tensor:
+        """Cross-entropies on the first `num_privileged` held-out images."""
+        size = self._task.num_privileged
+        return self._measured(self.data.held_out_x[:size], self.data.held_out_y[:size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the orders of the current epochs."""
+        return {**super().state_dict(), "minibatches": self._minibatches.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        super().load_state_dict(state)
+        self._minibatches.load_state_dict(state["minibatches"])
