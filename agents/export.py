@@ -4,14 +4,19 @@ import platform
 from typing import Any
 
 import numpy as np
+import sb3_contrib
 import stable_baselines3
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.policies import ActorCriticPolicy
+from numpy.typing import NDArray
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import SAC
 from torch import nn
 
 import lrpilot
+from agents.algorithms import Agent
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+
+Array = NDArray[np.float32]
 
 
 def versions() -> dict[str, str]:
@@ -20,57 +25,84 @@ def versions() -> dict[str, str]:
         "lrpilot": lrpilot.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "sb3_contrib": sb3_contrib.__version__,
         "stable_baselines3": stable_baselines3.__version__,
         "torch": torch.__version__,
     }
 
 
-def _linear_layers(model: PPO) -> list[nn.Linear]:
-    actor = model.policy
-    if not isinstance(actor, ActorCriticPolicy) or actor.activation_fn is not nn.Tanh:
-        raise ValueError(f"`model` must have an MlpPolicy with tanh units, got {actor}")
-    modules = [*actor.mlp_extractor.policy_net, actor.action_net]
+def _linear_layers(model: Agent) -> list[nn.Linear]:
+    if isinstance(model, SAC):
+        modules = [*model.actor.latent_pi, model.actor.mu]
+    else:
+        modules = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
+    kinds = [type(module) for module in modules]
+    if kinds != [nn.Linear, nn.Tanh] * (len(kinds) // 2) + [nn.Linear]:
+        raise ValueError(f"`model` must have an actor of layers with tanh units, got {modules}")
     return [module for module in modules if isinstance(module, nn.Linear)]
 
 
+def _lstm(model: Agent) -> nn.LSTM | None:
+    if not isinstance(model, RecurrentPPO):
+        return None
+    lstm = model.policy.lstm_actor
+    assert isinstance(lstm, nn.LSTM)
+    if lstm.num_layers != 1 or lstm.proj_size or not lstm.bias:
+        raise ValueError(f"`model` must have an LSTM of one plain layer, got {lstm}")
+    return lstm
+
+
+def _output(model: Agent) -> str:
+    return "tanh" if model.policy.squash_output else "clip"
+
+
+def _shapes(policy: Policy) -> list[tuple[int, ...]]:
+    lstm = [] if policy.lstm is None else [policy.lstm]
+    return [weight.shape for weight, _ in [*lstm, *policy.layers]]
+
+
 def import_policy(
-    model: PPO, policy: Policy, *, observation: ObservationSpec, action: ActionSpec
+    model: Agent, policy: Policy, *, observation: ObservationSpec, action: ActionSpec
 ) -> None:
     """Give an agent the actor of a policy, so that its training goes on from there.
 
     The critic, and the spread of the actions, stay as they are.
 
     Args:
-        model: a new agent with SB3's `MlpPolicy` and tanh units.
-        policy: what to start from.
+        model: a new agent whose actor has tanh units.
+        policy: what to start from; its actor must have the same shapes and output.
         observation: what the agent's environment shows.
         action: what its actions do.
 
     Raises:
-        ValueError: if the policy observes or does something else, or has other layers.
+        ValueError: if the policy observes or does something else, or has another actor.
     """
-    for name, mine, given in (
-        ("observation", observation, policy.observation),
-        ("action", action, policy.action),
+    mine = export_policy(model, observation=observation, action=action, clock=policy.clock, card={})
+    for name, expected, given in (
+        ("observation", mine.observation, policy.observation),
+        ("action", mine.action, policy.action),
+        ("output", mine.output, policy.output),
+        ("weights (an LSTM's first) of shapes", _shapes(mine), _shapes(policy)),
     ):
-        if mine != given:
-            raise ValueError(f"`init_from` must have the {name} {mine}, got {given}")
-    modules = _linear_layers(model)
-    expected = [tuple(module.weight.shape[::-1]) for module in modules]
-    shapes = [weight.shape for weight, _ in policy.layers]
-    if expected != shapes or policy.output != "clip":
-        raise ValueError(
-            f"`init_from` must have layers {expected} and output 'clip', got {shapes}, "
-            f"{policy.output!r}"
-        )
+        if expected != given:
+            raise ValueError(f"`init_from` must have the {name} {expected}, got {given}")
+    lstm = _lstm(model)
     with torch.no_grad():
-        for module, (weight, bias) in zip(modules, policy.layers, strict=True):
-            module.weight.copy_(torch.from_numpy(weight.T.copy()))
-            module.bias.copy_(torch.from_numpy(bias.copy()))
+        if lstm is not None and policy.lstm is not None:
+            input_weight, hidden_weight, input_bias, hidden_bias = lstm.parameters()
+            weight, bias = map(torch.tensor, policy.lstm)
+            input_weight.copy_(weight[: lstm.input_size].T)
+            hidden_weight.copy_(weight[lstm.input_size :].T)
+            input_bias.copy_(bias)
+            hidden_bias.zero_()
+        for module, layer in zip(_linear_layers(model), policy.layers, strict=True):
+            weight, bias = map(torch.tensor, layer)
+            module.weight.copy_(weight.T)
+            module.bias.copy_(bias)
 
 
 def export_policy(
-    model: PPO,
+    model: Agent,
     *,
     observation: ObservationSpec,
     action: ActionSpec,
@@ -80,20 +112,32 @@ def export_policy(
     """The deterministic actor (the mean action) of a trained agent.
 
     Args:
-        model: an agent with SB3's `MlpPolicy` and tanh units.
+        model: an agent whose actor has tanh units, after one LSTM layer if it is recurrent.
         observation: what its environment showed.
         action: what its actions did.
         clock: how often it decided.
         card: what it was trained on.
 
     Raises:
-        ValueError: if the actor is not a multilayer perceptron with tanh units.
+        ValueError: if the actor is of another kind.
     """
-    layers = [
-        (
-            module.weight.detach().cpu().numpy().T.copy(order="C"),
-            module.bias.detach().cpu().numpy().copy(),
-        )
-        for module in _linear_layers(model)
-    ]
-    return Policy(layers, observation, action, clock, card={**card, "versions": versions()})
+    layers = [_arrays(module.weight, module.bias) for module in _linear_layers(model)]
+    lstm = _lstm(model)
+    memory = None
+    if lstm is not None:
+        input_weight, hidden_weight, input_bias, hidden_bias = lstm.parameters()
+        weight = torch.cat((input_weight, hidden_weight), dim=1)
+        memory = _arrays(weight, input_bias + hidden_bias)
+    return Policy(
+        layers,
+        observation,
+        action,
+        clock,
+        output=_output(model),
+        card={**card, "versions": versions()},
+        lstm=memory,
+    )
+
+
+def _arrays(weight: torch.Tensor, bias: torch.Tensor) -> tuple[Array, Array]:
+    return weight.detach().cpu().numpy().T, bias.detach().cpu().numpy()

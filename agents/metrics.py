@@ -23,15 +23,20 @@ FIELDS = (
     "value_loss",
     "explained_variance",
     "approx_kl",
+    "entropy_coefficient",
     "seconds",
     "env_steps_per_second",
 )
+# names of Stable-Baselines3's, of which an algorithm has some
 _TRAIN_KEYS = {
-    "action_std": "train/std",
-    "policy_loss": "train/policy_gradient_loss",
-    "value_loss": "train/value_loss",
-    "explained_variance": "train/explained_variance",
-    "approx_kl": "train/approx_kl",
+    "train/std": "action_std",
+    "train/policy_gradient_loss": "policy_loss",
+    "train/actor_loss": "policy_loss",
+    "train/value_loss": "value_loss",
+    "train/critic_loss": "value_loss",
+    "train/explained_variance": "explained_variance",
+    "train/approx_kl": "approx_kl",
+    "train/ent_coef": "entropy_coefficient",
 }
 
 
@@ -43,6 +48,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 class RolloutRecorder(BaseCallback):
     """Writes a row per rollout: returns of the episodes that ended in it, losses, speed.
+
+    What an algorithm does not have, or not yet, is left empty.
 
     Args:
         path: the CSV file.
@@ -123,7 +130,8 @@ class RolloutRecorder(BaseCallback):
         if self._open is None:
             return
         recorded = self.logger.name_to_value
-        row = {**self._open, **{name: recorded[key] for name, key in _TRAIN_KEYS.items()}}
+        losses = {name: recorded[key] for key, name in _TRAIN_KEYS.items() if key in recorded}
+        row = {**self._open, **losses}
         self._open = None
         self.rows.append(row)
         with self._path.open("a", newline="") as file:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import checkpoint
+from agents.algorithms import Agent, env_steps_before_update
 from agents.export import export_policy, import_policy, versions
 from agents.metrics import RolloutRecorder, read_rows
 from agents.tracking import Tracker
@@ -21,7 +21,7 @@ from lrpilot.policy import FILE_NAME as POLICY_FILE
 def train_agent(
     env: VecEnv,
     *,
-    algorithm: Callable[..., PPO],
+    algorithm: Callable[..., Agent],
     total_steps: int,
     seed: int,
     run_dir: Path,
@@ -37,7 +37,8 @@ def train_agent(
 
     Args:
         env: vectorized `LRControlEnv`s.
-        algorithm: called as `algorithm(env=..., seed=..., device="cpu")`.
+        algorithm: PPO, RecurrentPPO or SAC, called as
+            `algorithm(env=..., seed=..., device="cpu")`.
         total_steps: budget in env steps, at least 1; training ends with the rollout that
             reaches it.
         seed: of the agent and the environments.
@@ -67,11 +68,11 @@ def train_agent(
                 observation=env.get_attr("observation", indices=0)[0],
                 action=env.get_attr("action", indices=0)[0],
             )
-        rollout = model.n_steps * env.num_envs
-        if total_steps < rollout:
+        needed = env_steps_before_update(model)
+        if total_steps < needed:
             warnings.warn(
-                f"`total_steps` = {total_steps} is smaller than one rollout of {rollout} env "
-                f"steps: {rollout} will be made, for a single update",
+                f"`total_steps` = {total_steps} is smaller than the {needed} env steps before the "
+                "first update",
                 UserWarning,
                 stacklevel=2,
             )
@@ -111,7 +112,7 @@ def train_agent(
 
 
 def _write_results(
-    model: PPO,
+    model: Agent,
     recorder: RolloutRecorder,
     run_dir: Path,
     card: dict[str, Any],

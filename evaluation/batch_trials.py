@@ -104,7 +104,7 @@ class PolicyControl(Control):
         self, policy: Policy, *, actor: Actor | None = None, initial_lr: float = 1.0
     ) -> None:
         self._policy = policy
-        self._actor = actor or (lambda observations, decision: policy.act_batch(observations))
+        self._actor = actor
         self._initial_lr = initial_lr
 
     def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:
@@ -112,6 +112,7 @@ class PolicyControl(Control):
         self.factors: list[Floats] = []
         self.actions: list[Floats] = []
         self._everyone = np.ones(runs.num_runs, np.bool_)
+        self._memory = self._policy.initial_memory(runs.num_runs)
         self._interval = self._policy.clock.interval_steps(total_steps)
         self._controller = BatchController(
             self._policy.observation,
@@ -132,7 +133,10 @@ class PolicyControl(Control):
         controller = self._controller
         if step > 0 and step % self._interval == 0:
             observations = controller.observation(self._everyone)
-            actions = self._actor(observations, len(self.actions))
+            if self._actor is None:
+                actions = self._policy.act_batch(observations, self._memory)
+            else:
+                actions = self._actor(observations, len(self.actions))
             controller.act(actions)
             self.actions.append(actions.astype(np.float64))
             self.factors.append(controller.factor)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.action import ActionSpec
+from lrpilot.edge_distance import EdgeDistance
 from lrpilot.observation import ObservationSpec, Observer
 
 
@@ -70,9 +71,10 @@ class Controller:
         interval_steps: optimizer steps per decision.
         total_steps: T, or None if neither progress nor an anchor is used.
         warmup_steps: steps before the clock of the intervals starts.
+        curvature: measures the curvature; required if it is observed.
 
     Raises:
-        ValueError: if a count is out of range, or T is missing where it is needed.
+        ValueError: if a count is out of range, or what is needed of T and `curvature` is missing.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Controller:
         interval_steps: int,
         total_steps: int | None,
         warmup_steps: int = 0,
+        curvature: EdgeDistance | None = None,
     ) -> None:
         if not isinstance(interval_steps, int | np.integer) or interval_steps < 1:
             raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
@@ -101,7 +104,7 @@ class Controller:
                 f"`warmup_steps` must be below `total_steps` = {total_steps}, got {warmup_steps}"
             )
         self.action = action
-        self.observer = Observer(observation, parameters)
+        self.observer = Observer(observation, parameters, curvature=curvature)
         self.interval_steps = interval_steps
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps

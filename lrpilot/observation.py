@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrpilot.edge_distance import EdgeDistance
 from lrpilot.parameter_sample import ParameterSample
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -19,6 +20,10 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "movement": ("displacement", "displacement_cosine", "weight_growth"),
     "gradient": ("gradient_growth",),
 }
+"""The groups that are on by default."""
+OPTIONAL_FEATURES: dict[str, tuple[str, ...]] = {"curvature": ("edge_distance",)}
+"""The groups that cost gradients of their own."""
+_ALL_FEATURES = FEATURES | OPTIONAL_FEATURES
 FEATURE_LIMIT = 5.0
 
 LOSS_FLOOR = 1e-8
@@ -51,10 +56,13 @@ class ObservationSpec:
     movement   displacement_cosine <d_k, d_{k-1}> / (||d_k|| ||d_{k-1}||)
     movement   weight_growth       asinh(10 log(||w_k|| / ||w_{k-1}||)) / 2
     gradient   gradient_growth     log(||g_k|| / ||g_{k-1}||) / 2
+    curvature  edge_distance       log10(lr / eta_max), the largest stable lr; see
+                                   `EdgeDistance`; 0 after an interval without a step
     ========== =================== ====================================================
 
     Args:
-        groups: the groups of features that are switched on.
+        groups: the groups of features that are switched on; by default all but curvature, which
+            needs a loss that can be computed anew, and costs some gradients per decision.
         num_entries: how many parameter entries are sampled for movement and gradient.
 
     Raises:
@@ -72,15 +80,15 @@ class ObservationSpec:
         if not self.groups or len(set(self.groups)) != len(self.groups):
             raise ValueError(f"`groups` must name each group once, got {list(self.groups)}")
         for group in self.groups:
-            if group not in FEATURES:
-                raise ValueError(f"`groups` must be among {list(FEATURES)}, got {group!r}")
+            if group not in _ALL_FEATURES:
+                raise ValueError(f"`groups` must be among {list(_ALL_FEATURES)}, got {group!r}")
         if self.num_entries < 1:
             raise ValueError(f"`num_entries` must be at least 1, got {self.num_entries}")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The features in their order."""
-        return tuple(name for group in self.groups for name in FEATURES[group])
+        return tuple(name for group in self.groups for name in _ALL_FEATURES[group])
 
     @property
     def needs_progress(self) -> bool:
@@ -106,10 +114,26 @@ class Observer:
     Args:
         spec: the features.
         parameters: the optimizer's parameters; read only by the groups movement and gradient.
+        curvature: measures for the group curvature.
+
+    Raises:
+        ValueError: if the group curvature is on, and nothing measures it.
     """
 
-    def __init__(self, spec: ObservationSpec, parameters: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        spec: ObservationSpec,
+        parameters: Iterable[Tensor],
+        *,
+        curvature: EdgeDistance | None = None,
+    ) -> None:
+        if "curvature" in spec.groups and curvature is None:
+            raise ValueError(
+                "`curvature` is required: the policy observes it; give a function that returns "
+                "the loss on a batch"
+            )
         self.spec = spec
+        self._curvature = curvature if "curvature" in spec.groups else None
         self._sample = ParameterSample(parameters, spec.num_entries)
         self._reads_movement = "movement" in spec.groups
         self._reads_gradient = "gradient" in spec.groups
@@ -222,8 +246,11 @@ class Observer:
                 values.append(previous_action)
             elif group == "movement":
                 values.extend(self._movement_features())
-            else:
+            elif group == "gradient":
                 values.append(self._gradient_feature())
+            else:
+                assert self._curvature is not None
+                values.append(self._curvature() if self._count else 0.0)
         self._last_interval_mean = self.interval_loss
         self._clear_interval()
         limit = FEATURE_LIMIT
@@ -293,7 +320,9 @@ class Observer:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
         self.flush()
         state = {name: getattr(self, name) for name in self._state_names()}
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        copied = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        measured = {} if self._curvature is None else {"curvature": self._curvature.state_dict()}
+        return copied | measured
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an observer of the same specification and model."""
@@ -303,6 +332,8 @@ class Observer:
         for name in self._state_names():
             value = state[name]
             setattr(self, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
+        if self._curvature is not None:
+            self._curvature.load_state_dict(state["curvature"])
 
     @staticmethod
     def _state_names() -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from safetensors.numpy import save
 
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
+from lrpilot.lstm import lstm_step
 from lrpilot.observation import ObservationSpec
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "policies"
 FORMAT_VERSION = 1
 OUTPUTS = ("clip", "tanh")
+KINDS = ("mlp", "lstm")
 
 Array = NDArray[np.float32]
 
@@ -29,13 +31,27 @@ class PolicyFileError(ValueError):
     """A file that is not a readable lrpilot policy."""
 
 
+def _plain(layer: tuple[Array, Array]) -> tuple[Array, Array]:
+    """A float32 copy in one memory order: the order decides how a product rounds."""
+    return np.array(layer[0], np.float32, order="C"), np.array(layer[1], np.float32)
+
+
+def _is_finite(layer: tuple[Array, Array]) -> bool:
+    return bool(np.isfinite(layer[0]).all() and np.isfinite(layer[1]).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A frozen actor with everything that is needed to run it as it was trained.
 
     The actor is a multilayer perceptron with tanh units: h_0 = observation,
     h_i = tanh(h_{i-1} W_i + b_i), and the action is the last layer's output, clipped to [-1, 1]
-    (`output="clip"`, PPO) or squashed by tanh (`output="tanh"`, SAC).
+    (`output="clip"`, PPO) or squashed by tanh (`output="tanh"`, SAC). A recurrent actor
+    (RecurrentPPO) has an LSTM cell before its layers, and remembers within a run::
+
+        memory = policy.initial_memory()
+        for observation in observations:
+            action = policy.act(observation, memory)
 
     Args:
         layers: (W_i, b_i) of shapes (inputs, outputs) and (outputs,), float32.
@@ -44,6 +60,7 @@ class Policy:
         clock: how often it decides.
         output: "clip" or "tanh".
         card: what it was trained on: task, seeds, budget, versions (JSON values).
+        lstm: (W, b) of an LSTM cell that reads the observation, as in `lstm_step`; None without.
 
     Raises:
         ValueError: if the layers do not fit each other or the observation.
@@ -55,35 +72,66 @@ class Policy:
     clock: ClockSpec
     output: str = "clip"
     card: dict[str, Any] = field(default_factory=dict)
+    lstm: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise ValueError(f"`output` must be one of {OUTPUTS}, got {self.output!r}")
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
-        # in one memory order: the order decides how a product rounds
-        layers = [
-            (np.array(weight, np.float32, order="C"), np.array(bias, np.float32))
-            for weight, bias in self.layers
-        ]
-        object.__setattr__(self, "layers", layers)
-        size = len(self.observation.names)
+        size, inputs = len(self.observation.names), "features of the observation"
+        if self.lstm is not None:
+            lstm = _plain(self.lstm)
+            object.__setattr__(self, "lstm", lstm)
+            shapes, units = [array.shape for array in lstm], lstm[1].size // 4
+            if units < 1 or shapes != [(size + units, 4 * units), (4 * units,)]:
+                raise ValueError(
+                    f"`lstm` must have shapes ({size} + n, 4 n) and (4 n,), got {shapes}"
+                )
+            if not _is_finite(lstm):
+                raise ValueError("`lstm` must be finite, got NaN or infinity")
+            size, inputs = units, "units of the LSTM"
+        object.__setattr__(self, "layers", [_plain(layer) for layer in self.layers])
         for i, (weight, bias) in enumerate(self.layers):
             if weight.ndim != 2 or weight.shape[0] != size or bias.shape != weight.shape[1:]:
-                what = "features of the observation" if i == 0 else "outputs of the layer before"
                 raise ValueError(
-                    f"layer {i} of the policy must take the {size} {what}, got shapes "
+                    f"layer {i} of the policy must take the {size} {inputs}, got shapes "
                     f"{weight.shape} and {bias.shape}"
                 )
-            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            if not _is_finite((weight, bias)):
                 raise ValueError(f"`layers` must be finite, got NaN or infinity in layer {i}")
-            size = weight.shape[1]
+            size, inputs = weight.shape[1], "outputs of the layer before"
         if size != 1:
             raise ValueError(f"`layers` must end in one action, got {size}")
 
-    def act(self, observation: Array) -> float:
-        """The action in [-1, 1] for one observation of shape (len(names),)."""
-        hidden = observation
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether actions depend on earlier observations, through a memory."""
+        return self.lstm is not None
+
+    def initial_memory(self, num_runs: int | None = None) -> Array:
+        """What is remembered at the start of a run, or of several: zeros.
+
+        Returns:
+            Shape (2, n), or (2, num_runs, n), with n the units of the LSTM: 0 if there is none.
+        """
+        units = 0 if self.lstm is None else self.lstm[1].size // 4
+        return np.zeros((2, units) if num_runs is None else (2, num_runs, units), np.float32)
+
+    def _recall(self, inputs: Array, memory: Array | None) -> Array:
+        assert self.lstm is not None
+        if memory is None:
+            raise ValueError("`memory` is required by a recurrent policy: see `initial_memory()`")
+        return lstm_step(*self.lstm, inputs, memory)
+
+    def act(self, observation: Array, memory: Array | None = None) -> float:
+        """The action in [-1, 1] for one observation of shape (len(names),).
+
+        Args:
+            observation: what is seen now.
+            memory: of this run, and updated in place; needed by recurrent policies alone.
+        """
+        hidden = observation if self.lstm is None else self._recall(observation, memory)
         for weight, bias in self.layers[:-1]:
             hidden = np.tanh(hidden @ weight + bias)
         weight, bias = self.layers[-1]
@@ -92,9 +140,9 @@ class Policy:
             return float(np.tanh(value))
         return max(-1.0, min(1.0, value))
 
-    def act_batch(self, observations: Array) -> Array:
-        """The actions in [-1, 1], (B,), for observations of shape (B, len(names))."""
-        hidden = observations
+    def act_batch(self, observations: Array, memory: Array | None = None) -> Array:
+        """The actions in [-1, 1], (B,), for observations of shape (B, len(names)); as `act`."""
+        hidden = observations if self.lstm is None else self._recall(observations, memory)
         for weight, bias in self.layers[:-1]:
             hidden = np.tanh(hidden @ weight + bias)
         weight, bias = self.layers[-1]
@@ -112,29 +160,38 @@ class Policy:
     def fingerprint(self) -> str:
         """SHA-256 of the weights and the specifications (not of the card)."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
-        for weight, bias in self.layers:
-            digest.update(weight.tobytes())
-            digest.update(bias.tobytes())
+        for array in self._tensors().values():
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def _header(self) -> dict[str, Any]:
+        kind = "lstm" if self.is_recurrent else "mlp"
         return {
-            "architecture": {"kind": "mlp", "activation": "tanh", "output": self.output},
+            "architecture": {"kind": kind, "activation": "tanh", "output": self.output},
             "observation": self.observation.to_dict(),
             "action": self.action.to_dict(),
             "clock": self.clock.to_dict(),
+        }
+
+    def _tensors(self) -> dict[str, Array]:
+        """The arrays by their names in a file, in the order of the fingerprint."""
+        named = {f"layers.{i}": layer for i, layer in enumerate(self.layers)}
+        if self.lstm is not None:
+            named = {"lstm": self.lstm, **named}
+        return {
+            f"{name}.{part}": array
+            for name, layer in named.items()
+            for part, array in zip(("weight", "bias"), layer, strict=True)
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file; it replaces an older one only when it is complete."""
         path = Path(path)
         header = {"format_version": FORMAT_VERSION, **self._header(), "card": self.card}
-        tensors = {}
-        for i, (weight, bias) in enumerate(self.layers):
-            tensors[f"layers.{i}.weight"] = np.ascontiguousarray(weight, dtype=np.float32)
-            tensors[f"layers.{i}.bias"] = np.ascontiguousarray(bias, dtype=np.float32)
         unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(save(tensors, {"lrpilot": json.dumps(header, sort_keys=True)}))
+        unfinished.write_bytes(
+            save(self._tensors(), {"lrpilot": json.dumps(header, sort_keys=True)})
+        )
         unfinished.replace(path)
         return path
 
@@ -184,14 +241,16 @@ class Policy:
                     f"{FORMAT_VERSION}: upgrade lrpilot"
                 )
             architecture = header["architecture"]
-            if (architecture["kind"], architecture["activation"]) != ("mlp", "tanh"):
+            if architecture["kind"] not in KINDS or architecture["activation"] != "tanh":
                 raise PolicyFileError(f"{path} holds an unknown architecture: {architecture}")
-            layers = [
-                (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
-                for i in range(len(tensors) // 2)
-            ]
+
+            def layer(name: str) -> tuple[Array, Array]:
+                return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+
+            num_layers = sum(name.startswith("layers.") for name in tensors) // 2
             return cls(
-                layers=layers,
+                layers=[layer(f"layers.{i}") for i in range(num_layers)],
+                lstm=layer("lstm") if architecture["kind"] == "lstm" else None,
                 observation=ObservationSpec.from_dict(header["observation"]),
                 action=ActionSpec.from_dict(header["action"]),
                 clock=ClockSpec.from_dict(header["clock"]),

@@ -3,16 +3,18 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.controller import Controller
+from lrpilot.edge_distance import EdgeDistance
 from lrpilot.policy import Policy
 
 
@@ -46,6 +48,9 @@ class PolicyLR(AdaptiveLR):
         max_factor: replaces the upper end.
         cap: asked before every step; no group's learning rate exceeds its answer. Required if the
             policy's factor is in units of the cap: then it replaces the initial learning rate.
+        curvature: returns the loss on a batch of training data, such as the last step's; required
+            if the policy observes the curvature, and called at its decisions only.
+        model: whose buffers (BatchNorm) are put back after `curvature` was called.
         log_size: decisions that `log` keeps: rule "decision", whose signal is the action in
             [-1, 1], and "cap" where a cap starts or ceases to bind between decisions.
 
@@ -67,6 +72,8 @@ class PolicyLR(AdaptiveLR):
         min_factor: float | None = None,
         max_factor: float | None = None,
         cap: Cap | None = None,
+        curvature: Callable[[], Tensor] | None = None,
+        model: nn.Module | None = None,
         log_size: int = 1000,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -80,6 +87,9 @@ class PolicyLR(AdaptiveLR):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not parameters:
             raise ValueError("`optimizer` must hold at least one parameter, got none")
+        edge_distance = None
+        if curvature is not None and "curvature" in self.policy.observation.groups:
+            edge_distance = EdgeDistance(optimizer, curvature, model=model)
         self.controller = Controller(
             self.policy.observation,
             action,
@@ -87,6 +97,7 @@ class PolicyLR(AdaptiveLR):
             interval_steps=self._interval_steps(total_steps, interval_steps),
             total_steps=total_steps,
             warmup_steps=warmup_steps,
+            curvature=edge_distance,
         )
         if action.unit == "cap" and cap is None:
             raise ValueError("`cap` is required: the policy's factor is in units of the cap")
@@ -168,17 +179,17 @@ class PolicyLR(AdaptiveLR):
         decided = False
         if self._is_initial:
             before = 1.0
-            controller.restart()
+            self._restart()
         elif self.last_epoch == 0:
             controller.observation()
-            controller.restart()
+            self._restart()
             self._has_loss = False
         elif decided := controller.advance():
             known = controller.observer.num_nonfinite
             observation = controller.observation()
             if controller.observer.num_nonfinite > known:
                 self._warn_nonfinite(known)
-            controller.act(self.policy.act(observation))
+            controller.act(self.policy.act(observation, self._memory))
         factor = controller.factor
         if controller.num_steps < controller.warmup_steps:
             factor *= (controller.num_steps + 1) / controller.warmup_steps
@@ -188,6 +199,10 @@ class PolicyLR(AdaptiveLR):
         elif self.bound_by != was_bound_by:
             self.record("cap", math.nan, math.nan, float(lrs[0]))
         return lrs
+
+    def _restart(self) -> None:
+        self.controller.restart()
+        self._memory = self.policy.initial_memory()
 
     def _capped(self, before: float, factor: float) -> list[float | Tensor]:
         """The learning rates at this factor, shortened by the cap."""
@@ -239,7 +254,7 @@ class PolicyLR(AdaptiveLR):
 
         Args:
             losses: minibatch losses, one per optimizer step.
-            policy: as in the constructor; it must not observe movement or gradients.
+            policy: as in the constructor; it must observe losses alone.
             initial_lr: learning rate of the optimizer.
             **arguments: the constructor's.
 
@@ -250,7 +265,8 @@ class PolicyLR(AdaptiveLR):
             ValueError: if the policy observes what only a training has.
         """
         policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-        missing = [g for g in ("movement", "gradient") if g in policy.observation.groups]
+        of_training = ("movement", "gradient", "curvature")
+        missing = [group for group in of_training if group in policy.observation.groups]
         if missing:
             raise ValueError(
                 f"`policy` must observe losses alone to be simulated, got one with {missing}"
@@ -270,6 +286,7 @@ class PolicyLR(AdaptiveLR):
             **super().state_dict(),
             **self._identity(),
             "controller": self.controller.state_dict(),
+            "memory": self._memory.tolist(),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -297,3 +314,4 @@ class PolicyLR(AdaptiveLR):
                 )
         super().load_state_dict(state_dict)
         self.controller.load_state_dict(state_dict["controller"])
+        self._memory = np.array(state_dict["memory"], np.float32)

@@ -3,9 +3,12 @@ import json
 import signal
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import checkpoint
@@ -52,6 +55,29 @@ PPO_TINY = partial(
     gamma=1.0,
     policy_kwargs={"net_arch": [8]},
 )
+RECURRENT_TINY = partial(
+    RecurrentPPO,
+    "MlpLstmPolicy",
+    n_steps=12,
+    batch_size=12,
+    n_epochs=2,
+    gamma=1.0,
+    policy_kwargs={"net_arch": [8], "lstm_hidden_size": 4},
+)
+SAC_TINY = partial(
+    SAC,
+    "MlpPolicy",
+    buffer_size=160,
+    learning_starts=30,
+    batch_size=8,
+    train_freq=12,
+    gradient_steps=3,
+    gamma=1.0,
+    action_noise=NormalActionNoise(np.zeros(1), np.full(1, 0.1)),
+    policy_kwargs={"net_arch": [8], "activation_fn": torch.nn.Tanh},
+)
+ALGORITHMS = [PPO_TINY, RECURRENT_TINY, SAC_TINY]
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.func.__name__)
 
 
 def run(folder, *, total_steps, task=quadratic, first_env=None, env=None, seed=0, **kwargs):
@@ -71,6 +97,10 @@ def run(folder, *, total_steps, task=quadratic, first_env=None, env=None, seed=0
     )
 
 
+def policy_file(folder):
+    return (folder / "policy.safetensors").read_bytes()
+
+
 def read_metrics(folder):
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
@@ -83,8 +113,9 @@ def comparable(rows):
     ]
 
 
-def test_run_folder_holds_policy_agent_metrics_summary_and_checkpoint(tmp_path):
-    run(tmp_path, total_steps=48)
+@every_algorithm
+def test_run_folder_holds_policy_agent_metrics_summary_and_checkpoint(tmp_path, algorithm):
+    run(tmp_path, total_steps=48, algorithm=algorithm)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "policy.safetensors",
@@ -95,8 +126,9 @@ def test_run_folder_holds_policy_agent_metrics_summary_and_checkpoint(tmp_path):
     }
 
 
-def test_metrics_have_one_row_per_rollout(tmp_path):
-    run(tmp_path, total_steps=72)
+@every_algorithm
+def test_metrics_have_one_row_per_rollout(tmp_path, algorithm):
+    run(tmp_path, total_steps=72, algorithm=algorithm)
     assert [row["num_env_steps"] for row in read_metrics(tmp_path)] == ["24", "48", "72"]
 
 
@@ -112,11 +144,18 @@ def test_agent_zip_and_policy_file_hold_the_same_actor(tmp_path):
     assert (Policy.load(tmp_path).layers[-1][0] == weight).all()
 
 
-def test_training_twice_with_one_seed_gives_identical_policy_files(tmp_path):
+def test_metrics_of_sac_have_no_losses_before_its_first_update(tmp_path):
+    run(tmp_path, total_steps=72, algorithm=SAC_TINY)
+    names = ("policy_loss", "value_loss", "entropy_coefficient")
+    known = [[row[name] != "" for name in names] for row in read_metrics(tmp_path)]
+    assert known == [[False] * 3, [True] * 3, [True] * 3]
+
+
+@every_algorithm
+def test_training_twice_with_one_seed_gives_identical_policy_files(tmp_path, algorithm):
     for name in ("a", "b"):
-        run(tmp_path / name, total_steps=72)
-    files = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("a", "b")]
-    assert files[0] == files[1]
+        run(tmp_path / name, total_steps=72, algorithm=algorithm)
+    assert policy_file(tmp_path / "a") == policy_file(tmp_path / "b")
 
 
 def test_another_seed_gives_another_policy(tmp_path):
@@ -127,13 +166,37 @@ def test_another_seed_gives_another_policy(tmp_path):
     assert len(fingerprints) == 2
 
 
-@pytest.mark.parametrize("task", [quadratic, digits])
-def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(tmp_path, task):
-    run(tmp_path / "whole", total_steps=120, task=task)
-    run(tmp_path / "half", total_steps=48, task=task)
-    run(tmp_path / "rest", total_steps=120, task=task, resume_from=tmp_path / "half")
-    policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")]
-    assert policies[0] == policies[1]
+@pytest.mark.parametrize(
+    ("algorithm", "task"),
+    [(PPO_TINY, quadratic), (PPO_TINY, digits), (RECURRENT_TINY, quadratic), (SAC_TINY, quadratic)],
+)
+def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(tmp_path, algorithm, task):
+    train = partial(run, task=task, algorithm=algorithm)
+    train(tmp_path / "whole", total_steps=120)
+    train(tmp_path / "half", total_steps=48)
+    train(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "half")
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("half", "learning_starts"), [(48, 60), (192, 30)], ids=["random actions", "full memory"]
+)
+@pytest.mark.filterwarnings("ignore:`total_steps` = 48 is smaller than the 72 env steps")
+def test_resumed_sac_ends_bit_identical_to_an_uninterrupted_one(tmp_path, half, learning_starts):
+    train = partial(run, algorithm=partial(SAC_TINY, learning_starts=learning_starts))
+    train(tmp_path / "whole", total_steps=half + 72)
+    train(tmp_path / "half", total_steps=half)
+    train(tmp_path / "rest", total_steps=half + 72, resume_from=tmp_path / "half")
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+
+
+def test_checkpoints_of_sac_hold_the_filled_part_of_its_replay_buffer(tmp_path):
+    run(tmp_path, total_steps=48, algorithm=partial(SAC_TINY, buffer_size=100_000))
+    memory = checkpoint.read_snapshot(tmp_path / checkpoint.FILE_NAME)["memory"]
+    arrays = [value for value in memory.values() if isinstance(value, torch.Tensor)]
+    assert {len(array) for array in arrays} == {24}
+    num_bytes = sum(array.numel() * array.element_size() for array in arrays)
+    assert num_bytes == 48 * (8 * 12 + 16)
 
 
 def test_resumed_training_on_batched_runs_ends_bit_identical_to_an_uninterrupted_one(tmp_path):
@@ -170,16 +233,25 @@ def test_resumed_metrics_equal_those_of_an_uninterrupted_training(tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path, number):
-    run(tmp_path / "whole", total_steps=120)
+@pytest.mark.parametrize(
+    ("number", "algorithm"),
+    [
+        (signal.SIGTERM, PPO_TINY),
+        (signal.SIGINT, PPO_TINY),
+        (signal.SIGTERM, RECURRENT_TINY),
+        (signal.SIGTERM, SAC_TINY),
+    ],
+)
+def test_signal_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(
+    tmp_path, number, algorithm
+):
+    run(tmp_path / "whole", total_steps=120, algorithm=algorithm)
     env = partial(SignallingEnv, quadratic(), number=number, at_step=30)
-    summary = run(tmp_path / "cut", total_steps=120, first_env=env)
+    summary = run(tmp_path / "cut", total_steps=120, first_env=env, algorithm=algorithm)
     assert summary["stopped_by"] == signal.Signals(number).name
     assert summary["num_env_steps"] == 48
-    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
-    policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("whole", "rest")]
-    assert policies[0] == policies[1]
+    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut", algorithm=algorithm)
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
 
 
 def test_signal_handlers_are_restored(tmp_path):
@@ -199,9 +271,11 @@ def test_checkpoints_are_written_while_training(tmp_path):
     assert seen == [False, False, True, True, True]
 
 
-def test_budget_below_one_rollout_warns(tmp_path):
-    with pytest.warns(UserWarning, match=r"`total_steps` = 10 is smaller than one rollout of 24"):
-        run(tmp_path, total_steps=10)
+@pytest.mark.parametrize(("algorithm", "needed"), [(PPO_TINY, 24), (SAC_TINY, 48)])
+def test_budget_that_ends_before_the_first_update_warns(tmp_path, algorithm, needed):
+    message = f"`total_steps` = 10 is smaller than the {needed} env steps before the first update"
+    with pytest.warns(UserWarning, match=message):
+        run(tmp_path, total_steps=10, algorithm=algorithm)
 
 
 def test_checkpoint_interval_below_one_is_refused(tmp_path):
@@ -209,22 +283,35 @@ def test_checkpoint_interval_below_one_is_refused(tmp_path):
         run(tmp_path, total_steps=24, checkpoint_steps=0)
 
 
-def test_an_agent_starts_with_the_actor_of_the_given_policy(tmp_path):
-    run(tmp_path / "first", total_steps=24)
+@every_algorithm
+def test_an_agent_starts_with_the_actor_of_the_given_policy(tmp_path, algorithm):
+    run(tmp_path / "first", total_steps=48, algorithm=algorithm)
     given = Policy.load(tmp_path / "first")
-    still = partial(PPO_TINY, learning_rate=0.0)
-    run(tmp_path / "second", total_steps=24, init_from=given, seed=1, algorithm=still)
+    still = partial(algorithm, learning_rate=0.0)
+    run(tmp_path / "second", total_steps=48, init_from=given, seed=1, algorithm=still)
     assert Policy.load(tmp_path / "second").fingerprint == given.fingerprint
 
 
-def test_an_actor_is_trained_on_from_the_given_policy(tmp_path):
-    run(tmp_path / "first", total_steps=24)
+@every_algorithm
+def test_an_actor_is_trained_on_from_the_given_policy(tmp_path, algorithm):
+    run(tmp_path / "first", total_steps=48, algorithm=algorithm)
     given = Policy.load(tmp_path / "first")
-    run(tmp_path / "second", total_steps=24, init_from=given, seed=1)
+    run(tmp_path / "second", total_steps=48, init_from=given, seed=1, algorithm=algorithm)
     refined = Policy.load(tmp_path / "second")
     assert refined.fingerprint != given.fingerprint
     for (new, _), (old, _) in zip(refined.layers, given.layers, strict=True):
         assert abs(new - old).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "what"),
+    [(PPO_TINY, SAC_TINY, "output tanh"), (PPO_TINY, RECURRENT_TINY, "weights")],
+)
+def test_an_agent_of_another_kind_cannot_start_from_a_policy(tmp_path, first, second, what):
+    run(tmp_path / "first", total_steps=24, algorithm=first)
+    given = Policy.load(tmp_path / "first")
+    with pytest.raises(ValueError, match=f"`init_from` must have the {what}"):
+        run(tmp_path / "second", total_steps=24, init_from=given, algorithm=second)
 
 
 def test_a_policy_with_another_observation_cannot_be_refined(tmp_path):

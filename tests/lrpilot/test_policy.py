@@ -112,6 +112,102 @@ def test_acting_leaves_the_observation_as_it_was() -> None:
     assert np.array_equal(observation, before)
 
 
+# ---- memory
+
+
+def recurrent_policy(seed: int = 0, *, units: int = 8, **arguments: Any) -> Policy:
+    rng = np.random.default_rng(seed + 100)
+    shapes = (12 + units, 4 * units), (4 * units,)
+    weight, bias = (rng.normal(0.0, 0.5, shape).astype(np.float32) for shape in shapes)
+    layers = random_policy(seed, sizes=(12, units, 4, 1)).layers[1:]
+    return random_policy(**{"layers": layers, "lstm": (weight, bias), **arguments})
+
+
+def sequence(policy: Policy) -> list[float]:
+    memory = policy.initial_memory()
+    return [policy.act(observation, memory) for observation in observations(20)]
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+def test_actions_of_a_recurrent_policy_depend_on_earlier_observations(output: str) -> None:
+    policy = recurrent_policy(output=output)
+    fresh = [policy.act(seen, policy.initial_memory()) for seen in observations(20)]
+    assert sequence(policy)[0] == fresh[0]
+    assert not set(sequence(policy)[1:]) & set(fresh[1:])
+
+
+def test_a_recurrent_policy_repeats_itself_from_its_initial_memory() -> None:
+    policy = recurrent_policy()
+    assert sequence(policy) == sequence(policy)
+
+
+@pytest.mark.parametrize("policy", [random_policy(), recurrent_policy()], ids=["mlp", "lstm"])
+def test_a_batch_of_runs_acts_as_each_run_alone(policy: Policy) -> None:
+    seen = np.stack([observations(20, seed=seed) for seed in range(5)], axis=1)
+    together = policy.initial_memory(5)
+    batched = [policy.act_batch(rows, together) for rows in seen]
+    for run in range(5):
+        memory = policy.initial_memory()
+        alone = [policy.act(rows[run], memory) for rows in seen]
+        np.testing.assert_allclose(np.array(batched)[:, run], alone, rtol=0, atol=1e-6)
+
+
+def test_a_policy_without_memory_ignores_one() -> None:
+    policy = random_policy()
+    assert policy.initial_memory().shape == (2, 0)
+    assert sequence(policy) == actions(policy)[:20]
+
+
+def test_a_recurrent_policy_without_its_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`memory` is required .* see `initial_memory\(\)`"):
+        recurrent_policy().act(observations()[0])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((20, 32), (16,)), ((19, 32), (32,)), ((12, 0), (0,)), ((20, 30), (30,))]
+)
+def test_an_lstm_that_does_not_fit_is_refused(shapes: Any) -> None:
+    with pytest.raises(ValueError, match=r"`lstm` must have shapes \(12 \+ n, 4 n\) and \(4 n,\)"):
+        recurrent_policy(lstm=tuple(np.zeros(shape, np.float32) for shape in shapes))
+
+
+def test_an_lstm_that_is_not_finite_is_refused() -> None:
+    weight, bias = recurrent_policy().lstm or ()
+    with pytest.raises(ValueError, match="`lstm` must be finite, got NaN or infinity"):
+        recurrent_policy(lstm=(weight, np.full_like(bias, np.nan)))
+
+
+def test_layers_must_take_the_units_of_the_lstm() -> None:
+    with pytest.raises(ValueError, match="layer 0 of the policy must take the 8 units of the LSTM"):
+        recurrent_policy(layers=random_policy().layers)
+
+
+def test_a_saved_recurrent_policy_acts_identically_and_keeps_its_fingerprint(
+    tmp_path: Path,
+) -> None:
+    policy = recurrent_policy()
+    loaded = Policy.load(policy.save(tmp_path / "p"))
+    assert read_file(tmp_path / "p")[0]["architecture"]["kind"] == "lstm"
+    assert sequence(loaded) == sequence(policy)
+    assert loaded.fingerprint == policy.fingerprint
+
+
+def test_the_fingerprint_follows_the_lstm() -> None:
+    policy = recurrent_policy()
+    weight, bias = policy.lstm or ()
+    assert replace(policy, lstm=(weight, bias + 1)).fingerprint != policy.fingerprint
+
+
+@pytest.mark.parametrize("lost", ["lstm.weight", "lstm.bias", "layers.1.bias"])
+def test_a_recurrent_file_that_lacks_an_array_is_refused(tmp_path: Path, lost: str) -> None:
+    path = recurrent_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    del tensors[lost]
+    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    with pytest.raises(PolicyFileError, match="is not a valid lrpilot policy"):
+        Policy.load(path)
+
+
 # ---- what is refused
 
 
@@ -169,6 +265,11 @@ def test_equal_policies_have_equal_fingerprints() -> None:
 )
 def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Policy) -> None:
     assert other.fingerprint != random_policy().fingerprint
+
+
+def test_the_fingerprint_of_a_published_file_never_changes() -> None:
+    published = "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"
+    assert Policy.load(SHIPPED / "small_networks.safetensors").fingerprint == published
 
 
 def test_the_fingerprint_ignores_the_card() -> None:

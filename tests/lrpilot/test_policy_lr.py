@@ -1062,3 +1062,86 @@ def test_a_policy_that_observes_movement_cannot_be_simulated() -> None:
     policy = random_policy(groups=("loss", "movement"))
     with pytest.raises(ValueError, match=r"`policy` must observe losses alone .*'movement'"):
         PolicyLR.simulate([1.0], policy, total_steps=50)
+
+
+# ---- memory
+
+
+def recurrent_policy() -> Policy:
+    """Three units that read five loss features and remember over the run."""
+    rng = np.random.default_rng(0)
+
+    def layer(inputs: int, outputs: int) -> tuple[Any, Any]:
+        weight, bias = rng.normal(0.0, 1.0, (inputs, outputs)), rng.normal(0.0, 0.3, outputs)
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+    return Policy(
+        [layer(3, 1)],
+        ObservationSpec(("loss",)),
+        ActionSpec(),
+        ClockSpec(num_decisions=10),
+        lstm=layer(5 + 3, 4 * 3),
+    )
+
+
+def test_a_recurrent_policy_remembers_from_decision_to_decision() -> None:
+    policy = recurrent_policy()
+    control = Controller(
+        policy.observation,
+        policy.action,
+        parameters=[torch.ones(3)],
+        interval_steps=5,
+        total_steps=50,
+    )
+    memory = policy.initial_memory()
+    expected = []
+    for value in losses(50):
+        control.observe(value)
+        if control.advance():
+            control.act(policy.act(control.observation(), memory))
+        expected.append([0.1 * control.factor])
+    assert run(PolicyLR(sgd(0.1), policy, total_steps=50), losses(50)) == expected
+    assert abs(memory).min() > 0.0
+
+
+@pytest.mark.parametrize("num_steps", [3, 5, 27])
+def test_a_recurrent_policy_resumes_bit_identically(num_steps: int) -> None:
+    values = losses(60)
+    whole, resumed = (PolicyLR(sgd(), recurrent_policy(), total_steps=60) for _ in range(2))
+    run(whole, values[:num_steps])
+    resumed.load_state_dict(through_torch_save(whole.state_dict()))
+    assert run(resumed, values[num_steps:]) == run(whole, values[num_steps:])
+
+
+def test_a_state_of_a_recurrent_policy_keeps_its_memory_when_training_goes_on() -> None:
+    scheduler = PolicyLR(sgd(), recurrent_policy(), total_steps=60)
+    run(scheduler, losses(30))
+    state = scheduler.state_dict()
+    kept = copy.deepcopy(state["memory"])
+    run(scheduler, losses(10))
+    assert state["memory"] == kept != scheduler.state_dict()["memory"]
+
+
+def test_a_copied_recurrent_policy_has_a_memory_of_its_own() -> None:
+    scheduler = PolicyLR(sgd(), recurrent_policy(), total_steps=60)
+    run(scheduler, losses(20))
+    copied = copy.deepcopy(scheduler)
+    run(copied, losses(20, seed=1))
+    untouched = PolicyLR(sgd(), recurrent_policy(), total_steps=60)
+    run(untouched, losses(20))
+    assert run(scheduler, losses(20)) == run(untouched, losses(20))
+
+
+def test_the_memory_is_empty_when_sequential_lr_reaches_the_policy() -> None:
+    optimizer = sgd()
+    constant = ConstantLR(optimizer, factor=1.0)
+    scheduler = PolicyLR(optimizer, recurrent_policy(), interval_steps=2)
+    composed = SequentialLR(optimizer, [constant, scheduler], milestones=[4])
+    run_composed(composed, scheduler, losses(4))
+    assert not np.any(scheduler.state_dict()["memory"])
+
+
+def test_simulating_a_recurrent_policy_starts_from_an_empty_memory_every_time() -> None:
+    policy = recurrent_policy()
+    first, second = (PolicyLR.simulate(losses(60), policy, total_steps=60) for _ in range(2))
+    assert first == second

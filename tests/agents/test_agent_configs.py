@@ -1,0 +1,47 @@
+"""Every agent's configuration builds an agent that trains, and exports a policy."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from agents.tracking import Tracker
+from agents.training import train_agent
+from lrpilot import Policy
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
+
+
+def composed(agent):
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("train_agent", [f"agent={agent}", "task=quadratic", "env.runner=looped"])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_rollout_is_whole_episodes(agent):
+    cfg = composed(agent)
+    steps = cfg.agent.algorithm.get("n_steps") or cfg.agent.algorithm.train_freq
+    assert steps % (cfg.env.num_decisions - 1) == 0
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_it_trains_and_exports(agent, tmp_path):
+    cfg = composed(agent)
+    if agent == "sac":
+        cfg.agent.algorithm.update(learning_starts=0, gradient_steps=2)
+    summary = train_agent(
+        instantiate(cfg.env, _convert_="all")(
+            instantiate(cfg.task, _convert_="all"), cfg.agent.num_envs
+        ),
+        algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
+        total_steps=464,
+        seed=0,
+        run_dir=tmp_path,
+        tracker=Tracker(tmp_path, {}),
+        card={},
+        checkpoint_steps=1000,
+        show_progress=False,
+    )
+    assert Policy.load(tmp_path).fingerprint == summary["policy_fingerprint"]
