@@ -58,6 +58,9 @@ class BatchController:
         read_weights: returns the sampled parameter entries, (B, num_entries), as a new tensor.
         read_gradients: returns their gradients, (B, num_entries).
         num_runs: B.
+
+    Raises:
+        ValueError: if the curvature is to be observed.
     """
 
     def __init__(
@@ -69,6 +72,11 @@ class BatchController:
         read_gradients: Callable[[], Tensor],
         num_runs: int,
     ) -> None:
+        if "curvature" in observation.groups:
+            raise ValueError(
+                "`observation` of batched runs must not have the group 'curvature', which is "
+                f"measured one run at a time, got {list(observation.groups)}"
+            )
         self.spec = observation
         self.action = action
         self._read_weights = read_weights

@@ -11,17 +11,18 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from envs.episodes import FIRST_EVALUATION_SEED, Episodes
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec, Controller
+from lrpilot.edge_distance import EdgeDistance
 from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
 from tasks.runs import Run, Task
+
+__all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 
 Array = NDArray[np.float32]
 
 REWARDS = ("privileged", "training")
-# evaluation takes its seeds from here upwards, so an agent never sees them
-FIRST_EVALUATION_SEED = 2**30
-
 LEVEL_FLOOR = 1e-8
 
 
@@ -32,7 +33,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     exact meaning, and the box that it cannot leave, are those of `lrpilot.ActionSpec`.
 
     **Observation space.** `Box(-5, 5, (n,), float32)`, the n features of
-    `lrpilot.ObservationSpec` in their order. With all groups on:
+    `lrpilot.ObservationSpec` in their order. With the groups that are on by default:
 
     ===== =================== ============================================================
     index feature             meaning
@@ -51,27 +52,36 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     11    gradient_growth     change of the log gradient norm
     ===== =================== ============================================================
 
+    The group curvature adds edge_distance, log10 of the learning rate over the largest stable one
+    on the last minibatch, at the cost of about eight steps per decision.
+
     **Reward.** log y_{k-1} - log y_k times the task's `reward_scale`, the improvement of the log
     loss over the decision interval, so that an episode's return is the log improvement over all
-    its decisions. y is
-    the loss relative to the start, kept in [1e-8, `divergence_factor`]: the run's privileged
-    loss at the interval's end (`reward="privileged"`: noise-free, or on fixed held-out data) or
-    the mean training loss of the interval (`reward="training"`). Never the test split.
+    its decisions. y is the loss relative to the start, kept in [1e-8, `divergence_factor`]: the
+    run's privileged loss at the interval's end (`reward="privileged"`: noise-free, or on fixed
+    held-out data) or the mean training loss of the interval (`reward="training"`). Never the test
+    split.
+    With `reward_interval` = m, y is measured at every m-th decision and at the last one; the
+    others are rewarded 0, so that the return is the same, and the privileged loss costs an m-th.
 
     **Start.** A task seed below 2^30, an initial learning rate (log-uniform around the task's
     default) and a horizon T (log-uniform) are drawn; the first interval is trained at the start
     factor, since before it there is nothing to see. `reset(options=...)` fixes any of
-    `task_seed`, `initial_lr` and `total_steps` instead.
+    `task_seed`, `initial_lr` and `total_steps` (or `num_epochs`) instead. In a `MixtureTask` the
+    seed also draws the task, which has its own default learning rate, horizon and reward scale.
 
     **Episode end.** Terminated when T optimizer steps are done (the horizon is part of the task
     and is observed, so values must not be bootstrapped), or when the run diverged: a loss that
     is not finite, or an interval's mean loss above `divergence_factor` times the first loss.
     Then y counts as `divergence_factor`, a finite penalty, and the observation is finite.
+    Truncated after `max_decisions` decisions, if the run is not at its end: an agent learns on the
+    first part of a long run, whose horizon it observes, and values must be bootstrapped.
 
     **Info.** `losses` (minibatch loss of each step of the interval), `lr`, `num_steps`,
-    `is_diverged`, `initial_lr`, `total_steps`, `task_seed`; under a cap also `num_capped` (steps
-    of the interval that it bound) and `guarantee` (its name); at the end `episode` with return
-    `r` and length `l` (so Gymnasium's wrapper that records them is not needed, and refuses).
+    `is_diverged`, `initial_lr`, `total_steps`, `task_seed`, `task` (the name of the one that is
+    trained); under a cap also `num_capped` (steps of the interval that it bound) and `guarantee`
+    (its name); at the end `episode` with return `r` and length `l` (so Gymnasium's wrapper that
+    records them is not needed, and refuses).
 
     Args:
         task: the inner training problem.
@@ -79,14 +89,18 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         action: what an action does.
         num_decisions: decision intervals per run.
         interval_steps: optimizer steps per decision; default T / `num_decisions`, rounded.
-        horizon_factors: range of T over the task's `total_steps`.
+        horizon_factors: range of T over the task's `total_steps`, or over `num_epochs` epochs.
         initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
         reward: "privileged" or "training".
         divergence_factor: loss relative to the start above which a run counts as diverged.
         use_cap: whether the task's cap bounds the learning rate (always, if it is its unit).
+        num_epochs: T in passes through the training examples, instead of the task's
+            `total_steps`; a decision is then due every `num_epochs` / `num_decisions` epochs.
+        reward_interval: decisions between two measurements of y.
+        max_decisions: decisions after which an episode is truncated; default never.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or a task has no epochs of one length.
 
     Version history: v0, first.
     """
@@ -106,34 +120,40 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         reward: str = "privileged",
         divergence_factor: float = 10.0,
         use_cap: bool = False,
+        num_epochs: float | None = None,
+        reward_interval: int = 1,
+        max_decisions: int | None = None,
     ) -> None:
-        for name, (low, high) in (
-            ("horizon_factors", horizon_factors),
-            ("initial_lr_factors", initial_lr_factors),
-        ):
-            if not 0.0 < low <= high < math.inf:
-                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
         if reward not in REWARDS:
             raise ValueError(f"`reward` must be one of {REWARDS}, got {reward!r}")
         if not 1.0 < divergence_factor < math.inf:
             raise ValueError(f"`divergence_factor` must exceed 1, got {divergence_factor}")
-        if interval_steps is not None:
-            if interval_steps < 1:
-                raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
-            num_decisions = max(1, round(task.total_steps / interval_steps))
+        for name, count in (
+            ("interval_steps", interval_steps),
+            ("reward_interval", reward_interval),
+            ("max_decisions", max_decisions),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count}")
         self.task = task
+        self.episodes = Episodes(
+            task=task,
+            horizon_factors=tuple(horizon_factors),
+            initial_lr_factors=tuple(initial_lr_factors),
+            num_epochs=num_epochs,
+        )
+        if interval_steps is not None:
+            num_decisions = max(1, round(self.episodes.longest / interval_steps))
         self.observation = observation or ObservationSpec()
         self.action = action or ActionSpec()
         self.clock = ClockSpec(
             num_decisions=num_decisions,
-            horizon_range=(
-                max(1, round(task.total_steps * horizon_factors[0])),
-                max(1, round(task.total_steps * horizon_factors[1])),
-            ),
+            horizon_range=self.episodes.horizon_range,
             fixed_interval=interval_steps,
         )
-        self.initial_lr_factors = tuple(initial_lr_factors)
         self.reward = reward
+        self.reward_interval = reward_interval
+        self.max_decisions = max_decisions
         self.divergence_factor = divergence_factor
         self.use_cap = use_cap or self.action.unit == "cap"
         self.render_mode = None
@@ -147,16 +167,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         """Start a new run and train its first interval."""
         super().reset(seed=seed)
-        options = options or {}
-        unknown = set(options) - {"task_seed", "initial_lr", "total_steps"}
-        if unknown:
-            raise ValueError(
-                f"`options` must be among task_seed, initial_lr and total_steps, got {unknown}"
-            )
-        episode = {**self.draw_episode(self.np_random), **options}
-        if not 0.0 < episode["initial_lr"] < math.inf:
-            raise ValueError(f"`initial_lr` must be positive, got {episode['initial_lr']}")
-        self._start(episode)
+        self._start(self.episodes.draw(self.np_random, options or {}))
         self._initial_privileged_loss = (
             self.run.privileged_loss() if self.reward == "privileged" else 1.0
         )
@@ -166,28 +177,26 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._log_level = self._observe_log_level(self._is_diverged(losses))
         return self.controller.observation(), self._info(losses)
 
-    def draw_episode(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Task seed, initial learning rate and horizon of a new episode."""
-
-        def between(bounds: Sequence[float]) -> float:
-            return math.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1])))
-
-        return {
-            "task_seed": int(rng.integers(FIRST_EVALUATION_SEED)),
-            "initial_lr": self.task.base_lr * between(self.initial_lr_factors),
-            "total_steps": max(1, round(between(self.clock.horizon_range))),
-        }
-
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
-        self.run: Run = self.task.start(episode["task_seed"])
+        task = self.task.of_seed(episode["task_seed"])
+        self._reward_scale = task.reward_scale
+        self.run: Run = task.start(episode["task_seed"])
         total_steps = episode["total_steps"]
+        curvature = None
+        if "curvature" in self.observation.groups:
+            curvature = EdgeDistance(
+                self.run.optimizer,
+                self.run.keep_closure(),
+                model=getattr(self.run, "model", None),
+            )
         self.controller = Controller(
             self.observation,
             self.action,
             parameters=self.run.parameters,
             interval_steps=self.clock.interval_steps(total_steps),
             total_steps=total_steps,
+            curvature=curvature,
         )
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -200,17 +209,20 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self.controller.act(float(value[0]))
         losses = self._train_interval()
         is_diverged = self._is_diverged(losses)
-        log_level = self._observe_log_level(is_diverged)
-        reward = self.task.reward_scale * (self._log_level - log_level)
-        self._log_level = log_level
-        self._return += reward
         self._num_decisions += 1
+        terminated = is_diverged or self.controller.progress >= 1.0
+        truncated = not terminated and self._num_decisions == self.max_decisions
+        reward = 0.0
+        if terminated or truncated or self._num_decisions % self.reward_interval == 0:
+            log_level = self._observe_log_level(is_diverged)
+            reward = self._reward_scale * (self._log_level - log_level)
+            self._log_level = log_level
+        self._return += reward
         observation = self.controller.observation()
         info = self._info(losses)
-        terminated = is_diverged or self.controller.progress >= 1.0
-        if terminated:
+        if terminated or truncated:
             info["episode"] = {"r": self._return, "l": self._num_decisions}
-        return observation, reward, terminated, False, info
+        return observation, reward, terminated, truncated, info
 
     def _train_interval(self) -> list[float]:
         controller, run = self.controller, self.run

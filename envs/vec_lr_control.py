@@ -17,7 +17,14 @@ from tasks.runs import Task
 
 Array = NDArray[np.float32]
 
-_ARRAYS = ("_initial_lr", "_initial_privileged", "_log_level", "_num_capped", "_lrs")
+_ARRAYS = (
+    "_initial_lr",
+    "_initial_privileged",
+    "_log_level",
+    "_num_capped",
+    "_lrs",
+    "_reward_scale",
+)
 
 
 class LRControlVecEnv(VecEnv):
@@ -26,7 +33,8 @@ class LRControlVecEnv(VecEnv):
     Instance i, seeded with seed + i, starts the episodes and gives (to rounding) the
     observations and rewards that a single `LRControlEnv` with that seed gives. A finished
     instance starts its next episode at once; its last observation is in the info under
-    `terminal_observation`.
+    `terminal_observation`. With a `reward_interval`, the privileged losses of all instances are
+    computed when one of them is due.
 
     Args:
         task: the inner training problem; it must have `start_batch`.
@@ -34,7 +42,8 @@ class LRControlVecEnv(VecEnv):
         **arguments: those of `LRControlEnv`.
 
     Raises:
-        ValueError: if an argument is out of range or the task cannot be batched.
+        ValueError: if an argument is out of range, the task cannot be batched, or the curvature is
+            to be observed.
     """
 
     def __init__(self, task: Task, num_envs: int, **arguments: Any) -> None:
@@ -55,6 +64,7 @@ class LRControlVecEnv(VecEnv):
         self._initial_privileged = np.ones(num_envs)
         self._log_level = np.zeros(num_envs)
         self._num_capped = np.zeros(num_envs, np.int64)
+        self._reward_scale = np.ones(num_envs)
         self._lrs = np.zeros(num_envs)
         self._guarantee = ""
         self._returns = np.zeros(num_envs)
@@ -72,13 +82,15 @@ class LRControlVecEnv(VecEnv):
 
     def _start(self, rows: list[int]) -> Array:
         for row in rows:
-            self._episodes[row] = self.single.draw_episode(self._rngs[row])
+            self._episodes[row] = self.single.episodes.draw(self._rngs[row], {})
         drawn = [self._episodes[row] for row in rows]
-        self.runs.reset(rows, [episode["task_seed"] for episode in drawn])
+        seeds = [episode["task_seed"] for episode in drawn]
+        self.runs.reset(rows, seeds)
         horizons = [episode["total_steps"] for episode in drawn]
         intervals = [self.single.clock.interval_steps(total) for total in horizons]
         self.controller.reset(rows, total_steps=horizons, interval_steps=intervals)
         self._initial_lr[rows] = [episode["initial_lr"] for episode in drawn]
+        self._reward_scale[rows] = [self.single.task.of_seed(seed).reward_scale for seed in seeds]
         if self.single.reward == "privileged":
             self._initial_privileged[rows] = self._privileged_losses()[rows]
         self._returns[rows] = 0.0
@@ -148,22 +160,31 @@ class LRControlVecEnv(VecEnv):
         everyone = np.ones(self.num_envs, np.bool_)
         self._train_interval(everyone)
         is_diverged = self._is_diverged()
-        log_level = self._observe_log_level()
-        rewards = self.single.task.reward_scale * (self._log_level - log_level)
-        self._log_level = log_level
-        is_done = is_diverged | (self.controller.progress >= 1.0)
+        self._lengths += 1
+        is_terminated = is_diverged | (self.controller.progress >= 1.0)
+        is_truncated = ~is_terminated & (self._lengths == (self.single.max_decisions or 0))
+        is_done = is_terminated | is_truncated
+        rewards = self._rewards(is_done | (self._lengths % self.single.reward_interval == 0))
         observations = self.controller.observation(everyone)
         self._returns += rewards
-        self._lengths += 1
         infos = self._infos(is_diverged)
         done_rows = is_done.nonzero()[0].tolist()
         for row in done_rows:
             infos[row]["episode"] = {"r": self._returns[row], "l": int(self._lengths[row])}
             infos[row]["terminal_observation"] = observations[row].copy()
-            infos[row]["TimeLimit.truncated"] = False
+            infos[row]["TimeLimit.truncated"] = bool(is_truncated[row])
         if done_rows:
             observations[done_rows] = self._start(done_rows)
         return observations, rewards.astype(np.float32), is_done, infos
+
+    def _rewards(self, is_due: Mask) -> Floats:
+        """The rewards of the instances that are due for a measurement, 0 for the others."""
+        if not is_due.any():
+            return np.zeros(self.num_envs)
+        log_level = np.where(is_due, self._observe_log_level(), self._log_level)
+        rewards = self._reward_scale * (self._log_level - log_level)
+        self._log_level = log_level
+        return rewards
 
     def _infos(self, is_diverged: Mask) -> list[dict[str, Any]]:
         steps = self.controller.state["num_steps"].tolist()
@@ -270,4 +291,5 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
             for i in dones.nonzero()[0]:
                 final[i] = infos[i]["terminal_observation"]
             gathered |= {"final_obs": final, "_final_obs": dones}
-        return observations, rewards, dones, np.zeros_like(dones), gathered
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        return observations, rewards, dones & ~truncated, truncated, gathered

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrpilot import Policy, PolicyLR
 from lrpilot.adaptive_lr import AdaptiveLR
 from lrpilot.line_search import LineSearchLR
 from tasks.runs import OptimizerFactory, Run, Task
@@ -31,6 +33,18 @@ class Method:
     make: Scheduler
     optimizer: OptimizerFactory | None = None
     base_lr: float | None = None
+
+
+def deployed(optimizer: Optimizer, *, policy: Policy, total_steps: int, run: Run) -> PolicyLR:
+    """The policy on a run, whose last minibatch it may measure the curvature on."""
+    observes = "curvature" in policy.observation.groups
+    return PolicyLR(
+        optimizer,
+        policy,
+        total_steps=total_steps,
+        curvature=run.keep_closure() if observes else None,
+        model=getattr(run, "model", None),
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ def train(
     Raises:
         ValueError: if `total_steps` is below 1.
     """
+    task = task.of_seed(seed)
     total_steps = task.total_steps if total_steps is None else total_steps
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")

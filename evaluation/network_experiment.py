@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from evaluation import report
-from evaluation.grid import Method, train_grid
+from evaluation.grid import Method, deployed, train_grid
 from evaluation.placebos import placebos_of, record_policy
 from evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
 from evaluation.statistics import Rows, best_factor, mean_and_interval, select, unique
-from lrpilot import Policy, PolicyLR
+from lrpilot import Policy
 from tasks.runs import Task
 
 Progress = Callable[..., Iterable[Any]]
@@ -54,7 +54,7 @@ def compare_schedulers(
     seeds = range(FIRST_REPLAY_SEED, FIRST_REPLAY_SEED + num_replay)
     recording = record_policy(task, policy, initial_lr_factors=initial_lr_factors, seeds=seeds)
     methods = [
-        Method("policy", partial(PolicyLR, policy=policy)),
+        Method("policy", partial(deployed, policy=policy)),
         *(Method(name, make) for name, make in schedulers.items()),
         *(Method(name, make) for name, make in placebos_of(policy, recording).items()),
     ]

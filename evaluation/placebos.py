@@ -9,7 +9,7 @@ import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from evaluation.grid import Method, Scheduler, train
+from evaluation.grid import Method, Scheduler, deployed, train
 from lrpilot import Policy, PolicyLR
 from tasks.runs import Run, Task
 
@@ -17,6 +17,11 @@ from tasks.runs import Run, Task
 def untrained(policy: Policy, seed: int) -> Policy:
     """The policy with freshly drawn weights of the same scale as an untrained SB3 actor."""
     rng = np.random.default_rng(seed)
+    lstm = None
+    if policy.lstm is not None:
+        bound = 2.0 / math.sqrt(len(policy.lstm[1]))  # 1 / sqrt(units), for four gates
+        gates, shift = (rng.uniform(-bound, bound, x.shape) for x in policy.lstm)
+        lstm = gates.astype(np.float32), shift.astype(np.float32)
     layers = []
     for i, (weight, bias) in enumerate(policy.layers):
         is_last = i == len(policy.layers) - 1
@@ -25,7 +30,7 @@ def untrained(policy: Policy, seed: int) -> Policy:
         orthogonal = q if rows >= columns else q.T
         gain = 0.01 if is_last else np.sqrt(2.0)
         layers.append(((gain * orthogonal).astype(np.float32), np.zeros_like(bias)))
-    return replace(policy, layers=layers, card={})
+    return replace(policy, layers=layers, lstm=lstm, card={})
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ def record_policy(
         schedulers: list[PolicyLR] = []
 
         def make(
-            optimizer: Optimizer, *, total_steps: int, made: list[PolicyLR] = schedulers
+            optimizer: Optimizer, *, total_steps: int, run: Run, made: list[PolicyLR] = schedulers
         ) -> PolicyLR:
-            made.append(PolicyLR(optimizer, policy, total_steps=total_steps))
+            made.append(deployed(optimizer, policy=policy, total_steps=total_steps, run=run))
             return made[-1]
 
         logs = []
@@ -134,6 +139,6 @@ def placebos_of(policy: Policy, recording: Recording, *, seed: int = 0) -> dict[
     return {
         "placebo: replay": partial(replay, curves=recording.curves),
         "placebo: mean schedule": partial(mean_schedule, curves=recording.curves),
-        "placebo: untrained": partial(PolicyLR, policy=untrained(policy, seed)),
+        "placebo: untrained": partial(deployed, policy=untrained(policy, seed)),
         "placebo: random walk": partial(random_walk, policy=policy, actions=recording.actions),
     }

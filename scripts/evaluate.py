@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation import report
-from evaluation.grid import Method, train_grid
+from evaluation.grid import Method, deployed, train_grid
 from evaluation.provenance import describe_provenance
-from lrpilot import Policy, PolicyFileError, PolicyLR
+from lrpilot import Policy, PolicyFileError
 from tasks.files import DataError
 
 
@@ -81,7 +81,7 @@ def evaluate(cfg: DictConfig) -> None:
             f"{policy.card.get('task', {}).get('name')} for {policy.card.get('num_env_steps')} "
             f"env steps with seed {policy.card.get('seed')}"
         )
-        methods.insert(0, Method("policy", partial(PolicyLR, policy=policy)))
+        methods.insert(0, Method("policy", partial(deployed, policy=policy)))
     factors = [float(factor) for factor in cfg.initial_lr_factors]
     seeds = [FIRST_EVALUATION_SEED + i for i in range(cfg.num_seeds)]
     results = list(

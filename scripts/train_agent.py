@@ -5,6 +5,7 @@ agent.zip, metrics.csv, summary.json, config.yaml and checkpoint.pt.
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents import checkpoint
 from agents.training import train_agent
+from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
 from tasks.files import DataError
@@ -55,6 +57,8 @@ def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """The configuration of the run that is continued, with what may change taken from `cfg`."""
     saved = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(saved, DictConfig)
+    if cfg.env.runner == "auto":
+        cfg.env.runner = saved.env.runner
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").split("=")[0].replace("/", ".").split("@")[0]
         given = OmegaConf.select(cfg, key)
@@ -101,24 +105,27 @@ def train(cfg: DictConfig) -> None:
     if resume_from:
         cfg = resumed_config(cfg, resume_from)
     torch.set_num_threads(cfg.num_threads)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     task = instantiate(cfg.task, _convert_="all")
-    make_vec_env = instantiate(cfg.env, _convert_="all")
+    env = instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)
+    # not "auto", so that the run is known, and resumed, as it was
+    cfg.env.runner = runner_of(env)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     config = plain(cfg)
-    summary = train_agent(
-        make_vec_env(task, cfg.agent.num_envs),
-        algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
-        total_steps=cfg.agent.total_steps,
-        seed=cfg.seed,
-        run_dir=run_dir,
-        tracker=instantiate(cfg.logger)(run_dir, config),
-        card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
-        checkpoint_steps=cfg.agent.checkpoint_steps,
-        provenance=describe_provenance(),
-        resume_from=resume_from,
-        init_from=Policy.load(cfg.agent.init_from) if cfg.agent.get("init_from") else None,
-        show_progress=cfg.show_progress,
-    )
+    with closing(env):
+        summary = train_agent(
+            env,
+            algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
+            total_steps=cfg.agent.total_steps,
+            seed=cfg.seed,
+            run_dir=run_dir,
+            tracker=instantiate(cfg.logger)(run_dir, config),
+            card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
+            checkpoint_steps=cfg.agent.checkpoint_steps,
+            provenance=describe_provenance(),
+            resume_from=resume_from,
+            init_from=Policy.load(cfg.agent.init_from) if cfg.agent.get("init_from") else None,
+            show_progress=cfg.show_progress,
+        )
     returns = summary["return_mean_last_rollouts"]
     print(f"\ntask                   {task.name}")
     print(f"env steps              {summary['num_env_steps']}")

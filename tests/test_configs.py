@@ -48,14 +48,14 @@ def test_every_optimizer_drives_a_run(optimizer):
 
 
 def test_environment_instantiates():
-    cfg = composed("train_agent", "task=quadratic")
+    cfg = composed("train_agent", "task=quadratic", "env.runner=looped")
     env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"), 2)
     assert isinstance(env.envs[0], LRControlEnv)
     assert env.reset().shape == (2, 12)
 
 
 def test_agent_instantiates():
-    cfg = composed("train_agent", "task=quadratic")
+    cfg = composed("train_agent", "task=quadratic", "env.runner=looped")
     task = instantiate(cfg.task, _convert_="all")
     env = instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)
     model = instantiate(cfg.agent.algorithm, _convert_="all")(env=env, device="cpu")

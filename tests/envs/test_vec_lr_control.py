@@ -1,5 +1,6 @@
 import copy
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from stable_baselines3 import PPO
 
 from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
 from lrpilot import ActionSpec, ObservationSpec
+from tasks.cnn import ImageTask
+from tasks.image_models import mlp, small_cnn
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 
@@ -79,6 +82,32 @@ def test_instances_equal_single_environments_through_their_resets(variant):
                 observation, _ = env.reset()
             np.testing.assert_allclose(observations[i], observation, atol=2e-3)
     assert num_ended >= 10
+
+
+@pytest.mark.parametrize("model", [small_cnn, partial(mlp, width=200)], ids=["cnn", "mlp"])
+def test_movement_of_networks_equals_that_of_single_environments(model):
+    task = ImageTask(
+        name="digits",
+        data="digits",
+        model=model,
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        base_lr=0.02,
+        total_steps=12,
+        batch_size=16,
+    )
+    # of the 55,000 entries of the mlp a sample is read, of the cnn all
+    arguments = {"num_decisions": 4, "observation": ObservationSpec(("movement",))}
+    batch = LRControlVecEnv(task, 3, **arguments)
+    singles = [LRControlEnv(task, **arguments) for _ in range(3)]
+    batch.seed(3)
+    expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
+    np.testing.assert_allclose(batch.reset(), expected, atol=1e-3)
+    for step in range(2):
+        actions = actions_of(step, 3)
+        observations = batch.step(actions)[0]
+        expected = [env.step(action)[0] for env, action in zip(singles, actions, strict=True)]
+        np.testing.assert_allclose(observations, expected, atol=1e-3)
+        assert np.abs(observations).min() > 0.0
 
 
 def test_state_in_mid_episode_continues_bit_identically():

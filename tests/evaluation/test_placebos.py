@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -92,6 +93,13 @@ def test_untrained_policy_keeps_the_specifications_and_loses_the_weights(policy)
     fresh = untrained(policy, 0)
     assert (fresh.observation, fresh.action) == (policy.observation, policy.action)
     assert not np.allclose(fresh.layers[0][0], policy.layers[0][0])
+
+
+def test_untrained_policy_loses_the_weights_of_its_memory_too(policy):
+    layers = [(np.ones((3, 1), np.float32), np.zeros(1, np.float32))]
+    lstm = np.ones((12 + 3, 12), np.float32), np.ones(12, np.float32)
+    fresh = untrained(replace(policy, layers=layers, lstm=lstm), 0)
+    assert not np.allclose(fresh.lstm[0], 1.0)
 
 
 @pytest.mark.parametrize("name", ["replay", "mean schedule", "untrained", "random walk"])

@@ -15,7 +15,7 @@ from lrpilot import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["num_threads=1", "logger=csv", "agent.num_envs=2", "agent.algorithm.n_steps=29"]
-TINY += ["agent.algorithm.batch_size=58"]
+TINY += ["agent.algorithm.batch_size=58", "env.runner=looped"]
 
 
 def script(name, *arguments, cwd, check=True):
@@ -134,6 +134,37 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
     names = [whole / "policy.safetensors", root / "rest" / "policy.safetensors"]
     policies = [Policy.load(name) for name in names]
     assert policies[0].fingerprint == policies[1].fingerprint
+
+
+@pytest.mark.slow
+def test_run_folder_names_the_runner_that_auto_took_and_resuming_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
+    arguments = ["env.runner=auto", "agent.num_envs=1", f"output_root={tmp_path}"]
+    first = script(
+        "train_agent.py",
+        "task=quadratic",
+        "agent.total_steps=58",
+        f"hydra.run.dir={tmp_path}/first",
+        *TINY[:-1],
+        *arguments,
+        cwd=tmp_path,
+    )
+    assert "runner looped: looped" in first.stdout
+    # were it measured again, another one would win
+    (kept,) = (tmp_path / "cache" / "runners").iterdir()
+    kept.write_text(json.dumps({"inner_steps_per_second": {"looped": 1.0, "subprocess": 9.0}}))
+    script(
+        "train_agent.py",
+        "resume=true",
+        "agent.total_steps=116",
+        f"hydra.run.dir={tmp_path}/rest",
+        *arguments,
+        cwd=tmp_path,
+    )
+    for name in ("first", "rest"):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["env"]["runner"] == "looped"
+        assert "runner: looped" in (tmp_path / name / "config.yaml").read_text()
 
 
 def test_resume_with_another_environment_is_refused(run_dir, tmp_path):

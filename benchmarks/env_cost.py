@@ -1,0 +1,269 @@
+"""What an environment costs beside the bare training steps: time, memory, and shared data.
+
+`python benchmarks/env_cost.py` (set LRPILOT_DATA to a folder with CIFAR-10, Fashion-MNIST and the
+texts; what is not there is left out, and the output says so). The bare steps are a plain PyTorch
+loop on the same model, batch size, optimizer and in-memory data. Ratios compare processor time
+between interleaved repetitions of the same number of inner steps, which another process on the
+machine disturbs little. The adapters of `lora` sit on a network that is not pretrained.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from envs import LRControlEnv, WorkerVecEnv, make_vec_env
+from evaluation.report import format_table
+from tasks.cnn import ImageTask
+from tasks.files import DataError
+from tasks.gpt import GPTTask
+from tasks.image_models import lenet, mlp, resnet9, small_cnn
+from tasks.lora import LoRATask
+from tasks.runs import Task
+from tasks.sentences import SentenceTask
+from tasks.small_networks import SmallNetworkTask
+from tasks.transformer import PADDING
+
+INTERVAL_STEPS = 10
+REWARDS = ("training", "privileged")
+# processor time of one side of a repetition
+SIDE_SECONDS = 0.15
+MEMORY_STEPS = 30
+
+MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
+IMAGES = partial(ImageTask, optimizer=MOMENTUM, base_lr=0.01, total_steps=10**9)
+CIFAR = partial(IMAGES, data="cifar10", num_train=10_000)
+ADAMW: dict[str, Any] = {
+    "optimizer": torch.optim.AdamW,
+    "base_lr": 1e-3,
+    "total_steps": 10**9,
+}
+TASKS: list[Task] = [
+    IMAGES(name="digits_mlp", data="digits", model=partial(mlp, width=32)),
+    SmallNetworkTask(name="small_networks", optimizer=MOMENTUM, base_lr=0.01, total_steps=10**9),
+    IMAGES(name="digits", data="digits", model=small_cnn),
+    IMAGES(name="fashion_mnist", data="fashion_mnist", model=small_cnn, num_train=10_000),
+    CIFAR(name="cifar", model=small_cnn),
+    CIFAR(name="cifar, lenet", model=lenet),
+    CIFAR(name="cifar, resnet9 / 4", model=partial(resnet9, widths=(16, 32, 64, 128))),
+    GPTTask(name="shakespeare", **ADAMW),
+    SentenceTask(name="sst2", batch_size=32, num_layers=2, width=64, **ADAMW),
+    LoRATask(name="lora", pretraining_steps=1, **ADAMW),
+]
+
+
+def bare_steps(task: Task) -> Iterator[None]:
+    """A plain PyTorch loop on the task's model, data and optimizer; one step per `next`."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(task, GPTTask):
+        model = task.make_model(0, generator)
+        batches = text_batches(task.load().train, task.batch_size, task.context, generator)
+    elif isinstance(task, SentenceTask):
+        model, sentences = task.make_model(0, generator), task.load()
+        batches = shuffled(sentences.train_x, sentences.train_y, task.batch_size, generator)
+        batches = ((x[:, : int((x != PADDING).sum(1).max())], y) for x, y in batches)
+    elif isinstance(task, SmallNetworkTask):
+        problem = task.start(0).problem
+        model, examples = problem.model, problem.train
+        batches = shuffled(examples.x, examples.y, problem.setup.batch_size, generator)
+    else:
+        assert isinstance(task, ImageTask)
+        model, images = task.make_model(0), task.load()
+        batches = shuffled(images.train_x, images.train_y, task.batch_size, generator)
+    yield from optimizer_steps(task, model, batches)
+
+
+def optimizer_steps(
+    task: Task, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """One optimizer step per `next`."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = task.optimizer(parameters, lr=task.base_lr)
+    for inputs, targets in batches:
+        loss = functional.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
+
+
+def shuffled(
+    x: Tensor, y: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless epochs without their incomplete batches."""
+    while True:
+        order = torch.randperm(len(x), generator=generator)
+        for start in range(0, len(x) - batch_size + 1, batch_size):
+            index = order[start : start + batch_size]
+            yield x[index], y[index]
+
+
+def text_batches(
+    text: Tensor, batch_size: int, context: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless random windows, and the characters that follow each of theirs."""
+    offsets = torch.arange(context + 1)
+    while True:
+        starts = torch.randint(len(text) - context, (batch_size, 1), generator=generator)
+        windows = text[starts + offsets].long()
+        yield windows[:, :-1], windows[:, 1:]
+
+
+def env_decisions(task: Task, reward: str) -> Iterator[None]:
+    """An endless environment; one decision of `INTERVAL_STEPS` inner steps per `next`."""
+    env = LRControlEnv(
+        task, interval_steps=INTERVAL_STEPS, reward=reward, initial_lr_factors=(1.0, 1.0)
+    )
+    env.reset(seed=0, options={"task_seed": 0})
+    action = np.zeros(1, np.float32)
+    while True:
+        env.step(action)
+        yield
+
+
+def seconds_of(iterator: Iterator[None], count: int) -> float:
+    """Seconds of processor time of so many items."""
+    start = time.process_time()
+    for _ in range(count):
+        next(iterator)
+    return time.process_time() - start
+
+
+def measure_time(task: Task, repetitions: int) -> list[str]:
+    """The cells of a row: the bare step, and the median ratio of each reward."""
+    bare = bare_steps(task)
+    contenders = {reward: env_decisions(task, reward) for reward in REWARDS}
+    seconds_of(bare, 2 * INTERVAL_STEPS)
+    for iterator in contenders.values():
+        seconds_of(iterator, 2)
+    num_decisions = max(1, round(SIDE_SECONDS / seconds_of(contenders["training"], 1)))
+    num_steps = num_decisions * INTERVAL_STEPS
+    ratios: dict[str, list[float]] = {reward: [] for reward in contenders}
+    bare_seconds = [seconds_of(bare, num_steps)]
+    for _ in range(repetitions):
+        for reward, iterator in contenders.items():
+            seconds = seconds_of(iterator, num_decisions)
+            bare_seconds.append(seconds_of(bare, num_steps))
+            ratios[reward].append(2 * seconds / sum(bare_seconds[-2:]))
+    step_ms = statistics.median(bare_seconds) / num_steps * 1e3
+    cells = [f"{statistics.median(values):.3f}" for values in ratios.values()]
+    return [task.name, f"{step_ms:.3f}", *cells]
+
+
+def private_mebibytes(process_id: int | str = "self") -> float:
+    """Memory that no other process has a share in (unique set size)."""
+    lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def print_memory(task: Task, what: str) -> None:
+    """MiB of this process after `MEMORY_STEPS` steps, and at the peak."""
+    if what == "bare":
+        iterator, count = bare_steps(task), MEMORY_STEPS
+    else:
+        iterator, count = env_decisions(task, what), MEMORY_STEPS // INTERVAL_STEPS
+    seconds_of(iterator, count)
+    # not `ru_maxrss`, which begins at that of the process that started this one
+    status = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(private_mebibytes(), peak / 1024)
+
+
+def measure_memory(task: Task) -> list[str]:
+    """The cells of a row: memory settled and at the peak, each in a process of its own."""
+    found = {}
+    for what in ("bare", "training", "privileged"):
+        command = [sys.executable, __file__, "--memory-of", task.name, what]
+        found[what] = [float(x) for x in subprocess.check_output(command, text=True).split()]
+    bare = found["bare"]
+    cells = [f"{bare[0]:.0f}"]
+    for reward in REWARDS:
+        settled, peak = found[reward]
+        cells += [f"{settled / bare[0]:.3f}", f"{peak / bare[1]:.3f}"]
+    return [task.name, *cells]
+
+
+def measure_sharing(task: ImageTask) -> list[str]:
+    """The cells of a row: MiB of the data, and of what each further environment adds."""
+    data = task.load()
+    tensors = [value for value in vars(data).values() if isinstance(value, Tensor)]
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    # all of it is in memory now, and no environment is charged for having touched it first
+    for tensor in tensors:
+        tensor.sum()
+    looped = []
+    for num_envs in (1, 9):
+        env = make_vec_env(task, num_envs, runner="looped", interval_steps=INTERVAL_STEPS)
+        env.reset()
+        looped.append(private_mebibytes())
+        del env
+    workers = []
+    for num_envs in (2, 10):
+        make_env = partial(LRControlEnv, task, interval_steps=INTERVAL_STEPS)
+        env = WorkerVecEnv(make_env, num_envs, num_workers=2)
+        env.reset()
+        workers.append([private_mebibytes(process.pid or 0) for process in env.processes])
+        env.close()
+    worker = statistics.mean(workers[0])
+    return [
+        task.name,
+        f"{num_bytes / 2**20:.0f}",
+        f"{(looped[1] - looped[0]) / 8:.1f}",
+        f"{(sum(workers[1]) - sum(workers[0])) / 8:.1f}",
+        f"{worker:.0f}",
+    ]
+
+
+def main() -> None:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--tasks", nargs="+", default=[task.name for task in TASKS])
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory_of:
+        name, what = arguments.memory_of
+        print_memory(next(task for task in TASKS if task.name == name), what)
+        return
+    print(
+        f"{platform.machine()}, 1 thread, load {os.getloadavg()[0]:.1f}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; medians of "
+        f"{arguments.repetitions} interleaved repetitions, interval {INTERVAL_STEPS}, all "
+        "features, seed 0\n"
+    )
+    tasks = []
+    for task in (task for task in TASKS if task.name in arguments.tasks):
+        try:
+            task.start(0)
+            tasks.append(task)
+        except DataError as error:
+            print(f"{task.name}: left out, since {str(error).splitlines()[0]}\n")
+    print("Environment over the bare steps, by what is rewarded")
+    header = ["task", "bare ms/step", "training loss", "held-out loss"]
+    print(format_table(header, [measure_time(task, arguments.repetitions) for task in tasks]))
+    print(f"\nMemory of the process after {MEMORY_STEPS} steps, and its peak, over the bare steps'")
+    header = ["task", "bare MiB", "training loss", "peak", "held-out loss", "peak"]
+    print(format_table(header, [measure_memory(task) for task in tasks]))
+    print("\nMiB of private memory that one more environment adds, of 9 looped or 10 in 2 workers")
+    header = ["task", "data", "looped", "in a worker", "a worker with one"]
+    shared = [task for task in tasks if isinstance(task, ImageTask)]
+    print(format_table(header, [measure_sharing(task) for task in shared]))
+
+
+if __name__ == "__main__":
+    main()

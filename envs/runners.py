@@ -1,0 +1,223 @@
+"""The three ways of running many environments of one task, and which of them is fastest."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from envs.lr_control import LRControlEnv
+from envs.vec_lr_control import LRControlVecEnv
+from envs.worker_vec_env import WorkerVecEnv
+from tasks.files import cache_folder, write_whole
+from tasks.runs import Task
+
+# in the order in which a tie is decided
+RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}
+MARGIN = 1.1
+
+# how long one decision interval of all environments, looped, is measured; it is shortened to that
+INTERVAL_SECONDS = 0.3
+MIN_INTERVAL_STEPS = 4
+
+logger = logging.getLogger(__name__)
+
+
+def make_vec_env(task: Task, num_envs: int, *, runner: str = "auto", **arguments: Any) -> VecEnv:
+    """Environments of one task for Stable-Baselines3.
+
+    | runner       | how they run                                   | equal to looped           |
+    |--------------|------------------------------------------------|---------------------------|
+    | "looped"     | one after the other                            |                           |
+    | "subprocess" | in as many processes as there are cores, each  | exactly, if that has one  |
+    |              | with one torch thread                          | thread                    |
+    | "batched"    | as one tensor computation (`LRControlVecEnv`), | to rounding               |
+    |              | if the task has one                            |                           |
+    | "auto"       | in the fastest of these; see `fastest_runner`  |                           |
+
+    Close the environments after use: that ends the processes.
+
+    Args:
+        task: the inner training problem.
+        num_envs: how many, at least 1.
+        runner: one of these four.
+        **arguments: those of `LRControlEnv`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the task cannot be batched and should be.
+    """
+    if num_envs < 1:
+        raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
+    if runner == "auto":
+        runner = fastest_runner(task, num_envs, **arguments)
+    if runner not in RUNNERS:
+        raise ValueError(f"`runner` must be 'auto' or one of {list(RUNNERS)}, got {runner!r}")
+    if runner == "batched":
+        return LRControlVecEnv(task, num_envs, **arguments)
+    make_env = partial(LRControlEnv, task, **arguments)
+    if runner == "subprocess":
+        return WorkerVecEnv(make_env, num_envs, num_workers=min(num_envs, num_cores()))
+    return DummyVecEnv([make_env] * num_envs)
+
+
+def runner_of(env: VecEnv) -> str:
+    """How the environments of `make_vec_env` run."""
+    return next(name for name, kind in RUNNERS.items() if isinstance(env, kind))
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
+    """The runner that makes the most inner steps per second, measured once and then remembered.
+
+    Each runner plays a reset and a few decisions, with the intervals shortened where a step is
+    dear, and is judged by the time of a whole episode. A runner must be 10 % faster than the one
+    before it in the table of `make_vec_env`. Workers are left out where they cannot win: on one
+    core, with one environment, on a GPU, and where batching gains more than there are cores. No
+    generator of torch, NumPy or Python is touched.
+
+    What was found is kept in the cache folder, under all that it may depend on: the task, the
+    arguments, the number of environments, of threads and of cores, the processor and the version
+    of torch. So the same call gives the same runner; delete the file to measure again.
+
+    Args:
+        task: the inner training problem.
+        num_envs: how many environments, at least 1.
+        **arguments: those of `LRControlEnv`.
+
+    Returns:
+        "looped", "subprocess" or "batched"; the rates are logged.
+    """
+    settings = _settings(task, num_envs, arguments)
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    path = cache_folder() / "runners" / f"{name}.json"
+    rates = _read_rates(path)
+    if is_new := rates is None:
+        rates = measure_runners(task, num_envs, **arguments)
+        content = json.dumps({"inner_steps_per_second": rates, **settings}, indent=2)
+        try:
+            write_whole(path, f"{content}\n".encode())
+        except OSError:
+            logger.warning("the choice of the runner cannot be kept in %s", path)
+    chosen = choose_runner(rates)
+    logger.info(
+        "runner %s: %s inner steps per second (%s %s)",
+        chosen,
+        ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()),
+        "measured now, kept in" if is_new else "measured before, in",
+        path,
+    )
+    return chosen
+
+
+def choose_runner(rates: dict[str, float]) -> str:
+    """The fastest; a later one must be 10 % faster than an earlier one.
+
+    >>> choose_runner({"looped": 100.0, "subprocess": 105.0, "batched": 90.0})
+    'looped'
+    """
+    chosen = next(iter(rates))
+    for name, rate in rates.items():
+        if rate > MARGIN * rates[chosen]:
+            chosen = name
+    return chosen
+
+
+def measure_runners(task: Task, num_envs: int, **arguments: Any) -> dict[str, float]:
+    """Inner steps per second of each runner that the task has and that may be the fastest."""
+    arguments = {**arguments, "initial_lr_factors": (1.0, 1.0), "max_decisions": None}
+    arguments |= _shorter_interval(task, num_envs, arguments)
+
+    def measure(runner: str) -> float:
+        return _measure(make_vec_env(task, num_envs, runner=runner, **arguments))
+
+    rates = {"looped": measure("looped")}
+    try:
+        batched = measure("batched")
+    except ValueError:
+        batched = 0.0
+    most = min(num_envs, num_cores())
+    is_on_cpu = all(getattr(member, "device", "cpu") == "cpu" for member in task.members())
+    if is_on_cpu and most > 1 and batched < most * rates["looped"]:
+        rates["subprocess"] = measure("subprocess")
+    return {**rates, "batched": batched} if batched else rates
+
+
+def _shorter_interval(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What makes a decision interval short enough to be measured."""
+    env = LRControlEnv(task, **arguments)
+    env.reset(seed=0)
+    start = time.perf_counter()
+    num_steps = env.reset(seed=0)[1]["num_steps"]
+    seconds = num_envs * (time.perf_counter() - start)
+    share = max(INTERVAL_SECONDS / seconds, MIN_INTERVAL_STEPS / num_steps)
+    if share >= 1.0:
+        return {}
+    if env.clock.fixed_interval is not None:
+        return {"interval_steps": math.ceil(share * env.clock.fixed_interval)}
+    return {"num_decisions": round(env.clock.num_decisions / share)}
+
+
+def _measure(env: VecEnv) -> float:
+    """Inner steps per second of whole episodes, from a reset and a few decisions."""
+    num_decisions = env.get_attr("clock", indices=0)[0].num_decisions
+    actions = np.zeros((env.num_envs, 1), np.float32)
+    try:
+        for _ in range(2):  # the first one reads data and fills caches
+            start = time.perf_counter()
+            env.seed(0)
+            env.reset()
+            reset_seconds = time.perf_counter() - start
+        seconds: list[float] = []
+        while not seconds or (sum(seconds) < INTERVAL_SECONDS and len(seconds) < num_decisions - 2):
+            start = time.perf_counter()
+            infos = env.step(actions)[3]
+            seconds.append(time.perf_counter() - start)
+    finally:
+        env.close()
+    steps_per_interval = sum(info["num_steps"] for info in infos) / (len(seconds) + 1)
+    episode_seconds = reset_seconds + (num_decisions - 1) * statistics.median(seconds)
+    rate: float = steps_per_interval * num_decisions / episode_seconds
+    return rate
+
+
+def _settings(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    devices = sorted({getattr(member, "device", "cpu") for member in task.members()})
+    return {
+        # without the addresses of functions
+        "task": re.sub(r" at 0x\w+", "", repr(task)),
+        "arguments": re.sub(r" at 0x\w+", "", repr(sorted(arguments.items()))),
+        "num_envs": num_envs,
+        "num_threads": torch.get_num_threads(),
+        "num_cores": num_cores(),
+        "devices": [
+            torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+            for device in devices
+        ],
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+    }
+
+
+def _read_rates(path: Path) -> dict[str, float] | None:
+    try:
+        rates: dict[str, float] = json.loads(path.read_text())["inner_steps_per_second"]
+    except OSError:
+        return None
+    return rates

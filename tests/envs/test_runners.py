@@ -1,0 +1,270 @@
+"""The ways of running many environments: alike in what they give, and the fastest one kept."""
+
+import json
+import logging
+import os
+import random
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.tracking import Tracker
+from agents.training import train_agent
+from envs import LRControlEnv, LRControlVecEnv, WorkerVecEnv, make_vec_env, runner_of
+from envs.runners import choose_runner, fastest_runner, measure_runners
+from tasks.cnn import ImageTask
+from tasks.image_models import mlp
+from tasks.quadratic import QuadraticTask
+
+NUM_ENVS = 3
+
+
+class FailingEnv(LRControlEnv):
+    """Has a method that fails."""
+
+    def fail(self):
+        raise ValueError("this went wrong")
+
+
+def digits(**changes):
+    arguments = {"base_lr": 0.1, "total_steps": 12, "batch_size": 32, **changes}
+    return ImageTask(
+        name="digits",
+        data="digits",
+        model=partial(mlp, width=8),
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        **arguments,
+    )
+
+
+def quadratic():
+    return QuadraticTask(
+        name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
+    )
+
+
+MAKE_ENV = partial(FailingEnv, digits(), num_decisions=4, horizon_factors=(0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def workers():
+    env = WorkerVecEnv(MAKE_ENV, NUM_ENVS, num_workers=2)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def actions_of(step):
+    return np.random.default_rng(step).uniform(-1, 1, size=(NUM_ENVS, 1)).astype(np.float32)
+
+
+def rollout(env, steps):
+    """Observations, rewards, dones and infos of some steps."""
+    return [env.step(actions_of(step)) for step in steps]
+
+
+def assert_equal(left, right):
+    for (*left_arrays, left_infos), (*right_arrays, right_infos) in zip(left, right, strict=True):
+        for a, b in zip(left_arrays, right_arrays, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_equal(left_infos, right_infos)
+
+
+# workers
+
+
+def test_workers_give_exactly_what_looped_environments_give_through_their_resets(workers):
+    looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
+    workers.seed(7)
+    looped.seed(7)
+    np.testing.assert_array_equal(workers.reset(), looped.reset())
+    found = rollout(workers, range(9))
+    assert sum(dones.sum() for _, _, dones, _ in found) >= 2 * NUM_ENVS
+    assert_equal(found, rollout(looped, range(9)))
+
+
+def test_state_from_workers_continues_bit_identically_in_looped_environments(workers):
+    looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
+    workers.seed(1)
+    workers.reset()
+    rollout(workers, range(2))
+    for i, state in enumerate(workers.env_method("state_dict")):
+        looped.env_method("load_state_dict", state, indices=i)
+    assert_equal(rollout(workers, range(2, 6)), rollout(looped, range(2, 6)))
+
+
+def test_attributes_come_in_the_order_of_the_indices(workers):
+    workers.set_attr("mark", "first", indices=0)
+    workers.set_attr("mark", "last", indices=[2])
+    assert workers.get_attr("mark", indices=[2, 0]) == ["last", "first"]
+
+
+def test_error_in_a_worker_is_raised_here_and_the_workers_go_on(workers):
+    with pytest.raises(ValueError, match="this went wrong"):
+        workers.env_method("fail")
+    assert workers.reset().shape == (NUM_ENVS, 12)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_training(workers, number):
+    for process in workers.processes:
+        os.kill(process.pid, number)
+    assert workers.reset().shape == (NUM_ENVS, 12)
+
+
+@pytest.mark.slow
+def test_ended_worker_is_an_error_that_names_its_exit_code():
+    env = WorkerVecEnv(MAKE_ENV, 1, num_workers=1)
+    env.processes[0].kill()
+    with pytest.raises(RuntimeError, match="worker 0 ended with exit code -9"):
+        env.reset()
+    env.close()
+
+
+@pytest.mark.slow
+def test_error_while_an_environment_is_made_is_raised_here():
+    with pytest.raises(ValueError, match="`reward` must be one of"):
+        WorkerVecEnv(partial(LRControlEnv, digits(), reward="none"), 1, num_workers=1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_number_of_workers_out_of_range_is_refused(num_workers):
+    with pytest.raises(ValueError, match=f"`num_workers` must be 1 to 2, got {num_workers}"):
+        WorkerVecEnv(MAKE_ENV, 2, num_workers=num_workers)
+
+
+@pytest.mark.slow
+def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_training(tmp_path):
+    def train(name, runner, total_steps, **kwargs):
+        env = make_vec_env(quadratic(), 2, runner=runner, num_decisions=5)
+        (tmp_path / name).mkdir()
+        summary = train_agent(
+            env,
+            algorithm=partial(PPO, "MlpPolicy", n_steps=12, batch_size=12, n_epochs=2),
+            total_steps=total_steps,
+            seed=0,
+            run_dir=tmp_path / name,
+            tracker=Tracker(tmp_path / name, {}),
+            card={},
+            checkpoint_steps=10_000,
+            show_progress=False,
+            **kwargs,
+        )
+        env.close()
+        return summary["policy_fingerprint"]
+
+    whole = train("whole", "looped", 72)
+    train("half", "subprocess", 24)
+    assert train("rest", "subprocess", 72, resume_from=tmp_path / "half") == whole
+
+
+# the choice
+
+
+@pytest.mark.parametrize(
+    ("runner", "kind"),
+    [
+        ("looped", DummyVecEnv),
+        pytest.param("subprocess", WorkerVecEnv, marks=pytest.mark.slow),
+        ("batched", LRControlVecEnv),
+    ],
+)
+def test_runner_is_built_and_named(runner, kind):
+    env = make_vec_env(digits(), 1, runner=runner)
+    assert isinstance(env, kind)
+    assert runner_of(env) == runner
+    env.close()
+
+
+def test_unknown_runner_is_refused():
+    with pytest.raises(ValueError, match=r"`runner` must be 'auto' or one of .*, got 'parallel'"):
+        make_vec_env(digits(), 2, runner="parallel")
+
+
+@pytest.mark.parametrize("runner", ["auto", "looped", "subprocess", "batched"])
+def test_no_environments_are_refused(runner):
+    with pytest.raises(ValueError, match="`num_envs` must be at least 1, got 0"):
+        make_vec_env(digits(), 0, runner=runner)
+
+
+def test_wrong_argument_is_refused_before_anything_is_measured(cache):
+    with pytest.raises(ValueError, match="`reward` must be one of"):
+        make_vec_env(digits(), 1, reward="none")
+    assert not list(cache.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"looped": 100.0, "subprocess": 109.0, "batched": 108.0}, "looped"),
+        ({"looped": 100.0, "subprocess": 190.0, "batched": 60.0}, "subprocess"),
+        ({"looped": 100.0, "subprocess": 190.0, "batched": 200.0}, "subprocess"),
+        ({"looped": 100.0, "batched": 2000.0}, "batched"),
+    ],
+)
+def test_a_tie_goes_to_the_simpler_runner(rates, expected):
+    assert choose_runner(rates) == expected
+
+
+def test_a_single_environment_is_measured_without_workers():
+    assert list(measure_runners(digits(), 1)) == ["looped", "batched"]
+
+
+def test_what_cannot_be_batched_is_not_measured_batched():
+    assert list(measure_runners(quadratic(), 1)) == ["looped"]
+
+
+@pytest.mark.slow
+def test_dear_tasks_are_measured_with_and_without_workers(cache):
+    rates = measure_runners(digits(batch_size=1000, total_steps=300), 4, interval_steps=150)
+    assert set(rates) >= {"looped", "batched"}
+    assert all(rate > 0.0 for rate in rates.values())
+
+
+def test_choice_is_logged_kept_and_taken_again(cache, caplog):
+    caplog.set_level(logging.INFO)
+    first = fastest_runner(digits(), 1, num_decisions=4)
+    (path,) = (cache / "runners").iterdir()
+    kept = json.loads(path.read_text())
+    # if it were measured again, the other one would not win by so much
+    other = {"looped": "batched", "batched": "looped"}[first]
+    kept["inner_steps_per_second"][other] = 1e12
+    path.write_text(json.dumps(kept))
+    assert fastest_runner(digits(), 1, num_decisions=4) == other
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts[0].startswith(f"runner {first}: looped ")
+    assert "measured now" in texts[0]
+    assert "measured before" in texts[1]
+
+
+def test_another_setting_is_measured_anew(cache):
+    fastest_runner(digits(), 1)
+    fastest_runner(digits(batch_size=64), 1)
+    fastest_runner(digits(), 1, reward="training")
+    assert len(list((cache / "runners").iterdir())) == 3
+
+
+def test_measuring_touches_no_generator(cache):
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    fastest_runner(digits(), 1)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "file"))
+    assert fastest_runner(quadratic(), 1) == "looped"
+    assert "cannot be kept" in caplog.text

@@ -1,0 +1,233 @@
+import io
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from lrpilot.observation import ObservationSpec
+from lrpilot.parameter_sample import ParameterSample
+from tasks.cnn import ImageTask
+from tasks.image_models import mlp
+from tasks.mixture import MixtureTask
+from tasks.nmf import NMFTask
+from tasks.quadratic import QuadraticTask
+from tasks.runs import Task
+from tasks.small_networks import SmallNetworkTask
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+NUM_RUNS = 8
+SEEDS = list(range(NUM_RUNS))
+EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
+LRS = 0.01 * torch.linspace(0.5, 1.5, NUM_RUNS, dtype=torch.float64)
+
+
+def small_networks(**changes: Any) -> SmallNetworkTask:
+    arguments = {"num_setups": 4, "num_train_range": (64, 100), "num_privileged": 32}
+    return SmallNetworkTask(name="small", base_lr=0.05, total_steps=20, **{**arguments, **changes})
+
+
+def quadratic() -> QuadraticTask:
+    return QuadraticTask(
+        name="bowl", optimizer=torch.optim.SGD, base_lr=0.2, total_steps=30, dimension=9
+    )
+
+
+def digits() -> ImageTask:
+    return ImageTask(
+        name="digits",
+        data="digits",
+        model=partial(mlp, width=8),
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        base_lr=0.1,
+        total_steps=12,
+    )
+
+
+def nmf() -> NMFTask:
+    return NMFTask(
+        name="nmf",
+        optimizer=torch.optim.SGD,
+        base_lr=0.003,
+        total_steps=15,
+        shape=(12, 8),
+        rank=3,
+        batch_size=4,
+    )
+
+
+def make_mixture(**weights: float) -> MixtureTask:
+    tasks = {"networks": small_networks(), "quadratic": quadratic(), "digits": digits()}
+    return MixtureTask(tasks=tasks, weights=weights)
+
+
+def make_batchable(**changes: Any) -> MixtureTask:
+    networks = small_networks(dtype="float64", **changes)
+    return MixtureTask(tasks={"networks": networks, "digits": digits(), "nmf": nmf()})
+
+
+def test_a_run_is_the_one_that_its_own_task_starts() -> None:
+    mixture = make_mixture()
+    for seed in range(12):
+        run, own = mixture.start(seed), mixture.of_seed(seed).start(seed)
+        assert type(run) is type(own)
+        assert [run.step().item() for _ in range(3)] == [own.step().item() for _ in range(3)]
+
+
+def test_the_members_are_renamed_to_their_keys() -> None:
+    assert [task.name for task in make_mixture().members()] == ["digits", "networks", "quadratic"]
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_tasks() -> None:
+    tasks = dict(make_mixture().tasks)
+    other = MixtureTask(tasks=dict(reversed(tasks.items())))
+    for seed in range(30):
+        assert make_mixture().of_seed(seed).name == other.of_seed(seed).name
+
+
+def test_tasks_are_drawn_in_proportion_to_their_weights() -> None:
+    mixture = make_mixture(quadratic=2.5, digits=0.5)
+    counts = Counter(mixture.of_seed(seed).name for seed in range(4000))
+
+    # four standard errors of a share of 4000 draws are at most 0.032
+    expected = {"networks": 1 / 4, "quadratic": 2.5 / 4, "digits": 0.5 / 4}
+    for name, share in expected.items():
+        assert counts[name] / 4000 == pytest.approx(share, abs=0.032)
+
+
+def test_the_runs_of_a_task_are_spread_as_those_of_the_task_alone() -> None:
+    mixture = MixtureTask(
+        tasks={"rest": quadratic(), "networks": small_networks()}, weights={"rest": 3.0}
+    )
+    networks = mixture.tasks["networks"]
+    assert isinstance(networks, SmallNetworkTask)
+    seeds = [seed for seed in range(1600) if mixture.of_seed(seed) is networks]
+    drawn = Counter(
+        networks.setups.index(networks.draw_setup(torch.Generator().manual_seed(seed)))
+        for seed in seeds
+    )
+
+    assert len(networks.setups) == 4
+    # about 100 draws each, four standard errors are 35
+    assert min(drawn[k] for k in range(4)) >= 65
+
+
+def test_a_mixture_of_one_task_is_that_task() -> None:
+    mixture = MixtureTask(tasks={"only": quadratic()})
+    assert {mixture.of_seed(seed).name for seed in range(50)} == {"only"}
+
+
+def test_its_horizon_is_the_longest_and_its_learning_rate_the_smallest() -> None:
+    mixture = make_mixture()
+    assert (mixture.total_steps, mixture.base_lr) == (30, 0.05)
+
+
+@pytest.mark.parametrize("task", [quadratic(), small_networks(), digits(), nmf()])
+def test_a_plain_task_is_its_own_only_member(task: Task) -> None:
+    assert task.of_seed(3) is task
+    assert list(task.members()) == [task]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": {}}, "`tasks` must hold at least one task, got {}"),
+        ({"tasks": {"inner": make_mixture()}}, "`tasks` must not hold a mixture, got 'inner'"),
+        ({"weights": {"nmf": 1.0}}, r"`weights` must be of \['a'\], got one of 'nmf'"),
+        ({"weights": {"a": 0.0}}, "`weights` must be positive and finite, got 0.0"),
+        ({"weights": {"a": float("nan")}}, "`weights` must be positive and finite, got nan"),
+    ],
+)
+def test_a_wrong_mixture_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixtureTask(**{"tasks": {"a": quadratic()}, **arguments})
+
+
+def test_batched_runs_equal_single_runs_while_some_wait_and_some_start_anew() -> None:
+    mixture = make_batchable()
+    runs, singles = mixture.start_batch(NUM_RUNS), [mixture.start(seed) for seed in SEEDS]
+    runs.reset(SEEDS, SEEDS)
+    assert len({type(single) for single in singles}) == 3
+    for step in range(24):
+        active = torch.tensor([step % (i % 3 + 1) == 0 for i in range(NUM_RUNS)])
+        losses = runs.step(LRS, active)
+        for i in active.nonzero()[:, 0].tolist():
+            expected = float(singles[i].step(LRS[i].item()))
+            assert losses[i].item() == pytest.approx(expected, rel=1e-3)
+        if step % 5 == 4:
+            row, seed = step % NUM_RUNS, 100 + step
+            runs.reset([row], [seed])
+            singles[row] = mixture.start(seed)
+    privileged = [single.privileged_loss() for single in singles]
+    assert runs.privileged_losses().tolist() == pytest.approx(privileged, rel=1e-3)
+
+
+def test_batched_weights_and_gradients_are_those_of_single_runs_followed_by_zeros() -> None:
+    mixture = make_batchable()
+    runs, singles = mixture.start_batch(NUM_RUNS), [mixture.start(seed) for seed in SEEDS]
+    runs.reset(SEEDS, SEEDS)
+    for _ in range(3):
+        runs.step(LRS, EVERYONE)
+        for single, lr in zip(singles, LRS.tolist(), strict=True):
+            single.step(lr)
+    for i, single in enumerate(singles):
+        sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
+        for found, expected in (
+            (runs.weights()[i], sample.values()),
+            (runs.gradients()[i], sample.gradient()),
+        ):
+            torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+            assert not found[len(expected) :].any()
+
+
+def test_batched_state_continues_bit_identically_through_a_file() -> None:
+    mixture = make_batchable(num_setups=1)
+    first, second = mixture.start_batch(NUM_RUNS), mixture.start_batch(NUM_RUNS)
+    first.reset(SEEDS, SEEDS)
+    for _ in range(4):
+        first.step(LRS, EVERYONE)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for _ in range(4):
+        assert torch.equal(first.step(LRS, EVERYONE), second.step(LRS, EVERYONE))
+    assert torch.equal(first.privileged_losses(), second.privileged_losses())
+
+
+def test_a_mixture_with_a_task_that_cannot_be_batched_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one that can be batched, got 'quadratic'"):
+        make_mixture().start_batch(2)
+
+
+def test_a_batched_mixture_has_no_cap() -> None:
+    with pytest.raises(ValueError, match="`cap` must be asked of runs that have one"):
+        make_batchable().start_batch(2).cap()
+
+
+def built(*overrides: str) -> MixtureTask:
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train_agent", ["task=mixture", *overrides])
+    mixture = instantiate(cfg.task, _convert_="all")
+    assert isinstance(mixture, MixtureTask)
+    return mixture
+
+
+def test_the_config_mixes_three_kinds_of_networks() -> None:
+    assert list(built().tasks) == ["digits", "shakespeare_tiny", "small_networks"]
+
+
+def test_the_config_takes_a_task_more_and_one_less_and_weights() -> None:
+    mixture = built(
+        "+task@task.tasks.cifar=cifar",
+        "~task@task.tasks.digits",
+        "task.tasks.cifar.base_lr=0.02",
+        "+task.weights={cifar:3}",
+    )
+    assert list(mixture.tasks) == ["cifar", "shakespeare_tiny", "small_networks"]
+    assert mixture.tasks["cifar"].base_lr == 0.02
+    assert mixture.weights == {"cifar": 3}
