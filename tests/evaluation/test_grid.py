@@ -11,6 +11,7 @@ from evaluation import schedules
 from evaluation.grid import Method, Result, train, train_grid
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
 from tasks.cnn import ImageTask
+from tasks.mixture import MixtureTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import Task
@@ -180,3 +181,10 @@ def test_rows_of_one_task_have_the_same_columns_whether_or_not_they_diverged() -
     results = train_grid(make_task("digits"), METHODS[:2], initial_lr_factors=[1, 1e9], seeds=[0])
 
     assert len({tuple(result.row) for result in results}) == 1
+
+
+def test_a_run_of_a_mixture_is_trained_as_one_of_its_own_task() -> None:
+    bowl = QuadraticTask(name="", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=5)
+    result = train(MixtureTask(tasks={"bowl": bowl}), CONSTANT, initial_lr_factor=2.0, seed=3)
+
+    assert (result.row["task"], result.row["initial_lr"], len(result.losses)) == ("bowl", 0.2, 5)
