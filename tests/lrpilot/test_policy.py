@@ -267,9 +267,15 @@ def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Polic
     assert other.fingerprint != random_policy().fingerprint
 
 
-def test_the_fingerprint_of_a_published_file_never_changes() -> None:
-    published = "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"
-    assert Policy.load(SHIPPED / "small_networks.safetensors").fingerprint == published
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("small_networks", "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"),
+        ("cifar", "dc755f47709a46c139ba98379583b3df83c5b242e5612103265f078d1790c786"),
+    ],
+)
+def test_the_fingerprint_of_a_published_file_never_changes(name: str, published: str) -> None:
+    assert Policy.load(SHIPPED / f"{name}.safetensors").fingerprint == published
 
 
 def test_the_fingerprint_ignores_the_card() -> None:
