@@ -231,11 +231,13 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._num_capped = 0
         while not decision_due and run.num_steps < self._episode["total_steps"]:
             self._lr = self._next_lr()
-            loss = run.step(self._lr)
-            controller.observe(loss)
-            losses.append(loss)
+            losses.append(run.step(self._lr))
             decision_due = controller.advance()
-        return torch.stack(losses).tolist() if losses else []
+        # read together at the end: no device waits, and little cold code between the steps
+        values: list[float] = torch.stack(losses).tolist() if losses else []
+        for value in values:
+            controller.observe(value)
+        return values
 
     def _next_lr(self) -> float:
         lr: float = self._episode["initial_lr"] * self.controller.factor

@@ -29,7 +29,7 @@ MARGIN = 1.1
 
 # how long one decision interval of all environments, looped, is measured; it is shortened to that
 INTERVAL_SECONDS = 0.3
-MIN_INTERVAL_STEPS = 4
+MIN_INTERVAL_STEPS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
     logger.info(
         "runner %s: %s inner steps per second (%s %s)",
         chosen,
-        ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()),
+        ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()),
         "measured now, kept in" if is_new else "measured before, in",
         path,
     )

@@ -236,6 +236,7 @@ class Observer:
         """
         self.flush()
         values: list[float] = []
+        weights, gradient = self._read_sample()
         for group in self.spec.groups:
             if group == "progress":
                 values.append(2.0 * min(progress, 1.0) - 1.0)
@@ -245,9 +246,9 @@ class Observer:
                 values.append(math.log10(max(factor, 1e-30)) / 2)
                 values.append(previous_action)
             elif group == "movement":
-                values.extend(self._movement_features())
+                values.extend(self._movement_features(weights))
             elif group == "gradient":
-                values.append(self._gradient_feature())
+                values.append(self._gradient_feature(gradient))
             else:
                 assert self._curvature is not None
                 values.append(self._curvature() if self._count else 0.0)
@@ -288,9 +289,19 @@ class Observer:
             1 + math.log10(noise + 1e-4) / 2,
         )
 
-    def _movement_features(self) -> tuple[float, float, float]:
-        assert self._weights is not None
-        old, new = self._weights, self._sample.values()
+    def _read_sample(self) -> tuple[Tensor | None, Tensor | None]:
+        """The sampled entries and their gradients, where they are observed."""
+        if self._reads_movement and self._reads_gradient:
+            return self._sample.values_and_gradient()
+        return (
+            self._sample.values() if self._reads_movement else None,
+            self._sample.gradient() if self._reads_gradient else None,
+        )
+
+    def _movement_features(self, new: Tensor | None) -> tuple[float, float, float]:
+        old = self._weights
+        assert old is not None
+        assert new is not None
         displacement = new - old
         products = [displacement.dot(displacement), new.dot(new), old.dot(old)]
         if self._displacement is not None:
@@ -307,8 +318,9 @@ class Observer:
         growth = math.log(max(weight, 1e-60) / max(old_weight, 1e-60)) / 2
         return 2 + math.log10(max(rho, 1e-12)), cosine, math.asinh(10 * growth) / 2
 
-    def _gradient_feature(self) -> float:
-        norm = float(torch.linalg.vector_norm(self._sample.gradient()))
+    def _gradient_feature(self, gradient: Tensor | None) -> float:
+        assert gradient is not None
+        norm = float(torch.linalg.vector_norm(gradient))
         if not math.isfinite(norm):
             return FEATURE_LIMIT
         norm = max(norm, 1e-30)

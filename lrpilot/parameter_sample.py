@@ -1,6 +1,6 @@
 """A fixed random sample of parameter entries: what the movement features read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class ParameterSample:
         sizes = [parameter.numel() for parameter in self._parameters]
         self._indices: list[Tensor | None] = [None] * len(sizes)
         kinds = {(parameter.device, parameter.dtype) for parameter in self._parameters}
+        # asked by name, which spares everybody else the import of torch.distributed.tensor
+        self._is_sharded = any(hasattr(parameter, "full_tensor") for parameter in self._parameters)
         self._is_uniform = len(kinds) == 1 and self._parameters[0].dtype == torch.float32
         drawn = sample_positions(sum(sizes), num_entries)
         if drawn is not None:
@@ -49,7 +51,7 @@ class ParameterSample:
 
     def values(self) -> Tensor:
         """The sampled entries, as a new float32 vector."""
-        return self._gather(self._parameters)
+        return self._gather(self._parameters, self._indices)
 
     def gradient(self) -> Tensor:
         """The gradients of the sampled entries; zero where one parameter has none.
@@ -57,6 +59,19 @@ class ParameterSample:
         Raises:
             RuntimeError: if no parameter has a gradient.
         """
+        return self._gather(self._gradients(), self._indices)
+
+    def values_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """Both at once, which is cheaper.
+
+        Raises:
+            RuntimeError: if no parameter has a gradient.
+        """
+        both = self._gather([*self._parameters, *self._gradients()], self._indices * 2)
+        values, gradient = both.chunk(2)
+        return values, gradient
+
+    def _gradients(self) -> list[Tensor]:
         gradients = [parameter.grad for parameter in self._parameters]
         if all(gradient is None for gradient in gradients):
             raise RuntimeError(
@@ -64,25 +79,24 @@ class ParameterSample:
                 "scheduler steps: call `scheduler.step(loss)` before `optimizer.zero_grad()`, or "
                 "train a policy without the feature group 'gradient'"
             )
-        return self._gather(
-            [
-                torch.zeros_like(parameter) if gradient is None else gradient
-                for parameter, gradient in zip(self._parameters, gradients, strict=True)
-            ]
-        )
-
-    @torch.no_grad()
-    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        parts = [
-            flat if index is None else flat.index_select(0, index)
-            for flat, index in zip(map(_flat, tensors), self._indices, strict=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self._parameters, gradients, strict=True)
         ]
-        if not self._is_uniform:
-            parts = [part.to(self._parameters[0].device, torch.float32) for part in parts]
-        return torch.cat(parts)
+
+    def _gather(self, tensors: Sequence[Tensor], indices: Sequence[Tensor | None]) -> Tensor:
+        with torch.no_grad():
+            if self._is_sharded:
+                tensors = [_whole(tensor) for tensor in tensors]
+            parts = [
+                tensor.reshape(-1) if index is None else tensor.reshape(-1).index_select(0, index)
+                for tensor, index in zip(tensors, indices, strict=True)
+            ]
+            if not self._is_uniform:
+                parts = [part.to(self._parameters[0].device, torch.float32) for part in parts]
+            return torch.cat(parts)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    # asked by name, which spares everybody else the import of torch.distributed.tensor
-    gather = getattr(tensor, "full_tensor", None)
-    return (gather() if gather else tensor).reshape(-1)
+def _whole(tensor: Tensor) -> Tensor:
+    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return gather() if gather else tensor
