@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from agents.tracking import Tracker
 from agents.training import train_agent
+from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
 from tasks.files import DataError
@@ -65,11 +66,14 @@ def train(cfg: DictConfig, agent_dir: Path) -> Path:
     """Train the agent of the experiment; returns its run folder."""
     experiment = cfg.experiment
     agent_dir.mkdir()
-    config: Any = OmegaConf.to_container(experiment, resolve=True)
     task = instantiate(experiment.task, _convert_="all")
+    env = instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs)
+    # not "auto", so that the card names what ran
+    experiment.env.runner = runner_of(env)
+    config: Any = OmegaConf.to_container(experiment, resolve=True)
     init_from = experiment.agent.get("init_from")
     train_agent(
-        instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs),
+        env,
         algorithm=instantiate(experiment.agent.algorithm, _convert_="all"),
         total_steps=experiment.agent.total_steps,
         seed=cfg.seed,
@@ -81,6 +85,7 @@ def train(cfg: DictConfig, agent_dir: Path) -> Path:
         init_from=Policy.load(init_from) if init_from else None,
         show_progress=cfg.show_progress,
     )
+    env.close()
     return agent_dir
 
 
