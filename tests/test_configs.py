@@ -17,6 +17,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.yaml"))
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
 
 
@@ -77,6 +78,30 @@ def test_every_scheduler_instantiates(scheduler):
 
 def test_evaluation_compares_every_scheduler_by_default():
     assert sorted(composed("evaluate").scheduler) == SCHEDULERS
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_says_what_to_compare(experiment):
+    cfg = composed("reproduce", f"experiment={experiment}")
+    assert cfg.experiment.name == experiment
+    assert callable(instantiate(cfg.experiment.compare, _convert_="all"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_quick_version_of_an_experiment_changes_what_it_names(experiment):
+    cfg = composed("reproduce", f"experiment={experiment}").experiment
+    assert cfg.quick
+    for key, value in cfg.quick.items():
+        found = OmegaConf.select(cfg, key, throw_on_missing=True)
+        assert found is not None, key
+        assert found != value, key
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("iclr")])
+def test_rollouts_of_an_experiment_are_whole_episodes(experiment):
+    cfg = composed("reproduce", f"experiment={experiment}").experiment
+    assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
+    assert cfg.agent.algorithm.n_steps * cfg.agent.num_envs % cfg.agent.algorithm.batch_size == 0
 
 
 @pytest.mark.parametrize("logger", LOGGERS)

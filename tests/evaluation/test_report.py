@@ -97,6 +97,21 @@ def test_the_tuned_table_takes_each_scheduler_at_its_own_best_held_out_loss() ->
     assert (cosine[lr], cosine[accuracy]) == ("0.05", "0.3")
 
 
+def test_the_tuned_table_reports_at_the_initial_lr_that_the_tuning_rows_choose() -> None:
+    rows = [
+        make_result("policy", 0.1, 0, held_out_loss=0.5).row,
+        make_result("policy", 1.0, 0, held_out_loss=0.6).row,
+    ]
+    tuning_rows = [
+        make_result("policy", 0.1, 1, held_out_loss=0.9).row,
+        make_result("policy", 1.0, 1, held_out_loss=0.1).row,
+    ]
+    header, policy = cells(report.tuned_table(rows, tuning_rows))
+
+    lr, loss = header.index("best initial lr"), header.index("held-out loss")
+    assert (policy[lr], policy[loss]) == ("0.05", "0.6")
+
+
 def test_the_tuned_table_counts_divergence_over_all_initial_lrs() -> None:
     results = [
         diverged(result, 50)

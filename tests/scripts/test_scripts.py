@@ -231,3 +231,43 @@ def test_policy_of_another_task_is_noted(run_dir, tmp_path):
     )
     assert "was trained on another task" in result.stdout
     assert "name: trained on digits, evaluated on quadratic" in result.stdout
+
+
+@pytest.mark.slow
+def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path):
+    done = script(
+        "reproduce.py",
+        "experiment=lazy_boundary",
+        "quick=true",
+        "num_threads=1",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
+    table = (tmp_path / "table_lazy_boundary.md").read_text()
+    assert "linearized model diverges" in table
+    assert table.splitlines()[0] in done.stdout
+    assert (tmp_path / "lazy_boundary.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_experiment_trains_its_agent_and_compares_it(tmp_path):
+    script(
+        "reproduce.py",
+        "experiment=iclr2023_nmf",
+        "num_threads=1",
+        "experiment.task.total_steps=60",
+        "experiment.agent.num_envs=8",
+        "experiment.agent.total_steps=232",
+        "experiment.agent.algorithm.batch_size=58",
+        "experiment.compare.num_tuning=4",
+        "experiment.compare.num_held_out=4",
+        "experiment.compare.initial_lrs=[0.01]",
+        "experiment.compare.cap_fractions=[1.0]",
+        *(f"~experiment.compare.real_matrices.{n}" for n in ("digits", "shakespeare", "olivetti")),
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
+    policy = Policy.load(tmp_path / "agent")
+    assert policy.card["num_env_steps"] == 232
+    assert policy.card["env"]["runner"] == "batched"
+    assert "placebo: replay" in (tmp_path / "table_random.md").read_text()
