@@ -41,7 +41,8 @@ class Episodes:
             low, high = getattr(self, name)
             if not 0.0 < low <= high < math.inf:
                 raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
-        self.horizon_range  # noqa: B018 (refuses tasks without epochs at once)
+        for task in self.task.members():
+            self._horizons(task)  # refuses a task without epochs at once
 
     @property
     def longest(self) -> int:
