@@ -1,8 +1,10 @@
 """Tensors in a file that is mapped into memory, so that all processes share one copy of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,8 +19,9 @@ def share_tensors(
 
     The file is mapped, not read: what a process touches lies in memory once for all processes,
     can be dropped under memory pressure, and is there at once when a process starts. Whoever
-    writes into a tensor gets a private copy of what it wrote to. Where the cache is full or
-    read-only, each process has its own copy.
+    writes into a tensor gets a private copy of what it wrote to. Of processes that start at once,
+    one makes the file and the others wait for it. Where the cache is full or read-only, each
+    process has its own copy.
 
     Args:
         name: of the file, without its suffix.
@@ -30,14 +33,34 @@ def share_tensors(
         return make()
     path = cache_folder() / "tensors" / f"{name}.safetensors"
     mapped = _map(path, source)
-    if mapped is None:
+    if mapped is not None:
+        return mapped
+    with _turn(path):
+        mapped = _map(path, source)
+        if mapped is not None:
+            return mapped
         tensors = make()
         try:
             write_whole(path, save(tensors, metadata={"source": source}))
         except OSError:
             return tensors
-        mapped = _map(path, source) or tensors
-    return mapped
+        return _map(path, source) or tensors
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One process at a time; in a cache that cannot be written there is nothing to wait for."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _map(path: Path, source: str) -> dict[str, Tensor] | None:

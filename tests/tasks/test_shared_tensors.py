@@ -1,3 +1,5 @@
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,18 @@ class Maker:
     def __call__(self) -> dict[str, Tensor]:
         self.count += 1
         return {"x": torch.arange(6.0).view(2, 3) + self.count, "y": torch.tensor([1, 2])}
+
+
+def share_slowly_made(_: int) -> int:
+    """How often a process had to make the tensors, making which takes longer than starting."""
+    make = Maker()
+
+    def slowly() -> dict[str, Tensor]:
+        time.sleep(3)
+        return make()
+
+    share_tensors("set", slowly, source="one")
+    return make.count
 
 
 def test_tensors_of_the_file_are_those_that_were_made() -> None:
@@ -70,6 +84,12 @@ def test_cache_that_cannot_be_written_costs_no_data(cache: Path) -> None:
     assert share_tensors("set", Maker(), source="one")["x"][0, 0] == 1.0
 
 
+def test_of_processes_that_start_at_once_one_makes_the_file(cache: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        made = pool.map(share_slowly_made, range(3), chunksize=1)
+    assert sorted(made) == [0, 0, 1]
+
+
 def test_writing_into_a_tensor_leaves_the_file_as_it_was() -> None:
     share_tensors("set", Maker(), source="one")["x"].zero_()
     assert share_tensors("set", Maker(), source="one")["x"][0, 0] == 1.0
@@ -78,5 +98,5 @@ def test_writing_into_a_tensor_leaves_the_file_as_it_was() -> None:
 def test_digits_of_two_sizes_are_two_files(cache: Path) -> None:
     for num_train in (10, 11):
         load_image_data("digits", num_train=num_train)
-    names = {path.name for path in (cache / "tensors").iterdir()}
+    names = {path.name for path in (cache / "tensors").glob("[!.]*")}
     assert names == {"digits-10.safetensors", "digits-11.safetensors"}
