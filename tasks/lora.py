@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tasks.files import DataError, cache_folder
+from tasks.files import DataError, cache_folder, one_at_a_time, write_whole
 from tasks.gpt import GPTTask
 from tasks.language import seeded
 
@@ -96,25 +96,17 @@ def _pretrained(
 ) -> dict[str, Tensor]:
     """The weights from the cache, else trained and put there."""
     path = folder / pretraining.file_name
-    if path.is_file():
-        try:
-            return load(path.read_bytes())
-        except SafetensorError as error:
-            raise DataError(f"{path} is damaged ({error}): delete it") from error
-    weights = pretraining.train(data_dir=data_dir, device=device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # a name of its own for each process; the last rename wins
-        temporary = folder / f".{path.name}.{secrets.token_hex(8)}"
-        try:
-            temporary.write_bytes(save(weights))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
+    with one_at_a_time(path):
+        if path.is_file():
+            try:
+                return load(path.read_bytes())
+            except SafetensorError as error:
+                raise DataError(f"{path} is damaged ({error}): delete it") from error
+        weights = pretraining.train(data_dir=data_dir, device=device)
         # a full or read-only cache costs the next process time but takes nothing from this one
-        pass
-    return weights
+        with suppress(OSError):
+            write_whole(path, save(weights))
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
 """Tensors in a file that is mapped into memory, so that all processes share one copy of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tasks.files import cache_folder, write_whole
+from tasks.files import cache_folder, one_at_a_time, write_whole
 
 
 def share_tensors(
@@ -35,7 +33,7 @@ def share_tensors(
     mapped = _map(path, source)
     if mapped is not None:
         return mapped
-    with _turn(path):
+    with one_at_a_time(path):
         mapped = _map(path, source)
         if mapped is not None:
             return mapped
@@ -45,22 +43,6 @@ def share_tensors(
         except OSError:
             return tensors
         return _map(path, source) or tensors
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """One process at a time; in a cache that cannot be written there is nothing to wait for."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _map(path: Path, source: str) -> dict[str, Tensor] | None:

@@ -84,7 +84,7 @@ def test_only_adapters_are_trained() -> None:
 
 def test_a_run_starts_at_the_pretrained_network(cache: Path) -> None:
     run = make_task().start(0)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.safetensors")
     plain = GPTTask(
         name="plain",
         optimizer=torch.optim.SGD,
@@ -115,7 +115,7 @@ def test_an_adapted_layer_adds_a_scaled_product_of_low_rank() -> None:
 
 def test_pretraining_equals_a_plain_run_on_shakespeare(cache: Path) -> None:
     make_task().start(0)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.safetensors")
     run = GPTTask(
         name="plain",
         optimizer=lambda p, lr: torch.optim.AdamW(p, lr, betas=(0.9, 0.99), weight_decay=0.1),
@@ -145,7 +145,7 @@ def test_pretraining_warms_up_and_decays_to_a_tenth() -> None:
 def test_pretraining_is_done_once_and_the_file_gives_the_same_run(cache: Path) -> None:
     task = make_task()
     losses = advance(task.start(0), 5)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.safetensors")
     written = path.stat().st_mtime_ns
     lora._pretrained.cache_clear()
 
@@ -158,7 +158,7 @@ def test_another_pretraining_has_another_file(change: dict[str, int], cache: Pat
     make_task().start(0)
     make_task(**change).start(0)
 
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("change", [{"rank": 3}, {"batch_size": 3}, {"base_lr": 1.0}])
@@ -168,7 +168,7 @@ def test_what_changes_the_adaptation_alone_keeps_the_file(
     make_task().start(0)
     make_task(**change).start(0)
 
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.safetensors"))) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_the_file(
@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_file(
 
 def test_a_damaged_file_is_refused(cache: Path) -> None:
     make_task().start(0)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     lora._pretrained.cache_clear()
 
