@@ -53,8 +53,11 @@ def main(cfg: DictConfig) -> None:
 
 def evaluate(cfg: DictConfig) -> None:
     """Train the grid, then print and save table and figure."""
-    if cfg.num_seeds < 1:
-        raise SystemExit(f"`num_seeds` must be at least 1, got {cfg.num_seeds}")
+    for name, least in (("num_seeds", 1), ("num_skipped_seeds", 0)):
+        if cfg[name] < least:
+            raise SystemExit(f"`{name}` must be at least {least}, got {cfg[name]}")
+    if cfg.policy is None and not cfg.scheduler and not cfg.rival:
+        raise SystemExit("`scheduler` must name one at least where no policy and no rival is given")
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
     torch.set_num_threads(cfg.num_threads)
@@ -83,7 +86,8 @@ def evaluate(cfg: DictConfig) -> None:
         )
         methods.insert(0, Method("policy", partial(deployed, policy=policy)))
     factors = [float(factor) for factor in cfg.initial_lr_factors]
-    seeds = [FIRST_EVALUATION_SEED + i for i in range(cfg.num_seeds)]
+    first_seed = FIRST_EVALUATION_SEED + cfg.num_skipped_seeds
+    seeds = list(range(first_seed, first_seed + cfg.num_seeds))
     results = list(
         tqdm(
             train_grid(

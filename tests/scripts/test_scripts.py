@@ -218,6 +218,30 @@ def test_missing_policy_is_named_without_a_traceback(tmp_path):
     assert result.stderr.startswith(f"no policy at {tmp_path}/nope; shipped are [")
 
 
+def test_evaluation_of_nothing_is_refused_without_a_traceback(tmp_path):
+    result = script("evaluate.py", "task=quadratic", "scheduler=[]", cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("`scheduler` must name one at least")
+
+
+def test_policy_alone_is_evaluated_on_seeds_beyond_the_skipped(tmp_path):
+    script(
+        "evaluate.py",
+        "task=quadratic",
+        "task.total_steps=5",
+        "policy=small_networks",
+        "scheduler=[]",
+        "initial_lr_factors=[1]",
+        "num_seeds=2",
+        "num_skipped_seeds=3",
+        f"hydra.run.dir={tmp_path}",
+        cwd=tmp_path,
+    )
+    with (tmp_path / "runs.csv").open() as file:
+        rows = [(row["scheduler"], int(row["seed"]) - 2**30) for row in csv.DictReader(file)]
+    assert rows == [("policy", 3), ("policy", 4)]
+
+
 def test_policy_of_another_task_is_noted(run_dir, tmp_path):
     result = script(
         "evaluate.py",
