@@ -1,4 +1,3 @@
-import io
 import math
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tasks.mixture import MixtureTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.small_networks import SmallNetworkTask
+from tests.running import through_file
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 WITH_CURVATURE = ObservationSpec(groups=(*FEATURES, "curvature"))
@@ -154,10 +154,7 @@ def test_batched_state_continues_bit_identically() -> None:
     first.reset()
     for step in range(4):
         first.step(actions_of(step, 4))
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     for step in range(4, 12):
         left, right = first.step(actions_of(step, 4)), second.step(actions_of(step, 4))
         for a, b in zip(left[:3], right[:3], strict=True):
@@ -176,10 +173,7 @@ def test_state_continues_bit_identically(option: str) -> None:
     first.reset(seed=1)
     for step in range(2):
         first.step(actions_of(step, 1)[0])
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     done = False
     while not done:
         left, right = first.step(np.full(1, 0.3)), second.step(np.full(1, 0.3))

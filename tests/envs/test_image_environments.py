@@ -1,18 +1,15 @@
 """The environments of the image sets whose files do not come with a package."""
 
 import os
-import warnings
 from functools import partial
 from pathlib import Path
 
-import gymnasium
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import envs  # noqa: F401 (registers the environment)
 from tasks.cnn import ImageTask
+from tests.running import check_environment
 
 NEIGHBOUR = Path(__file__).resolve().parents[3] / "shared" / "data"
 FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir() else None)
@@ -31,8 +28,4 @@ def test_both_environment_checkers_pass_without_a_warning(data):
         num_train=1000,
         data_dir=FOLDER,
     )
-    env = gymnasium.make("lrpilot/LRControl-v0", task=task).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        check_env_for_sb3(env)
+    check_environment(task)

@@ -1,5 +1,4 @@
 import copy
-import io
 import itertools
 import math
 import re
@@ -26,6 +25,7 @@ from tasks.cnn import ImageTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import OptimizerFactory, Task
+from tests.running import through_file
 
 TASKS = ("quadratic", "nmf", "digits")
 OPTIMIZERS: dict[str, OptimizerFactory] = {
@@ -545,11 +545,8 @@ def test_state_through_a_file_continues_bit_identically_in_a_fresh_env(
     env.reset(seed=0)
     for _ in range(num_decisions):
         env.step(np.full(1, 0.4))
-    file = io.BytesIO()
-    torch.save(env.state_dict(), file)
-    file.seek(0)
     fresh = LRControlEnv(task, **arguments)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    fresh.load_state_dict(through_file(env.state_dict()))
 
     rng = np.random.default_rng(0)
     terminated = False

@@ -1,5 +1,4 @@
 import copy
-import io
 from functools import partial
 
 import numpy as np
@@ -13,6 +12,7 @@ from tasks.cnn import ImageTask
 from tasks.image_models import mlp, small_cnn
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
+from tests.running import through_file
 
 CAPPED = ActionSpec(unit="cap", anchor="linear", max_factor=1.0, start_factor=0.3)
 VARIANTS = {
@@ -120,10 +120,7 @@ def test_state_in_mid_episode_continues_bit_identically():
     first.reset()
     for step in range(4):
         first.step(actions_of(step, 4))
-    buffer = io.BytesIO()
-    torch.save(first.state_dict(), buffer)
-    buffer.seek(0)
-    second.load_state_dict(copy.deepcopy(torch.load(buffer, weights_only=True)))
+    second.load_state_dict(copy.deepcopy(through_file(first.state_dict())))
     for step in range(4, 12):
         left, right = first.step(actions_of(step, 4)), second.step(actions_of(step, 4))
         for a, b in zip(left[:3], right[:3], strict=True):

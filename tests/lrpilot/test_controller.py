@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec, Controller
 from lrpilot.observation import ObservationSpec
+from tests.running import through_file
 
 
 def controller(
@@ -213,10 +213,7 @@ def test_a_state_continues_bit_identically(num_steps: int) -> None:
     arguments: dict[str, Any] = {"warmup_steps": 3, "interval_steps": 4}
     whole, resumed = controller(**arguments), controller(**arguments)
     drive(whole, 0, num_steps)
-    file = io.BytesIO()
-    torch.save(copy.deepcopy(whole.state_dict()), file)
-    file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(through_file(copy.deepcopy(whole.state_dict())))
     rows, resumed_rows = drive(whole, num_steps, 40), drive(resumed, num_steps, 40)
     assert len(rows) > 3
     assert all(np.array_equal(a, b) for a, b in zip(rows, resumed_rows, strict=True))

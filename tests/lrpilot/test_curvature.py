@@ -22,6 +22,7 @@ from lrpilot.guard import Guard
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
+from tests.running import through_file
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -524,10 +525,7 @@ def test_a_scheduler_under_a_measured_cap_resumes_identically_from_its_own_state
 
     whole, resumed = make(), make()
     run(whole, 13)
-    file = io.BytesIO()
-    torch.save([whole[0].detach(), whole[2].state_dict()], file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
+    weights, state = through_file([whole[0].detach(), whole[2].state_dict()])
     resumed[0].data.copy_(weights)
     resumed[2].load_state_dict(state)
     assert run(whole, 20) == run(resumed, 20)

@@ -1,4 +1,3 @@
-import io
 import itertools
 import math
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from lrpilot.observation import FEATURES, Observer
 from tasks.cnn import ImageTask
 from tasks.image_models import mlp, small_cnn
 from tasks.runs import OptimizerFactory, Run
+from tests.running import through_file
 
 CURVATURES = torch.tensor([4.0, 1.0, 0.5])
 ALL_GROUPS = (*FEATURES, "curvature")
@@ -247,10 +247,7 @@ def test_a_state_through_a_file_continues_bit_identically() -> None:
     whole, resumed = task.start(2), task.start(2)
     first = scheduler_of(policy, whole)
     train_steps(whole, first, 8)
-    file = io.BytesIO()
-    torch.save([whole.state_dict(), first.state_dict()], file)
-    file.seek(0)
-    run_state, state = torch.load(file, weights_only=True)
+    run_state, state = through_file([whole.state_dict(), first.state_dict()])
     second = scheduler_of(policy, resumed)
     resumed.load_state_dict(run_state)
     second.load_state_dict(state)

@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 import random
 from itertools import pairwise
@@ -16,7 +15,6 @@ from torch.optim.lr_scheduler import (
     ConstantLR,
     ExponentialLR,
     LinearLR,
-    LRScheduler,
     SequentialLR,
 )
 
@@ -25,6 +23,8 @@ from lrpilot.greedy_arguments import DEFAULTS
 from lrpilot.greedy_lr import GreedyLR
 from lrpilot.guard import Guard
 from lrpilot.observers import find_observers
+from tests.running import through_file
+from tests.scheduling import lrs_of, run, run_composed
 
 NAN = math.nan
 SEMANTICS = ["robust", "paper", "transformers"]
@@ -38,10 +38,6 @@ QUICK: dict[str, dict[str, Any]] = {
 def sgd(*lrs: Any) -> Optimizer:
     groups = [{"params": [torch.ones(2, requires_grad=True)], "lr": lr} for lr in lrs or (0.1,)]
     return torch.optim.SGD(groups, lr=0.1)
-
-
-def lrs_of(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def quick(semantics: str, optimizer: Optimizer | None = None, **arguments: Any) -> GreedyLR:
@@ -59,32 +55,6 @@ def losses(num: int, seed: int = 0) -> list[float]:
         odd = rng.choice([NAN, math.inf, -math.inf, 0.0, 1e30])
         values.append(odd if rng.random() < 0.02 else level + rng.gauss(0.0, 0.1))
     return values
-
-
-def run(scheduler: GreedyLR, values: list[Any]) -> list[list[float]]:
-    rows = []
-    for value in values:
-        scheduler.optimizer.step()
-        scheduler.step(value)
-        rows.append(lrs_of(scheduler.optimizer))
-    return rows
-
-
-def run_composed(composed: LRScheduler, scheduler: GreedyLR, values: list[float]) -> list[float]:
-    rows = []
-    for value in values:
-        scheduler.optimizer.step()
-        scheduler.observe(value)
-        composed.step()
-        rows.append(lrs_of(scheduler.optimizer)[0])
-    return rows
-
-
-def through_torch_save(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
 
 
 # ---- moves
@@ -642,7 +612,7 @@ def test_a_resumed_run_continues_bit_identically(
     values = losses(250, seed=3)
     whole, resumed = make(), make()
     run(whole, values[:cut])
-    state = through_torch_save({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
+    state = through_file({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
     for _ in range(cut):
         resumed.cap()  # type: ignore[misc]
     if optimizer_first:
@@ -657,7 +627,7 @@ def test_a_resumed_run_continues_bit_identically(
 def test_a_state_may_be_loaded_into_a_scheduler_made_on_a_loaded_optimizer() -> None:
     whole = quick("robust", sgd(0.1))
     run(whole, losses(60))
-    state = through_torch_save({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
+    state = through_file({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
     optimizer = sgd(0.1)
     optimizer.load_state_dict(state["o"])
     resumed = quick("robust", optimizer)
@@ -672,7 +642,7 @@ def test_a_resumed_sequential_lr_continues_bit_identically(semantics: str, num_s
     resumed, resumed_inner = warmed_up(semantics)
     values = losses(100)
     run_composed(whole, whole_inner, values[:num_steps])
-    state = through_torch_save({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
+    state = through_file({"s": whole.state_dict(), "o": whole.optimizer.state_dict()})
     resumed.optimizer.load_state_dict(state["o"])
     resumed.load_state_dict(state["s"])
     rest = values[num_steps:]
@@ -717,8 +687,8 @@ def test_a_capped_run_whose_lr_others_change_resumes_identically(wrap: str, kind
         step(*runs[0], loss)
     runs[1][1].load_state_dict(copy.deepcopy(runs[0][1].state_dict()))
     for caps[0] in (0.02, 1.0):
-        for run in runs:
-            step(*run, 1.0)
+        for pair in runs:
+            step(*pair, 1.0)
     assert lrs_of(runs[0][0]) == lrs_of(runs[1][0])
 
 

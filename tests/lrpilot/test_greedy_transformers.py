@@ -1,6 +1,5 @@
 """semantics="transformers" beside the class that it copies."""
 
-import io
 import math
 import random
 from typing import Any
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from transformers.optimization import GreedyLR as HuggingFaceGreedyLR
 
 from lrpilot.greedy_lr import GreedyLR
+from tests.running import through_file
 
 NUM_CASES = 1000
 
@@ -95,11 +95,8 @@ def test_a_resumed_run_still_has_the_lrs_of_the_copied_class() -> None:
         cut = rng.randrange(120)
         first = GreedyLR(sgd(lrs), semantics="transformers", **arguments)
         rows = lrs_after(first, metrics[:cut])
-        file = io.BytesIO()
-        torch.save(first.state_dict(), file)
-        file.seek(0)
         second = GreedyLR(sgd(lrs), semantics="transformers", **arguments)
-        second.load_state_dict(torch.load(file, weights_only=True))
+        second.load_state_dict(through_file(first.state_dict()))
         rows += lrs_after(second, metrics[cut:])
         assert rows == lrs_after(HuggingFaceGreedyLR(sgd(lrs), **arguments), metrics), seed
 

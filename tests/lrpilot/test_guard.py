@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +37,8 @@ from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
 from lrpilot.snapshot import Snapshot
 from lrpilot.spike_detector import SpikeDetector
+from tests.running import through_file
+from tests.scheduling import lrs_of, run
 
 NAN, INF = math.nan, math.inf
 
@@ -85,19 +86,6 @@ def constant(*lrs: Any) -> ConstantLR:
     return ConstantLR(sgd(*lrs), factor=1.0)
 
 
-def lrs_of(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-def run(guard: Guard, losses: list[Any]) -> list[list[float]]:
-    rows = []
-    for loss in losses:
-        guard.optimizer.step()
-        guard.step(loss)
-        rows.append(lrs_of(guard.optimizer))
-    return rows
-
-
 def bare(scheduler: LRScheduler, losses: list[float]) -> list[list[float]]:
     """What a scheduler does without a guard."""
     rows = []
@@ -123,10 +111,7 @@ def noise(num: int, *, deviation: float = 0.1, seed: int = 0) -> list[float]:
 
 
 def through_torch_save(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+    return through_file(state)
 
 
 # ---- the detector

@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 import pickle
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LinearLR, 
 
 from lrpilot.directions import LastStep
 from lrpilot.hypergradient import LEVELS, UPDATES, HypergradientLR
+from tests.running import through_file
 
 NAN, INF = math.nan, math.inf
 MakeOptimizer = Callable[..., Optimizer]
@@ -92,10 +92,7 @@ class Training:
 
 
 def through_torch_save(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    loaded: dict[str, Any] = through_file(state)
     return loaded
 
 

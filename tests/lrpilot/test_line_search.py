@@ -24,6 +24,7 @@ from lrpilot.line_search import (
     goldstein_holds,
 )
 from lrpilot.trial_step import adam_direction
+from tests.running import through_file
 
 NAN, INF = math.nan, math.inf
 EIGENVALUES = torch.tensor([0.1, 0.5, 1.0, 4.0], dtype=torch.float64)
@@ -680,10 +681,7 @@ def test_a_loaded_run_continues_bit_identically(
 def test_a_state_with_numpy_settings_and_lrs_loads_with_weights_only() -> None:
     w, _, scheduler = start_quadratic(np.float64(4.0), c=np.float32(0.25), gamma=np.float64(3.0))
     train(scheduler, [lambda: quadratic(w)] * 3)
-    file = io.BytesIO()
-    torch.save(scheduler.state_dict(), file)
-    file.seek(0)
-    assert torch.load(file, weights_only=True) == scheduler.state_dict()
+    assert through_file(scheduler.state_dict()) == scheduler.state_dict()
 
 
 def test_a_state_of_other_settings_is_refused() -> None:

@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 import operator
 import pickle
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lrpilot.observation import FEATURE_LIMIT, FEATURES, ObservationSpec, Observer
 from lrpilot.parameter_sample import ParameterSample
+from tests.running import through_file
 
 INF, NAN = math.inf, math.nan
 ANY_LOSS = st.one_of(
@@ -628,10 +628,7 @@ def test_the_size_of_the_state_follows_num_entries_and_not_the_model() -> None:
 
 
 def through_torch_save(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
+    return through_file(state)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("copied", [through_torch_save, copy.deepcopy, dict])

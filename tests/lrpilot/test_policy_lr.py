@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,8 @@ from lrpilot.controller import ClockSpec, Controller
 from lrpilot.observation import FEATURES, ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
+from tests.running import through_file
+from tests.scheduling import lrs_of, run, run_composed
 
 NAN = math.nan
 HALVE = ActionSpec(max_log_change=math.log(2))
@@ -77,33 +78,9 @@ def sgd(*lrs: Any) -> Optimizer:
     return torch.optim.SGD(groups, lr=0.1)
 
 
-def lrs_of(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
 def losses(num: int, seed: int = 0) -> list[float]:
     rng = np.random.default_rng(seed)
     return [float(np.float32(x)) for x in np.exp(np.cumsum(rng.normal(0.0, 0.3, num)))]
-
-
-def run(scheduler: LRScheduler, values: list[Any]) -> list[list[float]]:
-    """The learning rates after every loss."""
-    rows = []
-    for value in values:
-        scheduler.optimizer.step()
-        scheduler.step(value)
-        rows.append(lrs_of(scheduler.optimizer))
-    return rows
-
-
-def run_composed(composed: Any, scheduler: PolicyLR, values: list[float]) -> list[float]:
-    rows = []
-    for value in values:
-        scheduler.optimizer.step()
-        scheduler.observe(value)
-        composed.step()
-        rows.append(lrs_of(scheduler.optimizer)[0])
-    return rows
 
 
 # ---- the first interval and the clock
@@ -752,10 +729,7 @@ def test_tensor_lrs_in_the_state_do_not_change_when_the_run_goes_on() -> None:
 
 
 def through_torch_save(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
+    return through_file(state)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 9, 10, 23])

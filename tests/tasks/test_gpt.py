@@ -1,11 +1,9 @@
 """GPT runs: against a plain loop, resumed, measured, and driven by environments and schedulers."""
 
 import copy
-import io
 import math
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,16 +12,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import Tensor, nn
 from torch.nn import functional
 
 import envs  # noqa: F401 (registers the environment)
 from lrpilot import ActionSpec, ClockSpec, LineSearchLR, ObservationSpec, Policy, PolicyLR
 from tasks import gpt
-from tasks.gpt import GPTRun, GPTTask
+from tasks.gpt import GPTTask
 from tasks.text_data import TextData, encode_characters, load_text
+from tests.running import advance, check_environment, through_file
 
 CONTEXT = 16
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
@@ -71,17 +68,6 @@ def make_task(**changes: Any) -> GPTTask:
         "num_privileged": 8,
     }
     return GPTTask(**{**arguments, **changes})
-
-
-def advance(run: GPTRun, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class PlainGPT(nn.Module):
@@ -353,11 +339,7 @@ def test_a_diverging_run_is_data_not_an_exception() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_both_environment_checkers_pass_without_a_warning(dropout: float) -> None:
     task = make_task(dropout=dropout, max_gradient_norm=1.0)
-    env = gymnasium.make("lrpilot/LRControl-v0", task=task, num_decisions=5).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        check_env_for_sb3(env)
+    check_environment(task)
 
 
 def test_a_policy_drives_a_run_as_in_its_environment() -> None:

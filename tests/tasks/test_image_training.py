@@ -1,18 +1,13 @@
 """Image runs with normalization and augmentation."""
 
 import copy
-import io
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +16,7 @@ from lrpilot import LineSearchLR
 from tasks.cnn import ImageRun, ImageTask, small_cnn
 from tasks.data import load_image_data
 from tasks.image_models import mlp, resnet9, resnet18
+from tests.running import advance, check_environment, through_file
 
 WIDTHS = (8, 12, 16, 20)
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -45,17 +41,6 @@ def make_task(model: str = "resnet9", **changes: Any) -> ImageTask:
         "model": MODELS[model],
     }
     return ImageTask(**{**arguments, **changes})
-
-
-def advance(run: ImageRun, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def buffers(run: ImageRun) -> list[Tensor]:
@@ -332,11 +317,7 @@ def test_an_mlp_learns_the_size_of_the_images_from_the_data() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_both_environment_checkers_pass_without_a_warning(model: str) -> None:
     task = make_task(model, augment=True, total_steps=20, batch_size=16, num_privileged=32)
-    env = gymnasium.make("lrpilot/LRControl-v0", task=task, num_decisions=5).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        check_env_for_sb3(env)
+    check_environment(task)
 
 
 def test_a_negative_padding_is_refused() -> None:

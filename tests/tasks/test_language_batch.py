@@ -1,6 +1,5 @@
 """Batched runs of the language tasks against single runs of the same seeds."""
 
-import io
 import math
 import random
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from tasks.runs import Run
 from tasks.sentences import SentenceTask
 from tasks.text_data import SentenceData, TextData, encode_characters
 from tasks.transformer import PADDING
+from tests.running import through_file
 
 SEEDS = [5, 6, 7]
 EVERYONE = torch.ones(len(SEEDS), dtype=torch.bool)
@@ -216,10 +216,7 @@ def test_state_through_a_file_continues_bit_identically(name: str) -> None:
     second = task.start_batch(3)
     for _ in range(5):
         first.step(lrs_of(task), EVERYONE)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     # 11 steps are an epoch of the sentences: a new order is drawn
     for _ in range(12):
         assert torch.equal(first.step(lrs_of(task), EVERYONE), second.step(lrs_of(task), EVERYONE))

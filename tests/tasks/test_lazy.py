@@ -1,4 +1,3 @@
-import io
 import itertools
 import math
 from functools import partial
@@ -14,6 +13,7 @@ from lrpilot import ActionSpec, CurvatureCap
 from lrpilot.eigenvalue import flatten, largest_eigenvalue
 from tasks.data import load_image_data
 from tasks.lazy import LazyRun, LazyTask, LinearizedModel
+from tests.running import through_file
 
 ACTIVATIONS = ("relu", "linear")
 
@@ -275,10 +275,7 @@ def test_a_run_continues_identically_from_its_state(linearized: bool) -> None:
     task = make_task(linearized=linearized)
     whole, resumed = task.start(0), task.start(1)
     advance(whole, 1.0, 7)
-    file = io.BytesIO()
-    torch.save(whole.state_dict(), file)
-    file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(through_file(whole.state_dict()))
 
     assert resumed.cap() == whole.cap()
     assert advance(resumed, 1.0, 9) == advance(whole, 1.0, 9)

@@ -1,27 +1,23 @@
 """Adapter runs: what is trained, where the pretrained network lies, and how a run is resumed."""
 
-import io
 import os
 import random
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import envs  # noqa: F401 (registers the environment)
 from tasks import gpt, lora
 from tasks.files import DataError
-from tasks.gpt import GPTRun, GPTTask
+from tasks.gpt import GPTTask
 from tasks.lora import ADAPTED_LAYERS, LoRATask, Pretraining
 from tasks.text_data import TextData, encode_characters, load_text
+from tests.running import advance, check_environment, through_file
 
 pytest.importorskip("peft")
 
@@ -62,10 +58,6 @@ def make_task(**changes: Any) -> LoRATask:
         **SIZES,
     }
     return LoRATask(**{**arguments, **changes})
-
-
-def advance(run: GPTRun, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
 
 
 def test_only_adapters_are_trained() -> None:
@@ -219,11 +211,8 @@ def test_state_through_a_file_continues_bit_identically(dropout: float) -> None:
     task = make_task(dropout=dropout)
     run = task.start(5)
     advance(run, 7)
-    file = io.BytesIO()
-    torch.save(run.state_dict(), file)
-    file.seek(0)
     resumed = task.start(6)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(through_file(run.state_dict()))
 
     assert advance(resumed, 20) == advance(run, 20)
     assert resumed.evaluate() == run.evaluate()
@@ -238,11 +227,7 @@ def test_adapters_learn_the_other_text() -> None:
 
 
 def test_both_environment_checkers_pass_without_a_warning() -> None:
-    env = gymnasium.make("lrpilot/LRControl-v0", task=make_task(), num_decisions=5).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        check_env_for_sb3(env)
+    check_environment(make_task())
 
 
 @pytest.mark.parametrize(

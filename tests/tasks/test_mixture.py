@@ -1,4 +1,3 @@
-import io
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import Task
 from tasks.small_networks import SmallNetworkTask
+from tests.running import through_file
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NUM_RUNS = 8
@@ -190,10 +190,7 @@ def test_batched_state_continues_bit_identically_through_a_file() -> None:
     first.reset(SEEDS, SEEDS)
     for _ in range(4):
         first.step(LRS, EVERYONE)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     for _ in range(4):
         assert torch.equal(first.step(LRS, EVERYONE), second.step(LRS, EVERYONE))
     assert torch.equal(first.privileged_losses(), second.privileged_losses())

@@ -1,20 +1,18 @@
-import io
 import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from envs import LRControlEnv, LRControlVecEnv
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import ParameterSample
 from tasks.cnn import ImageTask
 from tasks.image_batch import BatchedImageRuns, runs_and_channels_last
 from tasks.image_models import mlp, resnet9, small_cnn
+from tests.running import check_batched_environments, through_file
 
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 OPTIMIZERS: dict[str, Any] = {
@@ -267,10 +265,7 @@ def test_state_through_a_file_continues_bit_identically(optimizer: str) -> None:
     everyone, lrs = torch.ones(3, dtype=torch.bool), lrs_of(0, task.base_lr)
     for _ in range(5):
         first.step(lrs, everyone)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     # 74 steps are an epoch: a new order is drawn
     for _ in range(75):
         assert torch.equal(first.step(lrs, everyone), second.step(lrs, everyone))
@@ -330,28 +325,4 @@ def test_networks_have_no_cap() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_instances_equal_single_environments_through_their_resets(optimizer: str) -> None:
     task = make_task(optimizer=optimizer, total_steps=24)
-    arguments: dict[str, Any] = {
-        "num_decisions": 6,
-        "horizon_factors": (0.4, 1.0),
-        "initial_lr_factors": (0.1, 10.0),
-    }
-    batch = LRControlVecEnv(task, 4, **arguments)
-    singles = [LRControlEnv(task, **arguments) for _ in range(4)]
-    batch.seed(3)
-    expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
-    np.testing.assert_allclose(batch.reset(), expected, atol=1e-4)
-    num_ended = 0
-    for step in range(14):
-        actions = np.random.default_rng(step).uniform(-1, 1, size=(4, 1)).astype(np.float32)
-        observations, rewards, dones, infos = batch.step(actions)
-        for i, env in enumerate(singles):
-            observation, reward, done, _, info = env.step(actions[i])
-            assert done == dones[i]
-            assert infos[i]["lr"] == pytest.approx(info["lr"], rel=1e-9)
-            assert reward == pytest.approx(float(rewards[i]), abs=1e-5)
-            if done:
-                num_ended += 1
-                np.testing.assert_allclose(infos[i]["terminal_observation"], observation, atol=1e-4)
-                observation, _ = env.reset()
-            np.testing.assert_allclose(observations[i], observation, atol=1e-4)
-    assert num_ended >= 8
+    check_batched_environments(task, 4)

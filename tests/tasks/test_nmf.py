@@ -1,5 +1,4 @@
 import functools
-import io
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tasks.nmf import NOISES, NMFRun, NMFTask
 from tasks.nmf_batch import BatchedNMFRuns
 from tasks.nmf_problem import DRAWN_STEPS
 from tasks.nmf_problem import Draws as ProblemDraws
+from tests.running import through_file
 
 # Samples at one point; their means must lie within this many standard errors (fixed seeds).
 NUM_RUNS = 200
@@ -92,13 +92,6 @@ def padded_run(**changes: Any) -> NMFRun:
     run = padded_task(**changes).start(2)
     assert all(a < b for a, b in zip(size_of(run), (12, 8, 3), strict=True))
     return run
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # noise

@@ -1,5 +1,4 @@
 import copy
-import io
 import random
 from functools import partial
 from typing import Any
@@ -12,7 +11,8 @@ from torch.optim.lr_scheduler import StepLR
 from tasks.cnn import ImageTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
-from tasks.runs import OptimizerFactory, Run, Task
+from tasks.runs import OptimizerFactory, Task
+from tests.running import advance, through_file
 
 TASKS = ("quadratic", "nmf", "padded-nmf", "digits")
 OPTIMIZERS: dict[str, OptimizerFactory] = {
@@ -50,17 +50,6 @@ def make_task(name: str, optimizer: str = "momentum") -> Task:
             cap_kind="segment",
         )
     return ImageTask(**common, data="digits", num_privileged=32)
-
-
-def advance(run: Run, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def is_same(a: Any, b: Any) -> bool:

@@ -1,25 +1,21 @@
 """Sentence runs: against a plain loop, resumed, measured, and in an environment."""
 
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import Tensor, nn
 from torch.nn import functional
 
 import envs  # noqa: F401 (registers the environment)
 from tasks import sentences
-from tasks.sentences import SentenceRun, SentenceTask
+from tasks.sentences import SentenceTask
 from tasks.text_data import SentenceData, load_sentences
 from tasks.transformer import PADDING
+from tests.running import advance, check_environment, through_file
 
 NUM_WORDS = 30
 LONGEST = 9
@@ -74,10 +70,6 @@ def make_task(**changes: Any) -> SentenceTask:
         "num_privileged": 20,
     }
     return SentenceTask(**{**arguments, **changes})
-
-
-def advance(run: SentenceRun, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
 
 
 class PlainEncoder(nn.Module):
@@ -163,11 +155,8 @@ def test_state_through_a_file_continues_bit_identically(dropout: float, num_step
     task = make_task(dropout=dropout)
     run = task.start(5)
     advance(run, num_steps)
-    file = io.BytesIO()
-    torch.save(run.state_dict(), file)
-    file.seek(0)
     resumed = task.start(6)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(through_file(run.state_dict()))
 
     assert advance(resumed, 20) == advance(run, 20)
     assert resumed.evaluate() == run.evaluate()
@@ -228,11 +217,7 @@ def test_training_and_privileged_loss_do_not_read_the_test_sentences(
 
 def test_both_environment_checkers_pass_without_a_warning() -> None:
     task = make_task(dropout=0.1, max_gradient_norm=1.0)
-    env = gymnasium.make("lrpilot/LRControl-v0", task=task, num_decisions=5).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        check_env_for_sb3(env)
+    check_environment(task)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks import data
 from tasks.data import load_image_data
 from tasks.shared_tensors import share_tensors
 
@@ -96,6 +97,7 @@ def test_writing_into_a_tensor_leaves_the_file_as_it_was() -> None:
 
 
 def test_digits_of_two_sizes_are_two_files(cache: Path) -> None:
+    data._load.cache_clear()  # an earlier test may have loaded them into another cache folder
     for num_train in (10, 11):
         load_image_data("digits", num_train=num_train)
     names = {path.name for path in (cache / "tensors").glob("*.safetensors")}

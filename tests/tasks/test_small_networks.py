@@ -1,4 +1,3 @@
-import io
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -7,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs import LRControlEnv, LRControlVecEnv
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import ParameterSample
 from tasks.small_network_batch import BatchedSmallNetworks
 from tasks.small_networks import RandomOptimizer, SmallNetworkTask
+from tests.running import check_batched_environments, through_file
 
 NUM_RUNS = 12
 SEEDS = list(range(NUM_RUNS))
@@ -90,31 +89,7 @@ def test_weights_and_gradients_are_a_single_runs_and_zeros_after_them() -> None:
 @pytest.mark.parametrize("adam_share", [0.0, 0.5, 1.0])
 def test_instances_equal_single_environments_through_their_resets(adam_share: float) -> None:
     task = make_task(optimizer=RandomOptimizer(adam_share=adam_share), total_steps=24)
-    arguments: dict[str, Any] = {
-        "num_decisions": 6,
-        "horizon_factors": (0.4, 1.0),
-        "initial_lr_factors": (0.1, 10.0),
-    }
-    batch = LRControlVecEnv(task, 6, **arguments)
-    singles = [LRControlEnv(task, **arguments) for _ in range(6)]
-    batch.seed(3)
-    expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
-    np.testing.assert_allclose(batch.reset(), expected, atol=1e-4)
-    num_ended = 0
-    for step in range(14):
-        actions = np.random.default_rng(step).uniform(-1, 1, size=(6, 1)).astype(np.float32)
-        observations, rewards, dones, infos = batch.step(actions)
-        for i, env in enumerate(singles):
-            observation, reward, done, _, info = env.step(actions[i])
-            assert done == dones[i]
-            assert infos[i]["lr"] == pytest.approx(info["lr"], rel=1e-9)
-            assert reward == pytest.approx(float(rewards[i]), abs=1e-5)
-            if done:
-                num_ended += 1
-                np.testing.assert_allclose(infos[i]["terminal_observation"], observation, atol=1e-4)
-                observation, _ = env.reset()
-            np.testing.assert_allclose(observations[i], observation, atol=1e-4)
-    assert num_ended >= 12
+    check_batched_environments(task, 6)
 
 
 def test_state_with_setups_that_no_run_has_continues_bit_identically() -> None:
@@ -133,10 +108,7 @@ def test_state_through_a_file_continues_bit_identically_through_resets() -> None
     first.reset([0, 3, 5], [70, 71, 72])
     for _ in range(3):
         first.step(LRS, EVERYONE)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(through_file(first.state_dict()))
     for step in range(12):
         if step == 5:
             for runs in (first, second):
@@ -151,10 +123,7 @@ def test_state_of_a_single_run_through_a_file_continues_bit_identically() -> Non
     run, resumed = task.start(3), task.start(3)
     for _ in range(7):
         run.step(0.05)
-    file = io.BytesIO()
-    torch.save(run.state_dict(), file)
-    file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(through_file(run.state_dict()))
     assert [float(run.step()) for _ in range(20)] == [float(resumed.step()) for _ in range(20)]
     assert run.evaluate() == resumed.evaluate()
 

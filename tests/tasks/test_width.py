@@ -1,4 +1,3 @@
-import io
 import math
 from functools import partial
 from typing import Any
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.data import load_image_data
-from tasks.width import WidthRun, WidthTask
+from tasks.width import WidthTask
+from tests.running import advance, through_file
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 SEEDS = [5, 6, 7]
@@ -27,17 +27,6 @@ def make_task(**changes: Any) -> WidthTask:
         "batch_size": 30,
     }
     return WidthTask(**{**arguments, **changes})
-
-
-def advance(run: WidthRun, num_steps: int) -> list[float]:
-    return [float(run.step()) for _ in range(num_steps)]
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def plain_losses(seed: int, num_steps: int) -> list[float]:

@@ -1,0 +1,32 @@
+"""What many tests do with schedulers."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def lrs_of(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each parameter group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def run(scheduler: LRScheduler, values: list[Any]) -> list[list[float]]:
+    """The learning rates after every loss."""
+    rows = []
+    for value in values:
+        scheduler.optimizer.step()
+        scheduler.step(value)
+        rows.append(lrs_of(scheduler.optimizer))
+    return rows
+
+
+def run_composed(composed: LRScheduler, scheduler: Any, values: list[float]) -> list[float]:
+    """The learning rates where `composed` steps, and `scheduler`, a part of it, only observes."""
+    rows = []
+    for value in values:
+        scheduler.optimizer.step()
+        scheduler.observe(value)
+        composed.step()
+        rows.append(lrs_of(scheduler.optimizer)[0])
+    return rows
