@@ -179,7 +179,6 @@ class ImageRun(Run):
 
     def _backward(self) -> Tensor:
         images, labels = self._next_batch()
-        self.optimizer.zero_grad()
         return self.backward(lambda: functional.cross_entropy(self._logits(images), labels))
 
     def privileged_loss(self) -> float:

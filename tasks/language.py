@@ -103,7 +103,6 @@ class LanguageRun(Run):
 
     def _backward(self) -> Tensor:
         inputs, targets = self._next_batch()
-        self.optimizer.zero_grad()
         drawn = self.generator.get_state() if self._has_dropout else None
 
         def closure() -> Tensor:

@@ -192,7 +192,6 @@ class LazyRun(Run):
         return LinearizedModel(network, self._start) if self._task.linearized else network
 
     def _backward(self) -> Tensor:
-        self.optimizer.zero_grad()
         return self.backward(
             lambda: _half_mean_square(self._model(self.parameters) - self._targets)
         )

@@ -51,7 +51,11 @@ class Run(ABC):
 
     @abstractmethod
     def _backward(self) -> Tensor:
-        """Draw a minibatch, set `.grad`, and return the minibatch loss, detached, of shape ()."""
+        """Draw a minibatch and set each `.grad`, which is None.
+
+        Returns:
+            The minibatch loss, detached, of shape ().
+        """
 
     def step(self, lr: float | None = None) -> Tensor:
         """Make one optimizer step.
@@ -65,6 +69,9 @@ class Run(ABC):
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+        for parameter in self.parameters:
+            # what `optimizer.zero_grad()` does, which takes a tenth of a small network's step
+            parameter.grad = None
         loss = self._backward()
         self.optimizer.step()
         self._project()

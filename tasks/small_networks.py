@@ -198,7 +198,6 @@ class SmallNetworkRun(Run):
 
     def _backward(self) -> Tensor:
         index, train = self._epoch.next(), self.problem.train
-        self.optimizer.zero_grad()
         return self.backward(lambda: self._loss(Split(train.x[index], train.y[index])))
 
     def _loss(self, split: Split) -> Tensor:

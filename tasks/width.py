@@ -211,7 +211,6 @@ class WidthRun(Run):
     def _backward(self) -> Tensor:
         picked = self._epoch.next()
         inputs, labels = self.splits.train.inputs[self.chosen[picked]], self.labels[picked]
-        self.optimizer.zero_grad()
         return self.backward(lambda: self._task.loss(self.model(inputs), labels))
 
     @torch.no_grad()
