@@ -73,13 +73,16 @@ def test_run_that_broke_off_is_replayed_with_its_last_learning_rate(task, policy
     assert curve[-1] == pytest.approx(result.lrs[-1] / result.row["initial_lr"])
 
 
-def test_random_walk_keeps_to_the_policys_box_and_clock(task, policy):
-    make = partial(random_walk, policy=policy, actions=[-1.0, 1.0])
-    run = task.start(3)
-    factors = np.array(lrs_of(make, 1.0, run=run))
-    assert set(np.flatnonzero(np.diff(factors)) + 1) <= set(range(4, 40, 4))
-    assert factors.min() >= 0.01
-    assert factors.max() <= 10.0
+def test_random_walk_moves_at_every_decision_and_at_no_other_step(task, policy):
+    make = partial(random_walk, policy=policy, actions=[-0.1, 0.1])
+    factors = np.array(lrs_of(make, 1.0, run=task.start(3)))
+    assert (np.flatnonzero(np.diff(factors)) + 1).tolist() == list(range(4, 40, 4))
+
+
+@pytest.mark.parametrize(("action", "limit"), [(-1.0, 0.01), (1.0, 10.0)])
+def test_random_walk_ends_at_the_policys_limits(task, policy, action, limit):
+    make = partial(random_walk, policy=policy, actions=[action])
+    assert lrs_of(make, 1.0, run=task.start(3))[-1] == pytest.approx(limit)
 
 
 def test_random_walk_is_another_one_for_another_seed(policy):
