@@ -148,6 +148,10 @@ class Observer:
         self._long_slope: float | None = None
         self._weights: Tensor | None = self._sample.values() if self._reads_movement else None
         self._displacement: Tensor | None = None
+        self._weight_square = (
+            0.0 if self._weights is None else float(self._weights.dot(self._weights))
+        )
+        self._displacement_square = 0.0
         self._gradient_norm: float | None = None
         self._clear_interval()
 
@@ -299,21 +303,21 @@ class Observer:
         )
 
     def _movement_features(self, new: Tensor | None) -> tuple[float, float, float]:
-        old = self._weights
-        assert old is not None
+        assert self._weights is not None
         assert new is not None
-        displacement = new - old
-        products = [displacement.dot(displacement), new.dot(new), old.dot(old)]
+        old_weight, old_moved = self._weight_square, self._displacement_square
+        displacement = new - self._weights
+        products = [displacement.dot(displacement), new.dot(new)]
         if self._displacement is not None:
             products.append(displacement.dot(self._displacement))
-            products.append(self._displacement.dot(self._displacement))
-        moved, weight, old_weight, *rest = torch.stack(products).tolist()
-        self._weights, self._displacement = new, displacement
-        if not all(map(math.isfinite, (moved, weight, old_weight, *rest))):
+        moved, weight, *rest = torch.stack(products).tolist()
+        self._weights, self._weight_square = new, weight
+        self._displacement, self._displacement_square = displacement, moved
+        if not all(map(math.isfinite, (moved, weight, old_weight, old_moved, *rest))):
             return FEATURE_LIMIT, 0.0, FEATURE_LIMIT
         cosine = 0.0
-        if rest and moved > 0.0 and rest[1] > 0.0:
-            cosine = rest[0] / (math.sqrt(moved) * math.sqrt(rest[1]))
+        if rest and moved > 0.0 and old_moved > 0.0:
+            cosine = rest[0] / (math.sqrt(moved) * math.sqrt(old_moved))
         rho = math.sqrt(moved) / max(math.sqrt(weight), 1e-30)
         growth = math.log(max(weight, 1e-60) / max(old_weight, 1e-60)) / 2
         return 2 + math.log10(max(rho, 1e-12)), cosine, math.asinh(10 * growth) / 2
@@ -360,6 +364,8 @@ class Observer:
             "_long_slope",
             "_weights",
             "_displacement",
+            "_weight_square",
+            "_displacement_square",
             "_gradient_norm",
             "_count",
             "_interval_mean",
