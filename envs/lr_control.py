@@ -7,14 +7,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
 from envs.episodes import FIRST_EVALUATION_SEED, Episodes
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec, Controller
 from lrpilot.edge_distance import EdgeDistance
+from lrpilot.loss import read_numbers
 from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
 from tasks.runs import Run, Task
 
@@ -174,8 +175,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._return = 0.0
         self._num_decisions = 0
         losses = self._train_interval()
-        self._log_level = self._observe_log_level(self._is_diverged(losses))
-        return self.controller.observation(), self._info(losses)
+        is_diverged = self._is_diverged(losses)
+        self._log_level = self._observe_log_level(is_diverged)
+        return self.controller.observation(), self._info(losses, is_diverged)
 
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
@@ -219,22 +221,24 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             self._log_level = log_level
         self._return += reward
         observation = self.controller.observation()
-        info = self._info(losses)
+        info = self._info(losses, is_diverged)
         if terminated or truncated:
             info["episode"] = {"r": self._return, "l": self._num_decisions}
         return observation, reward, terminated, truncated, info
 
     def _train_interval(self) -> list[float]:
         controller, run = self.controller, self.run
-        losses = []
+        losses: list[Tensor] = []
         decision_due = False
         self._num_capped = 0
-        while not decision_due and run.num_steps < self._episode["total_steps"]:
-            self._lr = self._next_lr()
+        total_steps = self._episode["total_steps"]
+        while not decision_due and run.num_steps < total_steps:
+            if self.use_cap or not losses:
+                self._lr = self._next_lr()
             losses.append(run.step(self._lr))
             decision_due = controller.advance()
         # read together at the end: no device waits, and little cold code between the steps
-        values: list[float] = torch.stack(losses).tolist() if losses else []
+        values = read_numbers(losses)
         for value in values:
             controller.observe(value)
         return values
@@ -264,16 +268,17 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             level = self.divergence_factor
         return math.log(max(LEVEL_FLOOR, min(self.divergence_factor, level)))
 
-    def _info(self, losses: list[float]) -> dict[str, Any]:
-        return {
+    def _info(self, losses: list[float], is_diverged: bool) -> dict[str, Any]:
+        info = {
             **self._episode,
             "losses": losses,
             "lr": self._lr,
             "num_steps": self.run.num_steps,
-            "is_diverged": self._is_diverged(losses),
-            **({"num_capped": self._num_capped} if self.use_cap else {}),
-            **({"guarantee": self._guarantee} if self.use_cap else {}),
+            "is_diverged": is_diverged,
         }
+        if self.use_cap:
+            info |= {"num_capped": self._num_capped, "guarantee": self._guarantee}
+        return info
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the episode and of the generator, in plain values and copied tensors."""

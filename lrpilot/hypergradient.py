@@ -12,8 +12,8 @@ from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.decision_log import Decision
 from lrpilot.directions import LastStep
-from lrpilot.loss import read_loss
-from lrpilot.step_scales import StepScales, gather
+from lrpilot.loss import read_loss, read_numbers
+from lrpilot.step_scales import StepScales
 
 LEVELS = ("global", "group", "tensor", "entry")
 UPDATES = ("additive", "multiplicative")
@@ -306,7 +306,7 @@ class HypergradientLR(AdaptiveLR):
         terms = [torch.dot(g.reshape(-1), u.reshape(-1)) for g, u in zip(left, right, strict=True)]
         if self.update == "multiplicative" and terms:
             terms += [*torch._foreach_norm(left), *torch._foreach_norm(right)]
-        values = gather(terms)
+        values = read_numbers(terms)
         sums = [[0.0, 0.0, 0.0] for _ in self._bases]
         for j, i in enumerate(directions):
             group = self._last_step.group_of[i]
@@ -397,7 +397,7 @@ class HypergradientLR(AdaptiveLR):
         first = [i for i, k in enumerate(self._last_step.group_of) if k == 0]
         count = max(1, sum(scales.factors[i].numel() for i in first))
         terms = [scales.factors[i].sum() for i in first]
-        values = gather(terms + [signals[i].sum() for i in first if i in signals])
+        values = read_numbers(terms + [signals[i].sum() for i in first if i in signals])
         before, self._mean_scale = self._mean_scale, sum(values[: len(first)]) / count
         if self._mean_scale != before:
             for name in ("min_factor", "max_factor"):

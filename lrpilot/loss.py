@@ -1,8 +1,22 @@
-"""One loss, as users pass it, read as a float."""
+"""Losses and other tensors of one element, read as floats."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def read_numbers(numbers: Sequence[Tensor]) -> list[float]:
+    """Tensors of one element as floats: on a CPU one by one, else in one transfer to the host.
+
+    >>> read_numbers([torch.tensor(1.0), torch.tensor(2.0)])
+    [1.0, 2.0]
+    """
+    if all(number.is_cpu for number in numbers):
+        return [float(number.item()) for number in numbers]
+    device = numbers[0].device
+    return [float(x) for x in torch.stack([number.to(device) for number in numbers]).tolist()]
 
 
 def read_loss(loss: Any) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.edge_distance import EdgeDistance
+from lrpilot.loss import read_numbers
 from lrpilot.parameter_sample import ParameterSample
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -216,7 +217,7 @@ class Observer:
         """Read the losses that are still on a device."""
         if self._pending:
             pending, self._pending = self._pending, []
-            for value in torch.stack(pending).tolist():
+            for value in read_numbers(pending):
                 self._add(value)
 
     @property
@@ -310,7 +311,7 @@ class Observer:
         products = [displacement.dot(displacement), new.dot(new)]
         if self._displacement is not None:
             products.append(displacement.dot(self._displacement))
-        moved, weight, *rest = torch.stack(products).tolist()
+        moved, weight, *rest = read_numbers(products)
         self._weights, self._weight_square = new, weight
         self._displacement, self._displacement_square = displacement, moved
         if not all(map(math.isfinite, (moved, weight, old_weight, old_moved, *rest))):

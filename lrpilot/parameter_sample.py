@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 _SAMPLE_SEED = 20230501
 
@@ -42,6 +43,7 @@ class ParameterSample:
         self._is_sharded = any(hasattr(parameter, "full_tensor") for parameter in self._parameters)
         self._is_uniform = len(kinds) == 1 and self._parameters[0].dtype == torch.float32
         drawn = sample_positions(sum(sizes), num_entries)
+        self._reads_whole = drawn is None and self._is_uniform and not self._is_sharded
         if drawn is not None:
             start = 0
             for i, (parameter, size) in enumerate(zip(self._parameters, sizes, strict=True)):
@@ -86,6 +88,10 @@ class ParameterSample:
 
     def _gather(self, tensors: Sequence[Tensor], indices: Sequence[Tensor | None]) -> Tensor:
         with torch.no_grad():
+            if self._reads_whole and len(tensors) > 1:
+                # one call for all of them; of a single tensor it would return a view
+                whole: Tensor = _flatten_dense_tensors(tensors)
+                return whole
             if self._is_sharded:
                 tensors = [_whole(tensor) for tensor in tensors]
             parts = [

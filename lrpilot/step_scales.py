@@ -5,17 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-
-def gather(numbers: Sequence[Tensor]) -> list[float]:
-    """Tensors of one element as floats, in one transfer from their device.
-
-    >>> gather([torch.tensor(1.0), torch.tensor(2.0)])
-    [1.0, 2.0]
-    """
-    if not numbers:
-        return []
-    device = numbers[0].device
-    return [float(x) for x in torch.stack([n.to(device) for n in numbers]).tolist()]
+from lrpilot.loss import read_numbers
 
 
 class StepScales:
@@ -57,7 +47,7 @@ class StepScales:
 
     def limit(self, ceilings: Sequence[float]) -> bool:
         """Clamp the factors of every parameter to its ceiling; whether one was above it."""
-        largest = gather(
+        largest = read_numbers(
             [factor.amax() if factor.numel() else factor.new_zeros(()) for factor in self.factors]
         )
         if all(factor <= ceiling for factor, ceiling in zip(largest, ceilings, strict=True)):

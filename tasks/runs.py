@@ -70,7 +70,7 @@ class Run(ABC):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
         for parameter in self.parameters:
-            # what `optimizer.zero_grad()` does, which takes a tenth of a small network's step
+            # what `optimizer.zero_grad()` does, which takes a twentieth of a small network's step
             parameter.grad = None
         loss = self._backward()
         self.optimizer.step()
