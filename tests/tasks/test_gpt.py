@@ -1,10 +1,8 @@
 """GPT runs: against a plain loop, resumed, measured, and driven by environments and schedulers."""
 
-import copy
 import math
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,8 +17,9 @@ import envs  # noqa: F401 (registers the environment)
 from lrpilot import ActionSpec, ClockSpec, LineSearchLR, ObservationSpec, Policy, PolicyLR
 from tasks import gpt
 from tasks.gpt import GPTTask
-from tasks.text_data import TextData, encode_characters, load_text
-from tests.running import advance, check_environment, through_file
+from tasks.text_data import TextData, load_text
+from tests.made_up import TEXT, made_up_text
+from tests.running import advance, check_environment
 
 CONTEXT = 16
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
@@ -29,29 +28,9 @@ NEEDS_TEXT = pytest.mark.skipif(
 )
 
 
-def made_up_text(num_words: int, seed: int) -> Tensor:
-    words = ["To", "be", "or", "not", "that", "is", "the", "question", "sleep", "dream"]
-    return encode_characters(" ".join(random.Random(seed).choices(words, k=num_words)))
-
-
-MADE_UP = TextData(*(made_up_text(size, i) for i, size in enumerate((2000, 300, 301))))
-
-
-@pytest.fixture
-def use_text(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TextData], None]]:
-    """Puts a text in the place of the real ones."""
-
-    def use(data: TextData) -> None:
-        monkeypatch.setattr(gpt, "load_text", lambda *args, **kwargs: data)
-        gpt._data_on_device.cache_clear()
-
-    yield use
-    gpt._data_on_device.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def _made_up(use_text: Callable[[TextData], None]) -> None:
-    use_text(MADE_UP)
+    use_text(TEXT)
 
 
 def make_task(**changes: Any) -> GPTTask:
@@ -137,7 +116,7 @@ def test_a_run_equals_a_plain_training_loop(
     text: str, clip: float | None, use_text: Callable[[TextData], None]
 ) -> None:
     seed, num_steps = 11, 40
-    data = MADE_UP if text == "made_up" else load_text(text)
+    data = TEXT if text == "made_up" else load_text(text)
     use_text(data)
     run = make_task(max_gradient_norm=clip).start(seed)
     observed = advance(run, num_steps)
@@ -150,73 +129,6 @@ def test_a_run_equals_a_plain_training_loop(
     # torch adds up a norm in the order of the parameters, which are another's here
     assert observed == (expected if clip is None else pytest.approx(expected, rel=1e-3))
     assert observed[-1] < observed[0] - 0.5
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_two_runs_of_one_seed_are_identical_whatever_the_global_seed(dropout: float) -> None:
-    task = make_task(dropout=dropout)
-    losses = []
-    for global_seed in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(global_seed)
-            losses.append(advance(task.start(3), 20))
-
-    assert losses[0] == losses[1]
-    assert all(a != b for a, b in zip(losses[0], advance(task.start(4), 20), strict=True))
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_run_leaves_every_global_generator_alone(dropout: float) -> None:
-    before = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()]
-    run = make_task(dropout=dropout).start(1)
-    advance(run, 5)
-    run.privileged_loss()
-    run.evaluate()
-    after = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()]
-
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:]
-
-
-def test_interleaved_runs_do_not_disturb_each_other() -> None:
-    task = make_task(dropout=0.2)
-    first, other = task.start(0), task.start(1)
-    interleaved = []
-    for _ in range(10):
-        interleaved.append(float(first.step()))
-        other.step()
-
-    assert interleaved == advance(task.start(0), 10)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_state_through_a_file_continues_bit_identically(dropout: float) -> None:
-    task = make_task(dropout=dropout, max_gradient_norm=0.5)
-    run = task.start(5)
-    advance(run, 7)
-    state = run.state_dict()
-    before = copy.deepcopy(state)
-    resumed = task.start(6)
-    resumed.load_state_dict(through_file(state))
-
-    assert advance(resumed, 20) == advance(run, 20)
-    assert resumed.evaluate() == run.evaluate()
-    assert all(map(torch.equal, resumed.parameters, run.parameters))
-    assert all(map(torch.equal, state["parameters"], before["parameters"]))
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_measuring_a_run_changes_nothing_that_follows(dropout: float) -> None:
-    task = make_task(dropout=dropout)
-    measured, plain = task.start(0), task.start(0)
-    losses = []
-    for _ in range(10):
-        assert measured.privileged_loss() == measured.privileged_loss()
-        assert measured.evaluate() == measured.evaluate()
-        losses.append(float(measured.step()))
-
-    assert losses == advance(plain, 10)
-    assert all(module.training for module in measured.model.modules())
 
 
 def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
@@ -256,7 +168,7 @@ def test_runs_share_one_copy_of_the_text() -> None:
 def test_training_reads_the_training_text_alone(use_text: Callable[[TextData], None]) -> None:
     plain = make_task().start(0)
     other = made_up_text(900, 7)
-    use_text(TextData(MADE_UP.train, other, other))
+    use_text(TextData(TEXT.train, other, other))
 
     assert advance(make_task().start(0), 10) == advance(plain, 10)
 
@@ -265,7 +177,7 @@ def test_the_privileged_loss_does_not_read_the_test_text(
     use_text: Callable[[TextData], None],
 ) -> None:
     plain = make_task().start(0)
-    use_text(TextData(MADE_UP.train, MADE_UP.held_out, made_up_text(900, 7)))
+    use_text(TextData(TEXT.train, TEXT.held_out, made_up_text(900, 7)))
     other = make_task().start(0)
 
     assert other.privileged_loss() == plain.privileged_loss()
@@ -275,7 +187,7 @@ def test_the_privileged_loss_does_not_read_the_test_text(
 @pytest.mark.parametrize("num_privileged", [1, 8])
 def test_the_privileged_loss_is_that_of_evenly_spaced_windows(num_privileged: int) -> None:
     run = make_task(num_privileged=num_privileged).start(0)
-    text = MADE_UP.held_out.long()
+    text = TEXT.held_out.long()
     starts = np.linspace(0, len(text) - 1 - CONTEXT, num_privileged).astype(int)
     with torch.no_grad():
         losses = [
@@ -297,7 +209,7 @@ def test_evaluate_predicts_every_character_but_the_first_once(
     advance(run, 5)
     metrics = run.evaluate()
     run.model.eval()
-    for split, part in (("held_out", MADE_UP.held_out), ("test", MADE_UP.test)):
+    for split, part in (("held_out", TEXT.held_out), ("test", TEXT.test)):
         text, losses = part.long(), []
         for place in range(len(text) - 1):
             start = place // CONTEXT * CONTEXT
@@ -310,8 +222,8 @@ def test_evaluate_predicts_every_character_but_the_first_once(
 
 def test_the_lengths_of_the_test_texts_leave_a_rest() -> None:
     """Without it the test above would not see the last, shorter window."""
-    assert (len(MADE_UP.held_out) - 1) % CONTEXT
-    assert (len(MADE_UP.test) - 1) % CONTEXT
+    assert (len(TEXT.held_out) - 1) % CONTEXT
+    assert (len(TEXT.test) - 1) % CONTEXT
 
 
 def test_gradients_are_shortened_to_the_given_norm() -> None:
@@ -392,7 +304,7 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 
 
 def test_more_privileged_windows_than_the_text_has_are_refused() -> None:
-    largest = (len(MADE_UP.held_out) - 1) // CONTEXT
+    largest = (len(TEXT.held_out) - 1) // CONTEXT
     message = f"must be at most the {largest} held-out windows of 16 characters, got 1000"
     with pytest.raises(ValueError, match=message):
         make_task(num_privileged=1000).start(0)

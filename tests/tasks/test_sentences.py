@@ -1,7 +1,7 @@
 """Sentence runs: against a plain loop, resumed, measured, and in an environment."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,47 +15,17 @@ from tasks import sentences
 from tasks.sentences import SentenceTask
 from tasks.text_data import SentenceData, load_sentences
 from tasks.transformer import PADDING
-from tests.running import advance, check_environment, through_file
+from tests.made_up import SENTENCES, made_up_sentences
+from tests.running import advance, check_environment
 
-NUM_WORDS = 30
-LONGEST = 9
 NEEDS_SENTENCES = pytest.mark.skipif(
     not os.environ.get("LRPILOT_DATA"), reason="needs SST-2: set LRPILOT_DATA"
 )
 
 
-def made_up_sentences(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sentences of 1 to 8 words, favourable if they have a word below 6."""
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randint(2, NUM_WORDS, (count, LONGEST), generator=rng)
-    lengths = torch.randint(1, LONGEST, (count,), generator=rng)
-    x[torch.arange(LONGEST) >= lengths[:, None]] = PADDING
-    return x, ((x > 1) & (x < 6)).any(1).long()
-
-
-MADE_UP = SentenceData(
-    *made_up_sentences(100, 0),
-    *made_up_sentences(40, 1),
-    *made_up_sentences(41, 2),
-    num_words=NUM_WORDS,
-)
-
-
-@pytest.fixture
-def use_sentences(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[SentenceData], None]]:
-    """Puts sentences in the place of the real ones."""
-
-    def use(data: SentenceData) -> None:
-        monkeypatch.setattr(sentences, "load_sentences", lambda *args, **kwargs: data)
-        sentences._data_on_device.cache_clear()
-
-    yield use
-    sentences._data_on_device.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def _made_up(use_sentences: Callable[[SentenceData], None]) -> None:
-    use_sentences(MADE_UP)
+    use_sentences(SENTENCES)
 
 
 def make_task(**changes: Any) -> SentenceTask:
@@ -109,7 +79,7 @@ class PlainEncoder(nn.Module):
 def test_a_run_equals_a_plain_loop_over_unpadded_sentences(
     data: str, use_sentences: Callable[[SentenceData], None]
 ) -> None:
-    loaded = MADE_UP if data == "made_up" else load_sentences()
+    loaded = SENTENCES if data == "made_up" else load_sentences()
     use_sentences(loaded)
     seed, num_steps = 11, 12
     run = make_task(optimizer=torch.optim.SGD, base_lr=0.5).start(seed)
@@ -135,45 +105,6 @@ def test_a_run_equals_a_plain_loop_over_unpadded_sentences(
     assert observed == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_two_runs_of_one_seed_are_identical_whatever_the_global_seed(dropout: float) -> None:
-    task = make_task(dropout=dropout)
-    losses = []
-    for global_seed in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(global_seed)
-            losses.append(advance(task.start(3), 20))
-
-    assert losses[0] == losses[1]
-    assert losses[0] != advance(task.start(4), 20)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-# 100 sentences have 6 batches of 16: inside epoch 1 and inside epoch 2
-@pytest.mark.parametrize("num_steps", [4, 9])
-def test_state_through_a_file_continues_bit_identically(dropout: float, num_steps: int) -> None:
-    task = make_task(dropout=dropout)
-    run = task.start(5)
-    advance(run, num_steps)
-    resumed = task.start(6)
-    resumed.load_state_dict(through_file(run.state_dict()))
-
-    assert advance(resumed, 20) == advance(run, 20)
-    assert resumed.evaluate() == run.evaluate()
-
-
-def test_measuring_a_run_changes_nothing_that_follows() -> None:
-    task = make_task(dropout=0.2)
-    measured, plain = task.start(0), task.start(0)
-    losses = []
-    for _ in range(10):
-        assert measured.privileged_loss() == measured.privileged_loss()
-        assert measured.evaluate() == measured.evaluate()
-        losses.append(float(measured.step()))
-
-    assert losses == advance(plain, 10)
-
-
 @pytest.mark.parametrize("batch", [256, 7])
 def test_evaluate_measures_whole_splits_also_in_parts(
     batch: int, monkeypatch: pytest.MonkeyPatch
@@ -184,7 +115,7 @@ def test_evaluate_measures_whole_splits_also_in_parts(
     metrics = run.evaluate()
     run.model.eval()
     for split in ("held_out", "test"):
-        x, y = getattr(MADE_UP, f"{split}_x"), getattr(MADE_UP, f"{split}_y")
+        x, y = getattr(SENTENCES, f"{split}_x"), getattr(SENTENCES, f"{split}_y")
         with torch.no_grad():
             logits = run.model(x)
         loss = float(functional.cross_entropy(logits, y))
@@ -196,8 +127,8 @@ def test_evaluate_measures_whole_splits_also_in_parts(
 def test_the_privileged_loss_is_that_of_the_first_held_out_sentences() -> None:
     run = make_task().start(0)
     with torch.no_grad():
-        logits = run.model(MADE_UP.held_out_x[:20])
-    expected = functional.cross_entropy(logits, MADE_UP.held_out_y[:20])
+        logits = run.model(SENTENCES.held_out_x[:20])
+    expected = functional.cross_entropy(logits, SENTENCES.held_out_y[:20])
 
     assert run.privileged_loss() == pytest.approx(float(expected), rel=1e-6)
 
@@ -207,7 +138,7 @@ def test_training_and_privileged_loss_do_not_read_the_test_sentences(
 ) -> None:
     plain = make_task().start(0)
     x, y = made_up_sentences(41, 7)
-    use_sentences(replace(MADE_UP, test_x=x, test_y=y))
+    use_sentences(replace(SENTENCES, test_x=x, test_y=y))
     other = make_task().start(0)
 
     assert advance(other, 10) == advance(plain, 10)
