@@ -198,7 +198,8 @@ class SmallNetworkRun(Run):
 
     def _backward(self) -> Tensor:
         index, train = self._epoch.next(), self.problem.train
-        return self.backward(lambda: self._loss(Split(train.x[index], train.y[index])))
+        batch = Split(train.x.index_select(0, index), train.y.index_select(0, index))
+        return self.backward(lambda: self._loss(batch))
 
     def _loss(self, split: Split) -> Tensor:
         return functional.cross_entropy(self.model(split.x), split.y)
