@@ -1,4 +1,5 @@
 import copy
+import gc
 import io
 import math
 from collections.abc import Callable
@@ -817,21 +818,26 @@ def test_a_loss_of_several_elements_is_refused() -> None:
 
 
 def train_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
     model = DistributedDataParallel(small_cnn()[:4].append(nn.Linear(144, 3)))
     scheduler = LineSearchLR(torch.optim.SGD(model.parameters(), lr=30.0), model)
     batches = image_batches(12)[rank::2]
     lrs = train(scheduler, [lambda batch=batch: loss_of(model, batch) for batch in batches])
     torch.save((lrs, scheduler.total_trials), f"{folder}/{rank}.pt")
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    train_rank(rank, folder)
+    gc.collect()  # a DDP model that outlives its gloo group can hang or abort at exit
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_processes_of_a_data_parallel_model_choose_the_same_lrs(tmp_path: Path) -> None:
-    spawn(train_rank, (str(tmp_path),), nprocs=2)
+    spawn(run_rank, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first == second
     assert first[1] > 6

@@ -3,6 +3,7 @@
 Run as a program it is one rank: it calls one of the functions below and prints what it returns.
 """
 
+import gc
 import json
 import os
 import socket
@@ -183,4 +184,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps(globals()[sys.argv[1]](*json.loads(sys.argv[2]))), flush=True)
     if dist.is_initialized():
+        gc.collect()  # a DDP model that outlives its gloo group can hang or abort at exit
         dist.destroy_process_group()
