@@ -89,7 +89,8 @@ def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
     Each runner plays a reset and a few decisions, with the intervals shortened where a step is
     dear, and is judged by the time of a whole episode. A runner must be 10 % faster than the one
     before it in the table of `make_vec_env`. Workers are left out where they cannot win: on one
-    core, with one environment, on a GPU, and where batching gains more than there are cores. No
+    core, with one environment, on a GPU, and where batching gains more than there are cores.
+    Batched runs are left out where the task refuses them or they fail, and the log says why. No
     generator of torch, NumPy or Python is touched.
 
     What was found is kept in the cache folder, under all that it may depend on: the task, the
@@ -150,7 +151,9 @@ def measure_runners(task: Task, num_envs: int, **arguments: Any) -> dict[str, fl
     rates = {"looped": measure("looped")}
     try:
         batched = measure("batched")
-    except ValueError:
+    except (ValueError, RuntimeError) as error:
+        # what torch.func cannot map, and what does not fit on a GPU B times, is a RuntimeError
+        logger.info("batched runs of %s are left out: %s", task.name, error)
         batched = 0.0
     most = min(num_envs, num_cores())
     is_on_cpu = all(getattr(member, "device", "cpu") == "cpu" for member in task.members())

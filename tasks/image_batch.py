@@ -23,6 +23,12 @@ def runs_and_channels_last(images: Tensor) -> Tensor:
     return images.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
 
 
+def can_lie_channels_last(model: nn.Module) -> bool:
+    """Whether no module asks `torch.func.vmap` for a memory layout, which it does not know."""
+    asking = nn.GroupNorm | nn.modules.pooling._AdaptiveAvgPoolNd
+    return not any(isinstance(module, asking) for module in model.modules())
+
+
 class BatchedImageRuns(BatchedNetworkRuns):
     """B networks of an `ImageTask`; they share one copy of the data.
 
@@ -46,6 +52,8 @@ class BatchedImageRuns(BatchedNetworkRuns):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     # mapped, it refuses inputs of lower precision than its statistics
                     module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        is_on_gpu = torch.device(task.device).type == "cuda"
+        self._lies_channels_last = is_on_gpu and can_lie_channels_last(self._model)
         self.data = task.load()
         self._minibatches = Minibatches(
             self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
@@ -66,7 +74,7 @@ class BatchedImageRuns(BatchedNetworkRuns):
         images = self.data.train_x[index]
         if self._task.augment:
             images = self._augmented(images, rows.tolist())
-        if images.is_cuda:
+        if self._lies_channels_last:
             images = runs_and_channels_last(images)
         return images, self.data.train_y[index]
 

@@ -31,8 +31,7 @@ def small_cnn(channels: int, num_classes: int, *, normalization: str = "none") -
         nn.ReLU(),
         *_convolution(32, 32, normalization),
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
+        MeanOverImage(),
         nn.Linear(32, num_classes),
     )
 
@@ -195,7 +194,7 @@ def resnet18(
             layers += [Residual(branch, *shortcut), nn.ReLU()]
             num_inputs = width
     head = nn.Linear(num_inputs, num_classes)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return nn.Sequential(*layers, MeanOverImage(), head)
 
 
 class Residual(nn.Module):
@@ -210,6 +209,17 @@ class Residual(nn.Module):
         """The sum."""
         out: Tensor = self.shortcut(x) + self.branch(x)
         return out
+
+
+class MeanOverImage(nn.Module):
+    """The mean of each channel: what `nn.AdaptiveAvgPool2d(1)` gives, for any memory layout.
+
+    Torch's cannot be mapped by `torch.func.vmap` where the runs' channels lie last in memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (batch, channels) of (batch, channels, height, width)."""
+        return x.mean((2, 3))
 
 
 class MaxHead(nn.Module):

@@ -52,6 +52,9 @@ def _check(model: nn.Module) -> None:
                 "`momentum` of batch normalization in batched runs must be a number, got None in "
                 f"{module}"
             )
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if len(dtypes) != 1:
+        raise ValueError(f"`model` of batched runs must have one dtype, got {dtypes or 'none'}")
 
 
 class BatchedNetworkRuns(BatchedRuns):
@@ -93,7 +96,7 @@ class BatchedNetworkRuns(BatchedRuns):
         self._names = [*trained, *buffers]
         self._shapes = [parameter.shape for parameter in trained.values()]
         self._sizes = [parameter.numel() for parameter in trained.values()]
-        (dtype,) = {parameter.dtype for parameter in trained.values()}
+        dtype = next(iter(trained.values())).dtype
         num_entries = sum(self._sizes)
         self.parameters = torch.zeros(num_runs, num_entries, dtype=dtype, device=device)
         self._gradients = torch.zeros_like(self.parameters)
@@ -244,8 +247,8 @@ class BatchedNetworkRuns(BatchedRuns):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
         for name in _TENSORS:
-            setattr(self, name, state[name].clone())
-        self._buffers = [buffer.clone() for buffer in state["buffers"]]
+            setattr(self, name, state[name].to(self.device, copy=True))
+        self._buffers = [buffer.to(self.device, copy=True) for buffer in state["buffers"]]
         self.optimizer.load_state_dict(state["optimizer"])
         for generator, generator_state in zip(self.generators, state["generators"], strict=True):
             generator.set_state(generator_state)

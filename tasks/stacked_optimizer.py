@@ -204,6 +204,6 @@ class StackedOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         settings = [UpdateSettings(*values) for values in state["settings"]]
-        self.start(torch.arange(len(settings)), settings)
+        self.start(torch.arange(len(settings), device=self._settings.device), settings)
         for name in _STATE:
-            setattr(self, name, state[name].clone())
+            setattr(self, name, state[name].to(self._settings.device, copy=True))

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from lrpilot.observation import ObservationSpec
 from lrpilot.parameter_sample import ParameterSample
 from tasks.cnn import ImageTask
-from tasks.image_batch import BatchedImageRuns, runs_and_channels_last
-from tasks.image_models import mlp, resnet9, small_cnn
+from tasks.image_batch import (
+    BatchedImageRuns,
+    can_lie_channels_last,
+    runs_and_channels_last,
+)
+from tasks.image_models import mlp, resnet9, resnet18, small_cnn
 from tests.running import check_batched_environments, through_file
 
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
@@ -74,16 +78,17 @@ def started(task: Task) -> BatchedImageRuns:
     return runs
 
 
-def lrs_of(step: int, base_lr: float) -> Tensor:
+def lrs_of(step: int, base_lr: float, device: str = "cpu") -> Tensor:
     """Another learning rate for each run."""
-    return base_lr * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64) * (1 - step / 60)
+    factors = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device)
+    return base_lr * factors * (1 - step / 60)
 
 
 def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
     runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    everyone = torch.ones(len(SEEDS), dtype=torch.bool)
+    everyone = torch.ones(len(SEEDS), dtype=torch.bool, device=task.device)
     for step in range(num_steps):
-        lrs = lrs_of(step, task.base_lr)
+        lrs = lrs_of(step, task.base_lr, task.device)
         losses = runs.step(lrs, everyone)
         expected = [
             float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
@@ -91,6 +96,9 @@ def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
         assert losses.tolist() == pytest.approx(expected, abs=tolerance)
     privileged = [single.privileged_loss() for single in singles]
     assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=tolerance)
+    for row, single in zip(runs.parameters, singles, strict=True):
+        expected_row = nn.utils.parameters_to_vector(single.parameters)
+        torch.testing.assert_close(row, expected_row, rtol=0.0, atol=tolerance)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -178,6 +186,44 @@ def test_channels_of_all_runs_lie_side_by_side_for_a_grouped_convolution() -> No
     groups = laid_out.transpose(0, 1).flatten(1, 2)
     assert groups.is_contiguous(memory_format=torch.channels_last)
     assert groups.data_ptr() == laid_out.data_ptr()
+
+
+CHANNELS_LAST = {
+    **NORMALIZED,
+    "cnn": small_cnn,
+    "resnet18": partial(resnet18, widths=(4, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("model", CHANNELS_LAST)
+def test_runs_that_lie_channels_last_equal_single_runs(model: str) -> None:
+    task = make_task(model=Double(CHANNELS_LAST[model]))
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    runs._lies_channels_last = True
+    for step in range(5):
+        lrs = lrs_of(step, task.base_lr)
+        losses = runs.step(lrs, torch.ones(3, dtype=torch.bool)).tolist()
+        expected = [
+            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
+        ]
+        assert losses == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("cnn", True), ("normalized cnn", False), ("adaptive", False)]
+)
+def test_only_a_network_that_can_be_mapped_so_lies_channels_last(
+    model: str, expected: bool
+) -> None:
+    adaptive = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 10))
+    network = adaptive if model == "adaptive" else MODELS[model](1, 10)
+    assert can_lie_channels_last(network) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", [*MODELS.values(), *NORMALIZED.values()])
+def test_runs_on_a_gpu_equal_single_runs_there(model: Any) -> None:
+    compare(make_task(model=Double(model), augment=True, device="cuda"), 20, tolerance=1e-9)
 
 
 def test_augmented_runs_equal_single_runs() -> None:
