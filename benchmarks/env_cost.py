@@ -2,12 +2,15 @@
 
 `python benchmarks/env_cost.py` (set LRPILOT_DATA to a folder with CIFAR-10, Fashion-MNIST and the
 texts; what is not there is left out, and the output says so). The bare steps are a plain PyTorch
-loop on the same model, batch size, optimizer and in-memory data. Ratios compare processor time
-between interleaved repetitions of the same number of inner steps, which another process on the
-machine disturbs little. The adapters of `lora` sit on a network that is not pretrained.
+loop on the same model, batch size, optimizer and in-memory data; beside the ratio to it stands that
+to the steps of the task's own `Run`, which clears gradients in a cheaper way. Ratios compare
+processor time between interleaved repetitions of the same number of inner steps, which another
+process on the machine disturbs little. The adapters of `lora` sit on a network that is not
+pretrained.
 """
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -29,14 +32,17 @@ from torch.nn import functional
 from envs import LRControlEnv, WorkerVecEnv, make_vec_env
 from evaluation.report import format_table
 from tasks.cnn import ImageTask
+from tasks.data import load_image_data
 from tasks.files import DataError
 from tasks.gpt import GPTTask
-from tasks.image_models import lenet, mlp, resnet9, small_cnn
+from tasks.image_models import lenet, mlp, resnet9, resnet18, small_cnn
+from tasks.lazy import LazyTask
 from tasks.lora import LoRATask
 from tasks.runs import Task
 from tasks.sentences import SentenceTask
 from tasks.small_networks import SmallNetworkTask
 from tasks.transformer import PADDING
+from tasks.width import WidthTask
 
 INTERVAL_STEPS = 10
 REWARDS = ("training", "privileged")
@@ -60,9 +66,12 @@ TASKS: list[Task] = [
     CIFAR(name="cifar", model=small_cnn),
     CIFAR(name="cifar, lenet", model=lenet),
     CIFAR(name="cifar, resnet9 / 4", model=partial(resnet9, widths=(16, 32, 64, 128))),
+    CIFAR(name="cifar, resnet18 / 8", model=partial(resnet18, widths=(8, 16, 32, 64))),
     GPTTask(name="shakespeare", **ADAMW),
     SentenceTask(name="sst2", batch_size=32, num_layers=2, width=64, **ADAMW),
     LoRATask(name="lora", pretraining_steps=1, **ADAMW),
+    WidthTask(name="width", optimizer=MOMENTUM, base_lr=0.3, total_steps=10**9, width=64),
+    LazyTask(name="lazy", optimizer=torch.optim.SGD, base_lr=1.0, total_steps=10**9),
 ]
 
 
@@ -76,6 +85,12 @@ def bare_steps(task: Task) -> Iterator[None]:
         model, sentences = task.make_model(0, generator), task.load()
         batches = shuffled(sentences.train_x, sentences.train_y, task.batch_size, generator)
         batches = ((x[:, : int((x != PADDING).sum(1).max())], y) for x, y in batches)
+    elif isinstance(task, LazyTask):
+        yield from lazy_steps(task)
+        return
+    elif isinstance(task, WidthTask):
+        yield from width_steps(task, generator)
+        return
     elif isinstance(task, SmallNetworkTask):
         problem = task.start(0).problem
         model, examples = problem.model, problem.train
@@ -98,6 +113,45 @@ def optimizer_steps(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        yield
+
+
+def lazy_steps(task: LazyTask) -> Iterator[None]:
+    """Gradient descent on all of the task's digits, by a network of one hidden layer."""
+    images = load_image_data("digits")
+    x = images.train_x[: task.num_train].flatten(1).double()
+    y = (images.train_y[: task.num_train] % 2 * 2 - 1).double()
+    inner, outer = (weight.requires_grad_() for weight in task.start(0).state_dict()["start"])
+    optimizer = task.optimizer([inner, outer], lr=task.base_lr)
+    while True:
+        hidden = torch.relu(x @ inner * math.sqrt(2.0 / x.shape[1]))
+        loss = (hidden @ outer / math.sqrt(task.width) - y).square().mean() / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
+
+
+def width_steps(task: WidthTask, generator: torch.Generator) -> Iterator[None]:
+    """Least squares on some labelled digits by a two-layer network."""
+    train, model = task.load().train, task.make_model(generator)
+    chosen, labels = task.draw_examples(generator)
+    optimizer = task.optimizer(model.parameters(), lr=task.base_lr)
+    for inputs, classes in shuffled(train.inputs[chosen], labels, task.batch_size, generator):
+        outputs = model(inputs)
+        targets = functional.one_hot(classes, outputs.shape[1])
+        loss = (outputs - targets).square().sum(1).mean() / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
+
+
+def own_steps(task: Task) -> Iterator[None]:
+    """The steps of the task's own run; one per `next`."""
+    run = task.start(0)
+    while True:
+        run.step(task.base_lr)
         yield
 
 
@@ -144,21 +198,28 @@ def seconds_of(iterator: Iterator[None], count: int) -> float:
 
 
 def measure_time(task: Task, repetitions: int) -> list[str]:
-    """The cells of a row: the bare step, and the median ratio of each reward."""
+    """The cells of a row: the bare step, and the median ratios."""
     bare = bare_steps(task)
-    contenders = {reward: env_decisions(task, reward) for reward in REWARDS}
-    seconds_of(bare, 2 * INTERVAL_STEPS)
-    for iterator in contenders.values():
+    pairs = {
+        "training": (env_decisions(task, "training"), bare),
+        "training over own": (env_decisions(task, "training"), own_steps(task)),
+        "privileged": (env_decisions(task, "privileged"), bare),
+    }
+    for iterator, base in pairs.values():
+        seconds_of(base, 2 * INTERVAL_STEPS)
         seconds_of(iterator, 2)
-    num_decisions = max(1, round(SIDE_SECONDS / seconds_of(contenders["training"], 1)))
+    num_decisions = max(1, round(SIDE_SECONDS / seconds_of(pairs["training"][0], 1)))
     num_steps = num_decisions * INTERVAL_STEPS
-    ratios: dict[str, list[float]] = {reward: [] for reward in contenders}
-    bare_seconds = [seconds_of(bare, num_steps)]
+    ratios: dict[str, list[float]] = {name: [] for name in pairs}
+    bare_seconds = []
     for _ in range(repetitions):
-        for reward, iterator in contenders.items():
+        for name, (iterator, base) in pairs.items():
+            before = seconds_of(base, num_steps)
             seconds = seconds_of(iterator, num_decisions)
-            bare_seconds.append(seconds_of(bare, num_steps))
-            ratios[reward].append(2 * seconds / sum(bare_seconds[-2:]))
+            after = seconds_of(base, num_steps)
+            ratios[name].append(2 * seconds / (before + after))
+            if base is bare:
+                bare_seconds += [before, after]
     step_ms = statistics.median(bare_seconds) / num_steps * 1e3
     cells = [f"{statistics.median(values):.3f}" for values in ratios.values()]
     return [task.name, f"{step_ms:.3f}", *cells]
@@ -254,7 +315,7 @@ def main() -> None:
         except DataError as error:
             print(f"{task.name}: left out, since {str(error).splitlines()[0]}\n")
     print("Environment over the bare steps, by what is rewarded")
-    header = ["task", "bare ms/step", "training loss", "held-out loss"]
+    header = ["task", "bare ms/step", "training loss", "over own steps", "held-out loss"]
     print(format_table(header, [measure_time(task, arguments.repetitions) for task in tasks]))
     print(f"\nMemory of the process after {MEMORY_STEPS} steps, and its peak, over the bare steps'")
     header = ["task", "bare MiB", "training loss", "peak", "held-out loss", "peak"]
