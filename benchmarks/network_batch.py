@@ -175,9 +175,14 @@ def measure(case: Case, *, num_turns: int) -> Measured:
             torch.set_num_threads(threads)
             seconds[i] = min(seconds[i], seconds_per_step(step, device))
     torch.set_num_threads(num_threads)
-    counts = (num_runs, len(singles), len(singles))
-    rates = (count / duration for count, duration in zip(counts, seconds, strict=True))
-    return Measured(*rates, start_ms, num_bytes)
+    batched, looped, on_one_thread = seconds
+    return Measured(
+        num_runs / batched,
+        len(singles) / looped,
+        len(singles) / on_one_thread,
+        start_ms,
+        num_bytes,
+    )
 
 
 def main() -> None:

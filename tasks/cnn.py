@@ -15,12 +15,17 @@ from tasks.data import ImageData, load_image_data
 from tasks.image_batch import BatchedImageRuns
 from tasks.image_models import lenet, small_cnn
 from tasks.runs import Run, Task, backpropagate
-from tasks.supervised import EpochOrder, measuring, split_metrics
+from tasks.supervised import (
+    EpochOrder,
+    autocast,
+    check_precision,
+    measuring,
+    split_metrics,
+)
 
 __all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
 
 EVALUATION_BATCH = 1000
-PRECISIONS = ("float32", "bfloat16")
 
 
 @lru_cache(maxsize=4)
@@ -78,9 +83,11 @@ class ImageTask(Task):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.crop_padding < 0:
             raise ValueError(f"`crop_padding` must be at least 0, got {self.crop_padding}")
-        for name, choices in (("padding_mode", PADDING_MODES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}")
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(
+                f"`padding_mode` must be one of {PADDING_MODES}, got {self.padding_mode!r}"
+            )
+        check_precision(self.precision)
 
     def load(self) -> ImageData:
         """The data on the device; one copy per process."""
@@ -173,7 +180,7 @@ class ImageRun(Run):
         if self._task.precision == "float32":
             logits: Tensor = self.model(images)
             return logits
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with autocast(images.device, self._task.precision):
             logits = self.model(images)
         return logits.float()
 

@@ -120,7 +120,7 @@ class GPTRun(LanguageRun):
         return self._task.cut_windows(self.data.train, starts)
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+        return functional.cross_entropy(self._logits(inputs).flatten(0, 1), targets.flatten())
 
     def privileged_loss(self) -> float:
         """Cross-entropy on `num_privileged` fixed windows of the held-out text."""

@@ -32,8 +32,6 @@ def can_lie_channels_last(model: nn.Module) -> bool:
 class BatchedImageRuns(BatchedNetworkRuns):
     """B networks of an `ImageTask`; they share one copy of the data.
 
-    In bfloat16, batch normalization is computed in float32, and on a CPU so are convolutions.
-
     Args:
         task: what is trained.
         num_runs: B, at least 1.
@@ -44,14 +42,13 @@ class BatchedImageRuns(BatchedNetworkRuns):
 
     def __init__(self, task: "ImageTask", num_runs: int) -> None:
         super().__init__(
-            task.make_model(0), optimizer=task.optimizer, num_runs=num_runs, device=task.device
+            task.make_model(0),
+            optimizer=task.optimizer,
+            num_runs=num_runs,
+            device=task.device,
+            precision=task.precision,
         )
         self._task = task
-        if task.precision == "bfloat16":
-            for module in self._model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    # mapped, it refuses inputs of lower precision than its statistics
-                    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         is_on_gpu = torch.device(task.device).type == "cuda"
         self._lies_channels_last = is_on_gpu and can_lie_channels_last(self._model)
         self.data = task.load()
@@ -91,16 +88,6 @@ class BatchedImageRuns(BatchedNetworkRuns):
             padding_mode=task.padding_mode,
         )
         return augmented.view(images.shape)
-
-    def _mapped(self, *arguments: Any, **dimensions: Any) -> Tensor:
-        is_bfloat16 = self._task.precision == "bfloat16"
-        with torch.autocast(self.parameters.device.type, torch.bfloat16, enabled=is_bfloat16):
-            return super()._mapped(*arguments, **dimensions)
-
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return super()._loss(
-            outputs.float() if self._task.precision == "bfloat16" else outputs, targets
-        )
 
     def privileged_losses(self) -> Tensor:
         """Cross-entropies on the first `num_privileged` held-out images."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.runs import Run, Task, backpropagate
+from tasks.supervised import autocast, check_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class LanguageTask(Task):
         num_privileged: held-out windows or sentences in the privileged loss.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
         device: where model and data live.
+        precision: of the forward pass and its gradients: "float32", or "bfloat16" by autocast.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -42,6 +44,7 @@ class LanguageTask(Task):
     num_privileged: int = 32
     data_dir: str | None = None
     device: str = "cpu"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +59,7 @@ class LanguageTask(Task):
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
             raise ValueError(f"`max_gradient_norm` must be positive, got {self.max_gradient_norm}")
+        check_precision(self.precision)
 
     @abstractmethod
     def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
@@ -90,6 +94,7 @@ class LanguageRun(Run):
         )
         # a line search replaces it, since it tries steps on the closure's minibatch
         self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
+        self._precision = task.precision
         self._has_dropout = task.dropout > 0.0
         self._max_gradient_norm = task.max_gradient_norm
 
@@ -100,6 +105,14 @@ class LanguageRun(Run):
     @abstractmethod
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, in nats."""
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if self._precision == "float32":
+            logits: Tensor = self.model(inputs)
+            return logits
+        with autocast(inputs.device, self._precision):
+            logits = self.model(inputs)
+        return logits.float()
 
     def _backward(self) -> Tensor:
         inputs, targets = self._next_batch()

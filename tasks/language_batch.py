@@ -30,6 +30,7 @@ class BatchedLanguageRuns(BatchedNetworkRuns):
             num_runs=num_runs,
             device=task.device,
             max_gradient_norm=task.max_gradient_norm,
+            precision=task.precision,
         )
         self._task = task
         self._dropouts = [part for part in self._model.modules() if isinstance(part, RunDropout)]

@@ -18,7 +18,7 @@ from tasks.stacked_optimizer import (
     extend,
     read_settings,
 )
-from tasks.supervised import measuring
+from tasks.supervised import autocast, measuring
 
 _TENSORS = ("parameters", "_gradients")
 
@@ -74,6 +74,8 @@ class BatchedNetworkRuns(BatchedRuns):
         device: where the runs live.
         max_gradient_norm: a run's gradients of a larger norm are shortened to it before its step;
             None leaves them.
+        precision: of the forward pass and its gradients: "float32", or "bfloat16" by autocast
+            (normalization is computed in float32, and on a CPU so are convolutions).
 
     Raises:
         ValueError: if the model or the optimizer cannot be batched, or `num_runs` is below 1.
@@ -87,9 +89,15 @@ class BatchedNetworkRuns(BatchedRuns):
         num_runs: int,
         device: str = "cpu",
         max_gradient_norm: float | None = None,
+        precision: str = "float32",
     ) -> None:
         super().__init__(num_runs, device=device)
         _check(model)
+        if precision == "bfloat16":
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    # mapped, it refuses inputs of lower precision than its statistics
+                    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         buffers = dict(model.named_buffers())
         self._model = model
@@ -102,6 +110,7 @@ class BatchedNetworkRuns(BatchedRuns):
         self._gradients = torch.zeros_like(self.parameters)
         self._buffers = [buffer.new_zeros(num_runs, *buffer.shape) for buffer in buffers.values()]
         self._max_gradient_norm = max_gradient_norm
+        self._precision = precision
         self._settings = read_settings(optimizer(trained.values(), lr=1.0))
         self.optimizer = StackedOptimizer(num_runs, num_entries, dtype=dtype, device=device)
         self.generators = [torch.Generator() for _ in range(num_runs)]
@@ -189,10 +198,12 @@ class BatchedNetworkRuns(BatchedRuns):
 
         def loss(values: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
             named = dict(zip(self._names, values, strict=True))
-            return self._loss(functional_call(self._model, named, (x,)), y)
+            outputs = functional_call(self._model, named, (x,))
+            return self._loss(outputs.to(self.parameters.dtype), y)
 
         mapped = vmap(loss, in_dims=(0, dim, dim))
-        losses: Tensor = mapped([*parameters, *buffers], inputs, targets)
+        with autocast(self.device, self._precision):
+            losses: Tensor = mapped([*parameters, *buffers], inputs, targets)
         return losses
 
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class SentenceRun(LanguageRun):
         return _trimmed(self.data.train_x[index]), self.data.train_y[index]
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(self.model(inputs), targets)
+        return functional.cross_entropy(self._logits(inputs), targets)
 
     def privileged_loss(self) -> float:
         """Cross-entropy on the first `num_privileged` held-out sentences."""
@@ -115,7 +115,7 @@ class SentenceRun(LanguageRun):
         """Loss and accuracy on the whole held-out and test splits."""
         with measuring(self.model):
             return split_metrics(
-                self.data, lambda x: self.model(_trimmed(x)), batch_size=EVALUATION_BATCH
+                self.data, lambda x: self._logits(_trimmed(x)), batch_size=EVALUATION_BATCH
             )
 
     def state_dict(self) -> dict[str, Any]:

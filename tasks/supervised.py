@@ -1,12 +1,30 @@
 """What runs on labelled examples share: the order of an epoch, and how a network is measured."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a name that is not in `PRECISIONS`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+
+
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[Any]:
+    """Forward passes within it compute in this precision; in float32 as they are."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class EpochOrder:

@@ -295,6 +295,10 @@ def test_a_policy_drives_a_run_as_in_its_environment() -> None:
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
         ({"dropout": float("nan")}, r"`dropout` must be in \[0, 1\), got nan"),
         ({"max_gradient_norm": 0.0}, "`max_gradient_norm` must be positive, got 0.0"),
+        (
+            {"precision": "half"},
+            r"`precision` must be one of \(.float32., .bfloat16.\), got .half.",
+        ),
         ({"data": "bible"}, r"`data` must be one of \('shakespeare', 'sst2'\), got 'bible'"),
     ],
 )

@@ -122,6 +122,30 @@ def compare(task: LanguageTask, num_steps: int, *, tolerance: float) -> None:
         check_step(runs, singles, lrs_of(task, step), tolerance=tolerance)
     privileged = [single.privileged_loss() for single in singles]
     assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=tolerance)
+    for row, single in zip(runs.parameters, singles, strict=True):
+        expected = nn.utils.parameters_to_vector(single.parameters)
+        torch.testing.assert_close(row, expected, rtol=0.0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["gpt", "sst2", "lora"])
+def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: float) -> None:
+    # rounding is 2^-8 relative, at different places: each side is compared with float32
+    make = partial(make_task, name, "nesterov", is_double=False, dropout=dropout)
+    runs, singles = started(make(precision="bfloat16"))
+    exact_runs = [make().start(seed) for seed in SEEDS]
+    losses = runs.step(torch.full((3,), 0.05), EVERYONE)
+    assert losses.dtype == runs.weights().dtype == torch.float32
+    for i, (single, exact) in enumerate(zip(singles, exact_runs, strict=True)):
+        expected, exact_loss = float(single.step(0.05)), float(exact.step(0.05))
+        assert float(losses[i]) == pytest.approx(expected, rel=2**-8)
+        assert expected != exact_loss
+        rounded, unrounded = (
+            ParameterSample(run.parameters, ObservationSpec().num_entries).gradient()
+            for run in (single, exact)
+        )
+        error, error_of_single = runs.gradients()[i] - unrounded, rounded - unrounded
+        assert 0.0 < float(error.norm()) <= 1.5 * float(error_of_single.norm())
 
 
 @pytest.mark.parametrize(
