@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tasks.data import load_image_data
+from tasks.lazy_batch import BatchedLazyRuns
+from tasks.linearized import LinearizedModel, Model, check_plain, half_mean_square, stable_lr
 from tasks.runs import Run, Task, backpropagate
 
 # the gain keeps the mean square of the layers' outputs
@@ -17,8 +18,6 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (torch.relu, math.sqrt(2.0)),
     "linear": (lambda inputs: inputs, 1.0),
 }
-
-Model = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +76,24 @@ class LazyTask(Task):
         """A new network, of this seed's weights; all seeds have the same data."""
         return LazyRun(self, seed)
 
+    def start_batch(self, num_runs: int) -> BatchedLazyRuns:
+        """B networks as one computation.
+
+        Raises:
+            ValueError: if the model is linearized, or the optimizer cannot be batched.
+        """
+        return BatchedLazyRuns(self, num_runs)
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Inputs (examples, pixels) and labels 1 (odd) or -1 of a part, in float64."""
+        data = load_image_data("digits")
+        images, labels = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
+        if name == "train":
+            if self.num_train > len(labels):
+                raise ValueError(f"`num_train` must be at most {len(labels)}, got {self.num_train}")
+            images, labels = images[: self.num_train], labels[: self.num_train]
+        return images.flatten(1).double(), (labels % 2 * 2 - 1).double()
+
     def draw_weights(self, num_inputs: int, generator: torch.Generator) -> list[Tensor]:
         """The W_l, each transposed to (inputs, width), and v (width,), in float64."""
         rows = [num_inputs, *[self.width] * (self.depth - 1)]
@@ -96,75 +113,11 @@ class LazyTask(Task):
         return outputs
 
 
-class LinearizedModel:
-    """The model w -> f(w_0) + J (w - w_0) of a function f of the weights.
-
-    J^T u is one backward pass; it is linear in u, so that its derivative by u, another backward
-    pass, gives J v.
-
-    Args:
-        model: f, from weights to outputs (n,).
-        start: w_0.
-
-    >>> model = LinearizedModel(lambda w: torch.stack([w[0] ** 2, 3 * w[0]]), [torch.tensor(2.0)])
-    >>> model([torch.tensor(2.5)])  # [4, 6] + 0.5 [4, 3]
-    tensor([6.0000, 7.5000])
-    >>> model.kernel()
-    tensor([[16., 12.],
-            [12.,  9.]])
-    """
-
-    def __init__(self, model: Model, start: Sequence[Tensor]) -> None:
-        self.start = [weight.detach().clone().requires_grad_() for weight in start]
-        with torch.enable_grad():
-            self._outputs = model(self.start)
-            self._cotangent = torch.zeros_like(self._outputs, requires_grad=True)
-            self._pulled = torch.autograd.grad(
-                self._outputs, self.start, self._cotangent, create_graph=True
-            )
-
-    def __call__(self, weights: Sequence[Tensor]) -> Tensor:
-        """The outputs at these weights, (n,), with a graph."""
-        change = [new - old.detach() for new, old in zip(weights, self.start, strict=True)]
-        moved: Tensor = _Push.apply(self, *change)  # type: ignore[no-untyped-call]
-        return self._outputs.detach() + moved
-
-    def push(self, change: Sequence[Tensor]) -> Tensor:
-        """J v, (n,), for v in the form of the weights."""
-        return torch.autograd.grad(self._pulled, self._cotangent, change, retain_graph=True)[0]
-
-    def pull(self, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """J^T u, in the form of the weights, for u (n,)."""
-        return torch.autograd.grad(self._outputs, self.start, cotangent, retain_graph=True)
-
-    def kernel(self) -> Tensor:
-        """K = J J^T, (n, n), row by row."""
-        units = torch.eye(len(self._outputs), dtype=self._outputs.dtype)
-        return torch.stack([self.push(self.pull(unit)) for unit in units])
-
-
-class _Push(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, model: LinearizedModel, *change: Tensor) -> Tensor:
-        ctx.model = model
-        return model.push(change)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
-        return None, *ctx.model.pull(cotangent)
-
-
 class LazyRun(Run):
     """One descent of a network, or of its linearized model."""
 
     def __init__(self, task: LazyTask, seed: int) -> None:
-        self._data = load_image_data("digits")
-        self._inputs, self._targets = self._split("train", task.num_train)
-        if len(self._targets) < task.num_train:
-            raise ValueError(
-                f"`num_train` must be at most {len(self._targets)}, got {task.num_train}"
-            )
+        self._inputs, self._targets = task.split("train")
         generator = torch.Generator().manual_seed(seed)
         weights = task.draw_weights(self._inputs.shape[1], generator)
         super().__init__(
@@ -183,18 +136,12 @@ class LazyRun(Run):
         self._cap: float | None = None
         self._model = self._model_of(self._inputs)
 
-    def _split(self, name: str, size: int | None = None) -> tuple[Tensor, Tensor]:
-        images, labels = getattr(self._data, f"{name}_x"), getattr(self._data, f"{name}_y")
-        return images[:size].flatten(1).double(), (labels[:size] % 2 * 2 - 1).double()
-
     def _model_of(self, inputs: Tensor) -> Model:
         network = self._task.network(inputs)
         return LinearizedModel(network, self._start) if self._task.linearized else network
 
     def _backward(self) -> Tensor:
-        return self.backward(
-            lambda: _half_mean_square(self._model(self.parameters) - self._targets)
-        )
+        return self.backward(lambda: half_mean_square(self._model(self.parameters) - self._targets))
 
     @torch.no_grad()
     def residuals(self) -> Tensor:
@@ -219,34 +166,22 @@ class LazyRun(Run):
             ValueError: if the optimizer is not plain gradient descent.
         """
         if self._cap is None:
-            self._check_optimizer()
-            largest = float(torch.linalg.eigvalsh(self._kernel_at(self._start))[-1])
-            self._cap = 2.0 * len(self._targets) / largest
+            check_plain(self.optimizer)
+            self._cap = stable_lr(self._kernel_at(self._start))
         return self._cap, "deterministic" if self._task.linearized else "estimate"
-
-    def _check_optimizer(self) -> None:
-        group = self.optimizer.param_groups[0]
-        is_plain = isinstance(self.optimizer, torch.optim.SGD) and not (
-            group["momentum"] or group["weight_decay"] or group["maximize"]
-        )
-        if not is_plain:
-            raise ValueError(
-                "`optimizer` must be SGD without momentum and weight decay for a cap, got "
-                + " ".join(repr(self.optimizer).split())
-            )
 
     def privileged_loss(self) -> float:
         """L, on the training images: nothing in this task is noisy."""
-        return float(_half_mean_square(self.residuals()))
+        return float(half_mean_square(self.residuals()))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss, and share of the right signs, on the held-out and test splits."""
         metrics = {}
         for split in ("held_out", "test"):
-            inputs, targets = self._split(split)
+            inputs, targets = self._task.split(split)
             outputs = self._model_of(inputs)(self.parameters)
-            metrics[f"{split}_loss"] = float(_half_mean_square(outputs - targets))
+            metrics[f"{split}_loss"] = float(half_mean_square(outputs - targets))
             metrics[f"{split}_accuracy"] = float((outputs * targets > 0).double().mean())
         return metrics
 
@@ -258,7 +193,3 @@ class LazyRun(Run):
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
         self._start_from(state["start"])
-
-
-def _half_mean_square(residuals: Tensor) -> Tensor:
-    return residuals.square().mean() / 2

@@ -37,12 +37,13 @@ def check_environment(task: Task) -> None:
         check_env_for_sb3(env)
 
 
-def check_batched_environments(task: Task, num_envs: int) -> None:
+def check_batched_environments(task: Task, num_envs: int, *, use_cap: bool = False) -> None:
     """Assert that batched environments equal single ones, through about two resets of each."""
     arguments: dict[str, Any] = {
         "num_decisions": 6,
         "horizon_factors": (0.4, 1.0),
         "initial_lr_factors": (0.1, 10.0),
+        "use_cap": use_cap,
     }
     batch = LRControlVecEnv(task, num_envs, **arguments)
     singles = [LRControlEnv(task, **arguments) for _ in range(num_envs)]

@@ -12,8 +12,10 @@ from envs import LRControlEnv
 from lrpilot import ActionSpec, CurvatureCap
 from lrpilot.eigenvalue import flatten, largest_eigenvalue
 from tasks.data import load_image_data
-from tasks.lazy import LazyRun, LazyTask, LinearizedModel
-from tests.running import through_file
+from tasks.lazy import LazyRun, LazyTask
+from tasks.lazy_batch import BatchedLazyRuns
+from tasks.linearized import LinearizedModel
+from tests.running import check_batched_environments, through_file
 
 ACTIVATIONS = ("relu", "linear")
 
@@ -317,3 +319,68 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="`num_train` must be at most 1197, got 2000"):
         make_task(num_train=2000).start(0)
+
+
+# ---- batched runs
+
+SEEDS = [3, 4, 5]
+
+
+def started(task: LazyTask) -> BatchedLazyRuns:
+    runs = task.start_batch(len(SEEDS))
+    runs.reset([0, 1, 2], SEEDS)
+    return runs
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9)])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_batched_runs_equal_single_runs_for_50_steps(depth: int, optimizer: Any) -> None:
+    task = make_task(depth=depth, optimizer=optimizer)
+    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    lrs = torch.tensor([0.05, 0.1, 0.2], dtype=torch.float64)
+    for _ in range(50):
+        losses = runs.step(lrs, torch.ones(3, dtype=torch.bool))
+        expected = [
+            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
+        ]
+        assert losses.tolist() == pytest.approx(expected, abs=1e-9)
+    privileged = [single.privileged_loss() for single in singles]
+    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=1e-9)
+
+
+def test_batched_runs_have_the_caps_of_single_runs_also_after_steps_and_resets() -> None:
+    task = make_task()
+    runs = started(task)
+    runs.step(torch.full((3,), 0.1).double(), torch.ones(3, dtype=torch.bool))
+    runs.reset([1], [9])
+    caps, guarantee = runs.cap()
+    expected = [task.start(seed).cap() for seed in (3, 9, 5)]
+    assert caps.tolist() == pytest.approx([cap for cap, _ in expected], rel=1e-12)
+    assert guarantee == expected[0][1] == "estimate"
+
+
+def test_batched_runs_continue_from_their_state_exactly() -> None:
+    task = make_task()
+    lrs, everyone = torch.full((3,), 0.1).double(), torch.ones(3, dtype=torch.bool)
+    runs, others = started(task), task.start_batch(3)
+    runs.step(lrs, everyone)
+    others.load_state_dict(through_file(runs.state_dict()))
+    assert torch.equal(others.step(lrs, everyone), runs.step(lrs, everyone))
+    assert torch.equal(others.cap()[0], runs.cap()[0])
+
+
+@pytest.mark.parametrize("use_cap", [False, True])
+def test_batched_environments_equal_single_ones(use_cap: bool) -> None:
+    task = make_task(base_lr=0.05, width=16)
+    check_batched_environments(task, 3, use_cap=use_cap)
+
+
+def test_linearized_runs_are_not_batched() -> None:
+    with pytest.raises(ValueError, match="`linearized` of batched runs must be False, got True"):
+        make_task(linearized=True).start_batch(2)
+
+
+def test_batched_runs_of_another_optimizer_have_no_cap() -> None:
+    runs = started(make_task(optimizer=partial(torch.optim.SGD, momentum=0.9)))
+    with pytest.raises(ValueError, match="`optimizer` must be SGD without momentum"):
+        runs.cap()
