@@ -3,7 +3,8 @@
 `python benchmarks/feature_cost.py` (set LRPILOT_DATA to a folder with CIFAR-10; without it that
 line is left out, and the output says so). One environment per column is stepped in turn with a
 plain PyTorch loop on the same model, batch size, optimizer and in-memory data; the ratios, of
-processor time, are medians over these turns.
+processor time, are medians over these turns. A second table does so for batched environments,
+beside the bare steps of as many batched runs.
 """
 
 import argparse
@@ -23,11 +24,12 @@ import torch
 
 from benchmarks.env_cost import bare_steps, seconds_of
 from benchmarks.policy_cost import LOSS_GROUPS
-from envs import LRControlEnv
+from envs import LRControlEnv, LRControlVecEnv
 from evaluation.report import format_table
 from lrpilot import ObservationSpec
 from tasks.cnn import ImageTask
 from tasks.data import DataError
+from tasks.image_models import mlp
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "loss": {"observation": ObservationSpec(LOSS_GROUPS), "reward": "training"},
@@ -60,10 +62,43 @@ def decisions(task: ImageTask, name: str, interval_steps: int) -> Iterator[None]
         yield
 
 
-def measure(task: ImageTask, *, interval_steps: int, repetitions: int) -> list[str]:
-    """The cells of a task's row."""
-    bare = bare_steps(task)
-    envs = {name: decisions(task, name, interval_steps) for name in CONTENDERS}
+def batched_decisions(
+    task: ImageTask, name: str, interval_steps: int, num_runs: int
+) -> Iterator[None]:
+    """Endless batched environments; one decision of all per `next`."""
+    env = LRControlVecEnv(
+        task,
+        num_runs,
+        interval_steps=interval_steps,
+        initial_lr_factors=(1.0, 1.0),
+        **CONTENDERS[name],
+    )
+    env.seed(0)
+    env.reset()
+    actions = np.zeros((num_runs, 1), np.float32)
+    while True:
+        env.step(actions)
+        yield
+
+
+def batched_steps(task: ImageTask, num_runs: int) -> Iterator[None]:
+    """Batched runs; one step of all per `next`."""
+    runs = task.start_batch(num_runs)
+    runs.reset(list(range(num_runs)), list(range(num_runs)))
+    lrs, everyone = torch.full((num_runs,), task.base_lr), torch.ones(num_runs, dtype=torch.bool)
+    while True:
+        runs.step(lrs, everyone)
+        yield
+
+
+def measure(
+    bare: Iterator[None],
+    envs: dict[str, Iterator[None]],
+    *,
+    interval_steps: int,
+    repetitions: int,
+) -> list[str]:
+    """The cells of a row: milliseconds of a bare step, and the ratios."""
     # a multiple of the reward's interval
     intervals = 10
     count = intervals * interval_steps
@@ -88,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--interval-steps", type=int, nargs="+", default=[20])
+    parser.add_argument("--num-runs", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--num-threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.num_threads)
@@ -104,16 +140,33 @@ def main() -> None:
     lines = []
     for name, task in tasks:
         try:
-            lines += [
-                [
-                    name,
-                    str(steps),
-                    *measure(task, interval_steps=steps, repetitions=arguments.repetitions),
-                ]
-                for steps in arguments.interval_steps
-            ]
+            for steps in arguments.interval_steps:
+                envs = {column: decisions(task, column, steps) for column in CONTENDERS}
+                cells = measure(
+                    bare_steps(task),
+                    envs,
+                    interval_steps=steps,
+                    repetitions=arguments.repetitions,
+                )
+                lines.append([name, str(steps), *cells])
         except DataError as error:
             print(f"{name}: left out, since {str(error).splitlines()[0]}\n")
+    network = make(name="digits_mlp", data="digits", model=partial(mlp, width=32))
+    batched_lines = []
+    for num_runs in arguments.num_runs:
+        for steps in arguments.interval_steps:
+            envs = {
+                column: batched_decisions(network, column, steps, num_runs)
+                for column in CONTENDERS
+                if column != "+ curvature"
+            }
+            cells = measure(
+                batched_steps(network, num_runs),
+                envs,
+                interval_steps=steps,
+                repetitions=arguments.repetitions,
+            )
+            batched_lines.append([f"digits, MLP 2 x 32, {num_runs} runs", str(steps), *cells])
     print(
         f"{platform.machine()}, {torch.get_num_threads()} thread(s), load "
         f"{os.getloadavg()[0]:.1f}, torch {torch.__version__}; batch 64, SGD with momentum, "
@@ -121,6 +174,8 @@ def main() -> None:
         "over that of the bare steps"
     )
     print(format_table(["task", "interval", "bare ms/step", *CONTENDERS], lines))
+    print("\nBatched environments over bare batched steps (which have no curvature)")
+    print(format_table(["task", "interval", "bare ms/step", *envs], batched_lines))
 
 
 if __name__ == "__main__":

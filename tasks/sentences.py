@@ -159,7 +159,8 @@ class BatchedSentenceRuns(BatchedLanguageRuns):
         return _trimmed(self.data.train_x[index]), self.data.train_y[index]
 
     def _lengths(self, inputs: Tensor) -> list[int]:
-        return [int(length) for length in (inputs != PADDING).sum(2).amax(1)]
+        lengths: list[int] = (inputs != PADDING).sum(2).amax(1).tolist()
+        return lengths
 
     def privileged_losses(self) -> Tensor:
         """Cross-entropies on the first `num_privileged` held-out sentences."""
