@@ -37,7 +37,7 @@ from tasks.small_networks import SmallNetworkTask
 
 TOTAL_STEPS = 300
 NUM_LOOPED = 16
-STEPS_PER_TURN = 5
+TURN_SECONDS = 0.25
 SGD = partial(torch.optim.SGD, momentum=0.9)
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
 
@@ -134,14 +134,14 @@ def gpu_cases(device: str = "cuda") -> list[Case]:
     ]
 
 
-def seconds_per_step(step: Callable[[], Any], device: str) -> float:
-    """Mean time of a call."""
+def seconds_per_step(step: Callable[[], Any], count: int, device: str) -> float:
+    """Mean time of so many calls."""
     start = time.perf_counter()
-    for _ in range(STEPS_PER_TURN):
+    for _ in range(count):
         step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / STEPS_PER_TURN
+    return (time.perf_counter() - start) / count
 
 
 def measure(case: Case, *, num_turns: int) -> Measured:
@@ -173,7 +173,9 @@ def measure(case: Case, *, num_turns: int) -> Measured:
     for _ in range(num_turns):
         for i, (step, threads) in enumerate(contenders):
             torch.set_num_threads(threads)
-            seconds[i] = min(seconds[i], seconds_per_step(step, device))
+            # caches are warm, and threads awake, as in a whole run
+            count = math.ceil(TURN_SECONDS / seconds_per_step(step, 1, device))
+            seconds[i] = min(seconds[i], seconds_per_step(step, count, device))
     torch.set_num_threads(num_threads)
     batched, looped, on_one_thread = seconds
     return Measured(
