@@ -275,7 +275,7 @@ class BatchController:
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name]))
         for name in _TENSORS:
-            setattr(self, name, state[name].clone())
+            setattr(self, name, state[name].to(getattr(self, name).device, copy=True))
 
     def act(self, actions: NDArray[np.float32]) -> None:
         """Apply one action in [-1, 1] per run.
