@@ -177,10 +177,10 @@ def text_batches(
         yield windows[:, :-1], windows[:, 1:]
 
 
-def env_decisions(task: Task, reward: str) -> Iterator[None]:
-    """An endless environment; one decision of `INTERVAL_STEPS` inner steps per `next`."""
+def env_decisions(task: Task, reward: str, interval_steps: int = INTERVAL_STEPS) -> Iterator[None]:
+    """An endless environment; one decision of so many inner steps per `next`."""
     env = LRControlEnv(
-        task, interval_steps=INTERVAL_STEPS, reward=reward, initial_lr_factors=(1.0, 1.0)
+        task, interval_steps=interval_steps, reward=reward, initial_lr_factors=(1.0, 1.0)
     )
     env.reset(seed=0, options={"task_seed": 0})
     action = np.zeros(1, np.float32)
@@ -197,19 +197,19 @@ def seconds_of(iterator: Iterator[None], count: int) -> float:
     return time.process_time() - start
 
 
-def measure_time(task: Task, repetitions: int) -> list[str]:
+def measure_time(task: Task, repetitions: int, interval_steps: int) -> list[str]:
     """The cells of a row: the bare step, and the median ratios."""
     bare = bare_steps(task)
     pairs = {
-        "training": (env_decisions(task, "training"), bare),
-        "training over own": (env_decisions(task, "training"), own_steps(task)),
-        "privileged": (env_decisions(task, "privileged"), bare),
+        "training": (env_decisions(task, "training", interval_steps), bare),
+        "training over own": (env_decisions(task, "training", interval_steps), own_steps(task)),
+        "privileged": (env_decisions(task, "privileged", interval_steps), bare),
     }
     for iterator, base in pairs.values():
-        seconds_of(base, 2 * INTERVAL_STEPS)
+        seconds_of(base, 2 * interval_steps)
         seconds_of(iterator, 2)
     num_decisions = max(1, round(SIDE_SECONDS / seconds_of(pairs["training"][0], 1)))
-    num_steps = num_decisions * INTERVAL_STEPS
+    num_steps = num_decisions * interval_steps
     ratios: dict[str, list[float]] = {name: [] for name in pairs}
     bare_seconds = []
     for _ in range(repetitions):
@@ -293,6 +293,7 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--interval-steps", type=int, default=INTERVAL_STEPS)
     parser.add_argument("--tasks", nargs="+", default=[task.name for task in TASKS])
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -304,8 +305,8 @@ def main() -> None:
     print(
         f"{platform.machine()}, 1 thread, load {os.getloadavg()[0]:.1f}, Python "
         f"{platform.python_version()}, torch {torch.__version__}; medians of "
-        f"{arguments.repetitions} interleaved repetitions, interval {INTERVAL_STEPS}, all "
-        "features, seed 0\n"
+        f"{arguments.repetitions} interleaved repetitions, interval {arguments.interval_steps}, "
+        "all features, seed 0\n"
     )
     tasks = []
     for task in (task for task in TASKS if task.name in arguments.tasks):
@@ -315,8 +316,9 @@ def main() -> None:
         except DataError as error:
             print(f"{task.name}: left out, since {str(error).splitlines()[0]}\n")
     print("Environment over the bare steps, by what is rewarded")
+    lines = [measure_time(task, arguments.repetitions, arguments.interval_steps) for task in tasks]
     header = ["task", "bare ms/step", "training loss", "over own steps", "held-out loss"]
-    print(format_table(header, [measure_time(task, arguments.repetitions) for task in tasks]))
+    print(format_table(header, lines))
     print(f"\nMemory of the process after {MEMORY_STEPS} steps, and its peak, over the bare steps'")
     header = ["task", "bare MiB", "training loss", "peak", "held-out loss", "peak"]
     print(format_table(header, [measure_memory(task) for task in tasks]))
