@@ -210,7 +210,9 @@ class WidthRun(Run):
 
     def _backward(self) -> Tensor:
         picked = self._epoch.next()
-        inputs, labels = self.splits.train.inputs[self.chosen[picked]], self.labels[picked]
+        chosen = self.chosen.index_select(0, picked)
+        inputs = self.splits.train.inputs.index_select(0, chosen)
+        labels = self.labels.index_select(0, picked)
         return self.backward(lambda: self._task.loss(self.model(inputs), labels))
 
     @torch.no_grad()
