@@ -10,7 +10,6 @@ pretrained.
 """
 
 import argparse
-import math
 import os
 import platform
 import statistics
@@ -26,13 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from benchmarks.plain_loops import bare_steps
 from envs import LRControlEnv, WorkerVecEnv, make_vec_env
 from evaluation.report import format_table
 from tasks.cnn import ImageTask
-from tasks.data import load_image_data
 from tasks.files import DataError
 from tasks.gpt import GPTTask
 from tasks.image_models import lenet, mlp, resnet9, resnet18, small_cnn
@@ -41,7 +39,6 @@ from tasks.lora import LoRATask
 from tasks.runs import Task
 from tasks.sentences import SentenceTask
 from tasks.small_networks import SmallNetworkTask
-from tasks.transformer import PADDING
 from tasks.width import WidthTask
 
 INTERVAL_STEPS = 10
@@ -75,106 +72,12 @@ TASKS: list[Task] = [
 ]
 
 
-def bare_steps(task: Task) -> Iterator[None]:
-    """A plain PyTorch loop on the task's model, data and optimizer; one step per `next`."""
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(task, GPTTask):
-        model = task.make_model(0, generator)
-        batches = text_batches(task.load().train, task.batch_size, task.context, generator)
-    elif isinstance(task, SentenceTask):
-        model, sentences = task.make_model(0, generator), task.load()
-        batches = shuffled(sentences.train_x, sentences.train_y, task.batch_size, generator)
-        batches = ((x[:, : int((x != PADDING).sum(1).max())], y) for x, y in batches)
-    elif isinstance(task, LazyTask):
-        yield from lazy_steps(task)
-        return
-    elif isinstance(task, WidthTask):
-        yield from width_steps(task, generator)
-        return
-    elif isinstance(task, SmallNetworkTask):
-        problem = task.start(0).problem
-        model, examples = problem.model, problem.train
-        batches = shuffled(examples.x, examples.y, problem.setup.batch_size, generator)
-    else:
-        assert isinstance(task, ImageTask)
-        model, images = task.make_model(0), task.load()
-        batches = shuffled(images.train_x, images.train_y, task.batch_size, generator)
-    yield from optimizer_steps(task, model, batches)
-
-
-def optimizer_steps(
-    task: Task, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
-) -> Iterator[None]:
-    """One optimizer step per `next`."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = task.optimizer(parameters, lr=task.base_lr)
-    for inputs, targets in batches:
-        loss = functional.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield
-
-
-def lazy_steps(task: LazyTask) -> Iterator[None]:
-    """Gradient descent on all of the task's digits, by a network of one hidden layer."""
-    images = load_image_data("digits")
-    x = images.train_x[: task.num_train].flatten(1).double()
-    y = (images.train_y[: task.num_train] % 2 * 2 - 1).double()
-    inner, outer = (weight.requires_grad_() for weight in task.start(0).state_dict()["start"])
-    optimizer = task.optimizer([inner, outer], lr=task.base_lr)
-    while True:
-        hidden = torch.relu(x @ inner * math.sqrt(2.0 / x.shape[1]))
-        loss = (hidden @ outer / math.sqrt(task.width) - y).square().mean() / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield
-
-
-def width_steps(task: WidthTask, generator: torch.Generator) -> Iterator[None]:
-    """Least squares on some labelled digits by a two-layer network."""
-    train, model = task.load().train, task.make_model(generator)
-    chosen, labels = task.draw_examples(generator)
-    optimizer = task.optimizer(model.parameters(), lr=task.base_lr)
-    for inputs, classes in shuffled(train.inputs[chosen], labels, task.batch_size, generator):
-        outputs = model(inputs)
-        targets = functional.one_hot(classes, outputs.shape[1])
-        loss = (outputs - targets).square().sum(1).mean() / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield
-
-
 def own_steps(task: Task) -> Iterator[None]:
     """The steps of the task's own run; one per `next`."""
     run = task.start(0)
     while True:
         run.step(task.base_lr)
         yield
-
-
-def shuffled(
-    x: Tensor, y: Tensor, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless epochs without their incomplete batches."""
-    while True:
-        order = torch.randperm(len(x), generator=generator)
-        for start in range(0, len(x) - batch_size + 1, batch_size):
-            index = order[start : start + batch_size]
-            yield x[index], y[index]
-
-
-def text_batches(
-    text: Tensor, batch_size: int, context: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless random windows, and the characters that follow each of theirs."""
-    offsets = torch.arange(context + 1)
-    while True:
-        starts = torch.randint(len(text) - context, (batch_size, 1), generator=generator)
-        windows = text[starts + offsets].long()
-        yield windows[:, :-1], windows[:, 1:]
 
 
 def env_decisions(task: Task, reward: str, interval_steps: int = INTERVAL_STEPS) -> Iterator[None]:

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.env_cost import bare_steps, seconds_of
+from benchmarks.env_cost import seconds_of
+from benchmarks.plain_loops import bare_steps
 from benchmarks.policy_cost import LOSS_GROUPS
 from envs import LRControlEnv, LRControlVecEnv
 from evaluation.report import format_table

@@ -17,8 +17,8 @@ from tasks.image_models import lenet, small_cnn
 from tasks.runs import Run, Task, backpropagate
 from tasks.supervised import (
     EpochOrder,
-    autocast,
     check_precision,
+    forward,
     measuring,
     split_metrics,
 )
@@ -177,12 +177,7 @@ class ImageRun(Run):
         )
 
     def _logits(self, images: Tensor) -> Tensor:
-        if self._task.precision == "float32":
-            logits: Tensor = self.model(images)
-            return logits
-        with autocast(images.device, self._task.precision):
-            logits = self.model(images)
-        return logits.float()
+        return forward(self.model, images, self._task.precision)
 
     def _backward(self) -> Tensor:
         images, labels = self._next_batch()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.runs import Run, Task, backpropagate
-from tasks.supervised import autocast, check_precision
+from tasks.supervised import check_precision, forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +107,7 @@ class LanguageRun(Run):
         """Mean cross-entropy, in nats."""
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        if self._precision == "float32":
-            logits: Tensor = self.model(inputs)
-            return logits
-        with autocast(inputs.device, self._precision):
-            logits = self.model(inputs)
-        return logits.float()
+        return forward(self.model, inputs, self._precision)
 
     def _backward(self) -> Tensor:
         inputs, targets = self._next_batch()

@@ -18,7 +18,7 @@ from tasks.stacked_optimizer import (
     extend,
     read_settings,
 )
-from tasks.supervised import autocast, measuring
+from tasks.supervised import measuring
 
 _TENSORS = ("parameters", "_gradients")
 
@@ -202,7 +202,8 @@ class BatchedNetworkRuns(BatchedRuns):
             return self._loss(outputs.to(self.parameters.dtype), y)
 
         mapped = vmap(loss, in_dims=(0, dim, dim))
-        with autocast(self.device, self._precision):
+        is_bfloat16 = self._precision == "bfloat16"
+        with torch.autocast(self.parameters.device.type, torch.bfloat16, enabled=is_bfloat16):
             losses: Tensor = mapped([*parameters, *buffers], inputs, targets)
         return losses
 

@@ -1,7 +1,7 @@
 """What runs on labelled examples share: the order of an epoch, and how a network is measured."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
 
 
-def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[Any]:
-    """Forward passes within it compute in this precision; in float32 as they are."""
-    kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16")
+def forward(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
+    """The model's outputs, computed in this precision, in float32."""
+    if precision == "float32":
+        outputs: Tensor = model(inputs)
+        return outputs
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        outputs = model(inputs)
+    return outputs.float()
 
 
 class EpochOrder:

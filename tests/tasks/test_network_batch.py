@@ -226,6 +226,14 @@ def test_runs_on_a_gpu_equal_single_runs_there(model: Any) -> None:
     compare(make_task(model=Double(model), augment=True, device="cuda"), 20, tolerance=1e-9)
 
 
+def test_a_model_of_two_dtypes_is_refused() -> None:
+    def make(channels: int, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8).double(), nn.Linear(8, num_classes))
+
+    with pytest.raises(ValueError, match="`model` of batched runs must have one dtype, got"):
+        make_task(model=make).start_batch(2)
+
+
 def test_augmented_runs_equal_single_runs() -> None:
     compare(make_task("cnn", augment=True, crop_padding=2), 20, tolerance=1e-9)
 
