@@ -152,8 +152,9 @@ def measure_runners(task: Task, num_envs: int, **arguments: Any) -> dict[str, fl
     try:
         batched = measure("batched")
     except (ValueError, RuntimeError) as error:
-        # what torch.func cannot map, and what does not fit on a GPU B times, is a RuntimeError
-        logger.info("batched runs of %s are left out: %s", task.name, error)
+        # a refusal is a ValueError; what torch.func cannot map, or a full GPU, is a RuntimeError
+        level = logging.INFO if isinstance(error, ValueError) else logging.WARNING
+        logger.log(level, "batched runs of %s are left out: %s", task.name, error)
         batched = 0.0
     most = min(num_envs, num_cores())
     is_on_cpu = all(getattr(member, "device", "cpu") == "cpu" for member in task.members())

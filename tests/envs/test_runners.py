@@ -233,12 +233,26 @@ class BranchingNetwork(torch.nn.Linear):
         return logits if logits.sum() > 0.0 else 2.0 * logits
 
 
-def test_network_that_fails_batched_runs_looped_and_the_log_says_why(cache, caplog):
-    caplog.set_level(logging.INFO)
+def test_network_that_fails_batched_runs_looped_with_a_warning_that_says_why(cache, caplog):
     task = digits(model=lambda channels, num_classes: BranchingNetwork(64, num_classes))
     assert isinstance(make_vec_env(task, 1, num_decisions=4), DummyVecEnv)
     assert "batched runs of digits are left out: " in caplog.text
     assert "data-dependent control flow" in caplog.text
+
+
+def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
+    caplog.set_level(logging.INFO)
+    measure_runners(quadratic(), 1)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "`task` must be one that can be batched" in record.getMessage()
+
+
+@pytest.mark.slow
+def test_dear_tasks_are_measured_with_and_without_workers(cache):
+    rates = measure_runners(digits(batch_size=1000, total_steps=300), 4, interval_steps=150)
+    assert set(rates) >= {"looped", "batched"}
+    assert all(rate > 0.0 for rate in rates.values())
 
 
 @pytest.mark.slow
