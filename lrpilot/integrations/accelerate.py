@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot.integrations.distributed import mean_over_ranks
+from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.observers import require_observers
 
 
@@ -44,13 +44,18 @@ class LossStepper:
         self._losses: list[Tensor] = []
         accelerator.register_for_checkpointing(scheduler)
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: float | Tensor) -> None:
         """Take the loss of a micro-batch; call it after every `optimizer.step()`.
 
         Args:
-            loss: what was given to `accelerator.backward`.
+            loss: what was given to `accelerator.backward`, or its value: a number or a tensor of
+                one element.
+
+        Raises:
+            TypeError: if the loss is not a number.
+            ValueError: if it has several elements or none.
         """
-        self._losses.append(loss.detach())
+        self._losses.append(as_tensor(loss))
         if not self._accelerator.sync_gradients:
             return
         losses, self._losses = self._losses, []

@@ -7,6 +7,21 @@ from torch import Tensor
 from lrpilot.loss import read_loss
 
 
+def as_tensor(loss: float | Tensor) -> Tensor:
+    """A loss as a tensor without dimensions, detached, on its device, which is not waited for.
+
+    Raises:
+        TypeError: if the loss is not a number.
+        ValueError: if it has several elements or none.
+
+    >>> as_tensor(torch.ones(1)), as_tensor(0.5)
+    (tensor(1.), tensor(0.5000, dtype=torch.float64))
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
+        return loss.detach().reshape(())
+    return torch.tensor(read_loss(loss), dtype=torch.float64)
+
+
 def mean_over_ranks(
     loss: float | Tensor, group: "dist.ProcessGroup | None" = None
 ) -> float | Tensor:
@@ -34,11 +49,7 @@ def mean_over_ranks(
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return loss
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        # not read here: on a GPU that would wait for the device at every step
-        total = loss.detach().reshape(()).to(torch.float64, copy=True)
-    else:
-        total = torch.tensor(read_loss(loss), dtype=torch.float64)
+    total = as_tensor(loss).to(torch.float64, copy=True)
     if dist.get_backend(group) == "nccl":
         total = total.to(torch.device("cuda", torch.cuda.current_device()))
     dist.all_reduce(total, group=group)

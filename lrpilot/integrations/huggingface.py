@@ -12,7 +12,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from lrpilot.integrations.distributed import mean_over_ranks
+from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.observers import require_observers
 
 
@@ -48,7 +48,7 @@ class LossCallback(TrainerCallback):
 
     def _observed_training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = self._training_step(*args, **kwargs)
-        self._losses.append(loss.detach())
+        self._losses.append(as_tensor(loss))
         return loss
 
     def on_train_begin(

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrpilot.integrations.distributed import mean_over_ranks
+from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.observers import find_observers
 
 
@@ -26,42 +26,77 @@ class LossCallback(Callback):
 
         trainer = Trainer(callbacks=[LossCallback()])
 
-    It works with manual optimization, too: there `self.lr_schedulers().step()` needs no loss. In
-    `16-mixed` precision Lightning steps schedulers even if its gradient scaler skipped the step.
+    No loss, no step: where `training_step` returned None, Lightning's optimizer has no gradients,
+    and the schedulers that observe losses stay as they are.
+
+    It works with manual optimization, too: there `self.lr_schedulers().step()` needs no loss. Every
+    optimizer that steps after a backward pass, until the next one, has its loss; of several
+    backward passes before a step, their mean. In `16-mixed` precision Lightning steps schedulers
+    even if its gradient scaler skipped the step.
 
     Raises:
         TypeError: when training begins, if no scheduler observes losses.
     """
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._losses: list[Tensor] = []  # of the backward passes since the last optimizer step
+        self._stepped: set[int] = set()  # ids of the optimizers that had these losses
+        self._ready: set[int] = set()  # ids of the schedulers with a loss for their next step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier, interrupted training left."""
-        self._losses.clear()
+        self._forget()
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         if not any(map(find_observers, schedulers)):
             names = [type(scheduler).__name__ for scheduler in schedulers]
             raise TypeError(
                 f"`configure_optimizers` must return a scheduler that observes losses, got {names}"
             )
+        self._step_scheduler = pl_module.lr_scheduler_step
+        # Lightning has no event around a scheduler's step, and makes it even without a loss
+        vars(pl_module)["lr_scheduler_step"] = self._step_if_ready
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give Lightning its own way of stepping back."""
+        vars(pl_module).pop("lr_scheduler_step", None)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give Lightning its own way of stepping back."""
+        vars(pl_module).pop("lr_scheduler_step", None)
+
+    def _step_if_ready(self, scheduler: Any, metric: Any) -> None:
+        if metric is None and find_observers(scheduler) and id(scheduler) not in self._ready:
+            return
+        self._ready.discard(id(scheduler))
+        self._step_scheduler(scheduler, metric)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Keep the loss of a micro-batch."""
+        if self._stepped:
+            self._losses.clear()
+            self._stepped.clear()
         scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
         # undo the scaling that Lightning applied for the sake of the gradients
-        self._losses.append(loss.detach() * (trainer.accumulate_grad_batches / scale))
+        self._losses.append(as_tensor(loss) * (trainer.accumulate_grad_batches / scale))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Give the mean loss; Lightning steps the scheduler after the optimizer."""
+        if not self._losses or id(optimizer) in self._stepped:
+            return
+        self._stepped.add(id(optimizer))
         loss = mean_over_ranks(torch.stack(self._losses).mean())
-        self._losses.clear()
         for config in trainer.lr_scheduler_configs:
             if config.scheduler.optimizer is optimizer:
                 for observer in find_observers(config.scheduler):
                     observer.observe(loss)
+                self._ready.add(id(config.scheduler))

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, SequentialLR
@@ -19,8 +20,14 @@ class Training:
     """A run that Accelerate prepared, except for its scheduler."""
 
     def __init__(
-        self, *, accumulation: int = 1, make_scheduler: Any = LossLR, is_scaled: bool = False
+        self,
+        *,
+        accumulation: int = 1,
+        make_scheduler: Any = LossLR,
+        is_scaled: bool = False,
+        give: Any = lambda loss: loss,
     ) -> None:
+        self.give = give
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
         if is_scaled:
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
@@ -40,7 +47,7 @@ class Training:
                 loss = (self.layer(x)[:, 0] - x.sum(1)).square().mean() * scale
                 self.accelerator.backward(loss)
                 self.optimizer.step()
-                self.stepper.step(loss)
+                self.stepper.step(self.give(loss))
                 self.optimizer.zero_grad()
             self.micro_losses.append(loss.item())
             self.rates.append(self.optimizer.param_groups[0]["lr"])
@@ -91,6 +98,43 @@ def test_a_warm_up_comes_before_the_losses_count() -> None:
 def test_a_scheduler_that_observes_nothing_is_refused() -> None:
     with pytest.raises(TypeError, match=r"`scheduler` must observe losses, .* got ConstantLR"):
         Training(make_scheduler=ConstantLR)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda loss: loss.item(),
+        lambda loss: loss.detach().numpy(),
+        lambda loss: np.float32(loss.item()),
+        lambda loss: loss.reshape(1),
+        lambda loss: loss.to(torch.bfloat16).double(),
+    ],
+    ids=["float", "array", "numpy scalar", "one element", "double"],
+)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_loss_may_be_any_number(give: Any, accumulation: int) -> None:
+    tensors, numbers = (
+        Training(accumulation=accumulation, **options) for options in ({}, {"give": give})
+    )
+    tensors.run(range(6))
+    numbers.run(range(6))
+    assert numbers.scheduler.losses == pytest.approx(tensors.scheduler.losses, rel=1e-2)
+    assert numbers.scheduler.last_epoch == 6 // accumulation
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (None, TypeError, "`loss` must be a number or a tensor of one element, got None"),
+        ("0.5", TypeError, "`loss` must be a number or a tensor of one element, got '0.5'"),
+        (torch.ones(2), ValueError, r"`loss` must have one element, got shape \(2,\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_loss_is_refused_at_once(loss: Any, error: Any, message: str) -> None:
+    training = Training(accumulation=2, give=lambda _: loss)
+    with pytest.raises(error, match=message):
+        training.run(range(1))
 
 
 @pytest.mark.slow

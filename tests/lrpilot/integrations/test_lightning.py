@@ -8,6 +8,8 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrpilot.greedy_lr import GreedyLR
+from lrpilot.guard import Guard
+from lrpilot.policy_lr import PolicyLR
 from tests.lrpilot.integrations.loss_lr import LossLR
 
 pytest.importorskip("lightning")
@@ -25,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*number of training batches.*"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
 ]
 
 PLATEAU = {"reduce_on_plateau": True, "monitor": "train_loss"}
@@ -239,3 +242,125 @@ def test_a_training_without_an_observing_scheduler_is_refused(tmp_path: Path) ->
     model = Regression(lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer))
     with pytest.raises(TypeError, match=r"scheduler that observes losses, got \['ConstantLR'\]"):
         fit(model, make_trainer(tmp_path, LossCallback()))
+
+
+class Skipping(Regression):
+    """Returns None for some batches of every epoch."""
+
+    def __init__(self, skipped: set[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.skipped = skipped
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx in self.skipped else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("skipped", [{3}, {0}, {6}, {0, 1, 4}, set(range(7))], ids=str)
+def test_without_a_loss_a_scheduler_neither_observes_nor_steps(
+    tmp_path: Path, skipped: set[int]
+) -> None:
+    model = fit(Skipping(skipped), make_trainer(tmp_path, LossCallback()))
+    assert model.scheduler.losses == model.micro_losses
+    assert model.scheduler.last_epoch == len(model.micro_losses) == 2 * (7 - len(skipped))
+
+
+def test_of_accumulated_micro_batches_those_without_a_loss_do_not_count(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, LossCallback(), accumulate_grad_batches=2, max_epochs=1)
+    model = fit(Skipping({1, 2, 4, 5}), trainer)
+    # the windows are (0, 1), (2, 3), (4, 5) and (6)
+    assert model.scheduler.losses == model.micro_losses
+    assert model.scheduler.last_epoch == 3
+
+
+def policy_lr(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return PolicyLR(optimizer, "small_networks", total_steps=14)
+
+
+def guarded(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return Guard(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 14))
+
+
+def warmed_up(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    warm_up = LinearLR(optimizer, total_iters=3)
+    return SequentialLR(optimizer, [warm_up, GreedyLR(optimizer)], milestones=[3])
+
+
+@pytest.mark.filterwarnings("ignore:`total_steps`")
+@pytest.mark.parametrize("make_scheduler", [greedy, policy_lr, guarded, warmed_up])
+def test_a_batch_without_a_loss_stops_no_training(tmp_path: Path, make_scheduler: Any) -> None:
+    model = Skipping({0, 3}, make_scheduler=make_scheduler)
+    fit(model, make_trainer(tmp_path, LossCallback()))
+    assert model.scheduler.last_epoch == 10
+
+
+def test_after_training_the_module_steps_schedulers_as_before(tmp_path: Path) -> None:
+    model = fit(Regression(), make_trainer(tmp_path, LossCallback()))
+    assert "lr_scheduler_step" not in vars(model)
+
+
+class MatricesAndRest(LightningModule):
+    """Two optimizers with a scheduler each; `order` says what one training step does."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = False
+        self.order = order
+        self.body = torch.nn.Linear(3, 4, bias=False)
+        self.head = torch.nn.Linear(4, 1)
+        self.seen: list[float] = []
+
+    def go_back(self, batch: Any, scale: float = 1.0) -> None:
+        x, y = batch
+        loss = scale * (self.head(self.body(x).tanh())[:, 0] - y).square().mean()
+        self.manual_backward(loss)
+        self.seen.append(loss.item())
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        if self.order == "backward, step, backward, step":
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.zero_grad()
+                self.go_back(batch)
+                optimizer.step()
+                scheduler.step()
+            return
+        self.go_back(batch)
+        if self.order == "backward, backward, step, step":
+            self.go_back(batch, scale=10.0)
+        elif self.order == "two batches, step, step" and batch_idx % 2 == 0:
+            return
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        parts = (torch.optim.Muon, self.body), (torch.optim.AdamW, self.head)
+        optimizers = [kind(part.parameters(), lr=1e-3) for kind, part in parts]
+        self.both = [LossLR(optimizer) for optimizer in optimizers]
+        return optimizers, self.both
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("backward, step, backward, step", lambda seen: (seen[::2], seen[1::2])),
+        ("backward, step, step", lambda seen: (seen, seen)),
+        ("backward, backward, step, step", lambda seen: (means(seen), means(seen))),
+        ("two batches, step, step", lambda seen: (means(seen), means(seen))),
+    ],
+)
+def test_a_loss_counts_for_every_optimizer_that_steps_after_it(
+    tmp_path: Path, order: str, expected: Any
+) -> None:
+    trainer = make_trainer(tmp_path, LossCallback(), max_epochs=1)
+    model = MatricesAndRest(order)
+    trainer.fit(model, points(24))
+    for scheduler, losses in zip(model.both, expected(model.seen), strict=True):
+        assert scheduler.losses == pytest.approx(losses, rel=1e-6)
+        assert scheduler.last_epoch == len(losses)
+
+
+def means(losses: list[float]) -> list[float]:
+    return [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)]
