@@ -20,7 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from envs.lr_control import LRControlEnv
 from envs.vec_lr_control import LRControlVecEnv
 from envs.worker_vec_env import WorkerVecEnv
-from tasks.files import cache_folder, write_whole
+from lrpilot.files import write_whole
+from tasks.files import cache_folder
 from tasks.runs import Task
 
 # in the order in which a tie is decided

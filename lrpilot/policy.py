@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
+from lrpilot.files import write_whole
 from lrpilot.lstm import lstm_step
 from lrpilot.observation import ObservationSpec
 
@@ -186,14 +187,9 @@ class Policy:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file; it replaces an older one only when it is complete."""
-        path = Path(path)
         header = {"format_version": FORMAT_VERSION, **self._header(), "card": self.card}
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(
-            save(self._tensors(), {"lrpilot": json.dumps(header, sort_keys=True)})
-        )
-        unfinished.replace(path)
-        return path
+        write_whole(path, save(self._tensors(), {"lrpilot": json.dumps(header, sort_keys=True)}))
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

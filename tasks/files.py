@@ -8,7 +8,6 @@ import hashlib
 import json
 import lzma
 import os
-import secrets
 import tarfile
 import tempfile
 import zlib
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+from lrpilot.files import write_whole
 
 # Official MD5 of each file, in the order in which the files' images lie in a set.
 _MD5 = {
@@ -138,22 +139,6 @@ def source_of(name: str, folders: tuple[Path, ...]) -> str | None:
         return None
     paths = [found] if found.is_file() else [found / file for file in _MD5[name]]
     return json.dumps([_identity(path) for path in paths])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write or replace a file, with its folder, completely or not at all.
-
-    Raises:
-        OSError: if that fails, as it does in a full or read-only folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each process; the last rename wins.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

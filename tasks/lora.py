@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tasks.files import DataError, cache_folder, one_at_a_time, write_whole
+from lrpilot.files import write_whole
+from tasks.files import DataError, cache_folder, one_at_a_time
 from tasks.gpt import GPTTask
 from tasks.language import seeded
 

@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tasks.files import cache_folder, one_at_a_time, write_whole
+from lrpilot.files import write_whole
+from tasks.files import cache_folder, one_at_a_time
 
 
 def share_tensors(

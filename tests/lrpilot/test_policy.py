@@ -376,15 +376,6 @@ def test_a_card_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = random_policy(0).save(tmp_path / "p")
-    before = path.read_bytes()
-    (tmp_path / "p.part").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        random_policy(1).save(path)
-    assert path.read_bytes() == before
-
-
 # ---- files that are no policy
 
 
