@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs.episodes import FIRST_EVALUATION_SEED, Episodes
 from lrpilot.action import ActionSpec
+from lrpilot.brake import DIVERGENCE_FACTOR
 from lrpilot.controller import ClockSpec, Controller
 from lrpilot.edge_distance import EdgeDistance
 from lrpilot.loss import read_numbers
@@ -119,7 +120,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         horizon_factors: Sequence[float] = (1.0, 1.0),
         initial_lr_factors: Sequence[float] = (0.03, 30.0),
         reward: str = "privileged",
-        divergence_factor: float = 10.0,
+        divergence_factor: float = DIVERGENCE_FACTOR,
         use_cap: bool = False,
         num_epochs: float | None = None,
         reward_interval: int = 1,

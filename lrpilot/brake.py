@@ -1,0 +1,128 @@
+"""Brake: which losses say that a training diverges."""
+
+import math
+from typing import Any
+
+DIVERGENCE_FACTOR = 10.0
+"""A run whose mean loss exceeds so many times its first losses has diverged."""
+
+_NUM_FIRST = 5
+_NUM_SLOW = 100
+_LARGEST = 1e300  # sums of larger losses would overflow
+
+
+class Brake:
+    """Tells a training that diverges from a noisy one, whatever the loss's scale and sign.
+
+    With m the mean of about ten losses L, r and M those of the first five and of about a hundred,
+    and r' and M' the same means of |L| (equal to r and M where losses are positive)::
+
+        divergence:  m > r + 9 r'
+        explosion:   m > M + 9 max(M', r' / 10)
+
+    So positive losses raise an alarm at ten times their first values, or at ten times their recent
+    ones, if that is about what they were at the start: losses near zero may fluctuate. A third
+    rule, nan, is a loss that is not finite.
+
+    No other single loss decides: in m it counts at most as five times the threshold, and the slow
+    means take it as at most twice their value. If one of the first losses is below 1e-4 of the
+    mean before it, the means start anew, since that was no scale (a first loss of 1e300).
+
+    After an alarm only a loss that is twice as high raises the next one, until m is below half of
+    its threshold again.
+
+    >>> brake = Brake()
+    >>> [brake.update(loss) for loss in [2.0, 1.9, 2.1, 900.0, 1.8, 900.0, 900.0]]
+    [None, None, None, None, None, None, 'divergence']
+    """
+
+    _STATE = (
+        "num_losses",
+        "num_alarms",
+        "mean",
+        "threshold",
+        "_slow_mean",
+        "_slow_size",
+        "_least_size",
+        "_highest",
+        "_ceiling",
+    )
+
+    def __init__(self) -> None:
+        self.num_losses = 0
+        self.num_alarms = 0
+        self.mean = 0.0
+        """m; it stops at its threshold."""
+        self.threshold = math.inf
+        """What m exceeded at the last alarm."""
+        self._slow_mean = self._slow_size = self._least_size = 0.0
+        self._highest = math.inf
+        self._ceiling = -math.inf
+
+    def update(self, loss: float) -> str | None:
+        """Take the next loss; returns the rule that raises an alarm, or None."""
+        # no min(), max() and abs(): this runs at every step of a training
+        if not -_LARGEST < loss < _LARGEST:
+            if not math.isfinite(loss):
+                self.num_alarms += 1
+                return "nan"
+            loss = math.copysign(_LARGEST, loss)
+        count, slow, size = self.num_losses, self._slow_mean, self._slow_size
+        if count < _NUM_FIRST and (size == 0.0 or 0.0 < abs(loss) < 1e-4 * size):
+            self._begin(loss)
+            return None
+        unit = size if size > self._least_size else self._least_size
+        threshold = slow + (DIVERGENCE_FACTOR - 1.0) * unit
+        rule = "explosion"
+        if threshold >= self._highest:
+            threshold, rule = self._highest, "divergence"
+        most = 5.0 * threshold
+        counted = loss if -most < loss < most else math.copysign(most, loss)
+        self.mean += 0.1 * (counted - self.mean)
+        if loss > slow + unit:
+            counted = slow + unit
+        elif loss < slow - unit:
+            counted = slow - unit
+        else:
+            counted = loss
+        if count < _NUM_SLOW:
+            self.num_losses = count = count + 1
+        self._slow_mean = slow = slow + (counted - slow) / count
+        self._slow_size = size + ((counted if counted > 0.0 else -counted) - size) / count
+        if count <= _NUM_FIRST:
+            self._keep_scale()
+        if self.mean > threshold:
+            self.mean = threshold
+            if loss > self._ceiling:
+                self._ceiling = 2.0 * loss
+                self.threshold = threshold
+                self.num_alarms += 1
+                return rule
+        elif self.mean < 0.5 * threshold:
+            self._ceiling = -math.inf
+        return None
+
+    def _begin(self, loss: float) -> None:
+        self.num_losses = 1
+        self.mean = self._slow_mean = loss
+        self._slow_size = abs(loss)
+        self._keep_scale()
+
+    def _keep_scale(self) -> None:
+        """Take the slow means as those of the first losses."""
+        self._highest = self._slow_mean + (DIVERGENCE_FACTOR - 1.0) * self._slow_size
+        self._least_size = 0.1 * self._slow_size
+
+    def rewind(self) -> None:
+        """Expect losses of the recent past again: the weights have been put back to it."""
+        self.mean = self._slow_mean
+        self._ceiling = -math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain values."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for name in self._STATE:
+            setattr(self, name, state_dict[name])
