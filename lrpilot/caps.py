@@ -18,7 +18,8 @@ arithmetic: leave 2 - c well above the rounding error (1e-4 in float32). They ar
 so that eta * 0 = 0 where f is flat.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -102,9 +103,7 @@ def squared_norm_bound(x: Tensor, *, bound: str = "spectral") -> Tensor:
     >>> [round(squared_norm_bound(x, bound=bound).item(), 3) for bound in BOUNDS]
     [10.606, 14.0, 12.0]
     """
-    _check_matrices(x=x)
-    _check_choice(bound)
-    return _checked(_squared_norm(x, bound), strict=False, x=x)
+    return _squared_norm_of("x", x, bound)
 
 
 def block_cap(
@@ -130,8 +129,8 @@ def block_cap(
     """
     check_update(update, cap="block")
     _check_c(c)
-    lipschitz = squared_norm_bound(other, bound=bound)
-    return _divide(c, lipschitz), "stationary" if noisy else "deterministic"
+    lipschitz = _squared_norm_of("other", other, bound)
+    return _divide(c, lipschitz, other=other), "stationary" if noisy else "deterministic"
 
 
 def relative_noise_cap(
@@ -157,7 +156,8 @@ def relative_noise_cap(
     _check_c(c)
     _check_sign("lipschitz", lipschitz)
     _check_sign("rho", rho)
-    return _divide(c, lipschitz * (1 + rho)), "stationary" if projected else "expected"
+    eta = _divide(c, lipschitz * (1 + rho), lipschitz=lipschitz, rho=rho)
+    return eta, "stationary" if projected else "expected"
 
 
 def one_step_cap(
@@ -190,7 +190,7 @@ def one_step_cap(
     noise = std.square() * gradient.shape[-2] * _squared_norm(other, "frobenius")
     curvature = _squared_norm(gradient @ other, "frobenius") + noise
     eta = c * _squared_norm(gradient, "frobenius") / _positive(curvature)
-    return _checked(eta, strict=False, gradient=gradient, other=other), "expected"
+    return _checked(eta, {"gradient": gradient, "other": other}, strict=False), "expected"
 
 
 def joint_ball_cap(
@@ -222,8 +222,9 @@ def joint_ball_cap(
     _check_c(c)
     for name, radius in (("radius_w", radius_w), ("radius_h", radius_h)):
         _check_sign(name, radius, strict=True)
-    norm = squared_norm_bound(v, bound=bound).sqrt()
-    return _divide(c, radius_w**2 + radius_h**2 + radius_w * radius_h + norm), "deterministic"
+    norm = _squared_norm_of("v", v, bound).sqrt()
+    curvature = radius_w * radius_w + radius_h * radius_h + radius_w * radius_h + norm
+    return _divide(c, curvature, v=v, radius_w=radius_w, radius_h=radius_h), "deterministic"
 
 
 def project_ball(x: Tensor, radius: Tensor | float) -> Tensor:
@@ -238,7 +239,7 @@ def project_ball(x: Tensor, radius: Tensor | float) -> Tensor:
     _check_matrices(x=x)
     _check_sign("radius", radius, strict=True)
     clipped = x.clamp(min=0.0)
-    norm = _checked(torch.linalg.vector_norm(clipped, dim=(-2, -1)), strict=False, x=x)
+    norm = _checked(torch.linalg.vector_norm(clipped, dim=(-2, -1)), {"x": x}, strict=False)
     scale = (torch.as_tensor(radius, dtype=x.dtype) / _positive(norm)).clamp(max=1.0)
     return clipped * scale[..., None, None]
 
@@ -295,6 +296,9 @@ def segment_cap(
     if projected:
         _check_sign("w", w)
         _check_sign("h", h)
+    given: dict[str, Tensor | float | None] = {"residual": residual, "loss": loss}
+    for name, pair in (("gradients", gradients), ("gradient_bounds", gradient_bounds)):
+        given |= {f"{name}[{i}]": value for i, value in enumerate(pair or ())}
     if residual is None and (loss is None or (gradients is None and gradient_bounds is None)):
         residual = w @ h - v
     if residual is not None:
@@ -335,7 +339,7 @@ def segment_cap(
     x = (quarter + gamma).sqrt_().add_(half)
     for _ in range(num_steps - 1):
         x = torch.addcdiv(quarter, gamma, x).sqrt_().add_(half)
-    eta = _checked(unit / x, w=w, h=h, v=v, d=d, p=p, q=q)
+    eta = _checked(unit / x, {"w": w, "h": h, "v": v, **given})
     return eta, "deterministic" if gradient_bounds is None else "stationary"
 
 
@@ -377,7 +381,7 @@ def line_oracle(
     first, second = gradient_w @ right + left @ gradient_h, gradient_w @ gradient_h
     slope = (residual * first).sum((-2, -1)).clamp(min=0.0)
     square = first.square().sum((-2, -1))
-    _checked(slope, strict=False, w=w, h=h, v=v)
+    _checked(slope, {"w": w, "h": h, "v": v}, strict=False)
     # t = eta / unit, unit the best step of the Gauss-Newton part; then f / (slope unit) is
     # -t + quadratic t^2 - cubic t^3 + quartic t^4, all dimensionless.
     inverse = 1 / _positive(square)
@@ -394,7 +398,8 @@ def line_oracle(
     t = torch.where(y > 0.0, 1 / _positive(y), 0.0)
     loss = t * (-1 + t * (quadratic + t * (t * quartic - cubic)))
     best = t.gather(-1, loss.argmin(-1, keepdim=True)).squeeze(-1)
-    return (best * unit).to(w.dtype), "deterministic"
+    largest = torch.finfo(w.dtype).max
+    return (best * unit).clamp(max=largest).to(w.dtype), "deterministic"
 
 
 def minibatch_noise(
@@ -428,7 +433,7 @@ def minibatch_noise(
     spread = (n * columns - squared_gradient).clamp(min=0.0)
     left = 1.0 if replacement else (n - batch_size) / max(n - 1, 1)
     noise = spread * (left / batch_size)
-    _checked(noise, strict=False, residual=residual, other=other)
+    _checked(noise, {"residual": residual, "other": other}, strict=False)
     rho = noise / _positive(squared_gradient)
     return noise, rho.clamp(max=torch.finfo(rho.dtype).max)
 
@@ -452,7 +457,7 @@ def stationary_excess(
     >>> stationary_excess(torch.ones(1, 1), 1.0, 2.0, 3)
     tensor(6.)
     """
-    _checked(squared_norm_bound(h, bound="frobenius"), strict=False, h=h)
+    _squared_norm_of("h", h, "frobenius")
     _check_sign("eta", eta, strict=True)
     _check_sign("noise_std", noise_std)
     eta, std = (torch.as_tensor(x, dtype=h.dtype) for x in (eta, noise_std))
@@ -487,20 +492,30 @@ def _positive(x: Tensor) -> Tensor:
     return x.clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def _divide(c: float, lipschitz: Tensor) -> Tensor:
-    return _checked(c / _positive(lipschitz), lipschitz=lipschitz)
+def _squared_norm_of(name: str, x: Tensor, bound: str) -> Tensor:
+    """The bound of ||x||_2^2 for the argument of this name."""
+    _check_matrices(**{name: x})
+    _check_choice(bound)
+    return _checked(_squared_norm(x, bound), {name: x}, strict=False)
 
 
-def _checked(value: Tensor, *, strict: bool = True, **arguments: Tensor) -> Tensor:
+def _divide(c: float, curvature: Tensor, **arguments: Tensor | float) -> Tensor:
+    return _checked(c / _positive(curvature), arguments)
+
+
+def _checked(
+    value: Tensor, arguments: Mapping[str, Tensor | float | None], *, strict: bool = True
+) -> Tensor:
     """The value, if finite and positive (or zero unless `strict`); else the argument to blame."""
     low, high = (end.item() for end in value.aminmax())
     if (low > 0.0 or (low == 0.0 and not strict)) and high < float("inf"):
         return value
-    for name, argument in arguments.items():
+    given = {name: torch.as_tensor(x) for name, x in arguments.items() if x is not None}
+    for name, argument in given.items():
         bad = argument[~argument.isfinite()]
         if bad.numel():
             raise ValueError(f"`{name}` must be finite, got {bad[0].item()}")
-    names = ", ".join(f"`{name}`" for name in arguments)
+    names = ", ".join(f"`{name}`" for name in given)
     raise ValueError(f"{names} must have norms in the range of {value.dtype}, got a result {high}")
 
 
@@ -521,6 +536,10 @@ def _check_matrices(**arguments: Tensor) -> None:
                 f"`{name}` must be a float32 or float64 matrix or a batch of them, got "
                 f"{x.dtype} of shape {tuple(x.shape)}"
             )
+    (first, x), *others = arguments.items()
+    for name, other in others:
+        if other.dtype != x.dtype:
+            raise ValueError(f"`{name}` must be {x.dtype}, as `{first}` is, got {other.dtype}")
 
 
 def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
@@ -529,7 +548,9 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _check_sign(name: str, x: Tensor | float, *, strict: bool = False) -> None:
-    low = x.amin().item() if isinstance(x, Tensor) else x
+    low, high = (end.item() for end in x.aminmax()) if isinstance(x, Tensor) else (x, x)
+    if not math.isfinite(high):
+        raise ValueError(f"`{name}` must be finite, got {high}")
     if not (low > 0.0 or (low == 0.0 and not strict)):
         raise ValueError(
             f"`{name}` must {'be positive' if strict else 'not be negative'}, got {low}"

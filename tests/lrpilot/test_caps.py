@@ -618,6 +618,11 @@ def test_a_flat_loss_gets_a_finite_cap() -> None:
         assert 1.0 < float(eta) < math.inf
 
 
+def test_the_line_oracle_is_never_infinite() -> None:
+    tiny = torch.full((2, 2), 1e-20)
+    assert math.isfinite(line_oracle(tiny, tiny, torch.zeros(2, 2))[0])
+
+
 def test_a_held_cap_is_an_estimate() -> None:
     assert name_guarantee("deterministic", steps_held=1) == "estimate"
 
@@ -642,10 +647,36 @@ ONE, NAN = torch.ones(2, 2), torch.full((2, 2), torch.nan)
         ("`radius` must be positive, got -1.0", lambda: project_ball(ONE, -1.0)),
         ("`rho` must not be negative, got -1.0", lambda: relative_noise_cap(ONE, -1.0)),
         ("`w` must not be negative, got -1.0", lambda: segment_cap(-ONE, ONE, ONE)),
-        ("`w` must not be negative, got nan", lambda: segment_cap(NAN, ONE, ONE)),
+        ("`w` must be finite, got nan", lambda: segment_cap(NAN, ONE, ONE)),
         ("`v` must be finite, got nan", lambda: segment_cap(ONE, ONE, NAN)),
-        ("`d` must be finite, got inf", lambda: segment_cap(ONE, ONE, ONE, residual=ONE / 0)),
-        ("`q` must be finite, got nan", lambda: segment_cap(ONE, ONE, ONE, gradients=(ONE, NAN))),
+        (
+            "`residual` must be finite, got inf",
+            lambda: segment_cap(ONE, ONE, ONE, residual=ONE / 0),
+        ),
+        (
+            "`gradients[1]` must be finite, got nan",
+            lambda: segment_cap(ONE, ONE, ONE, gradients=(ONE, NAN)),
+        ),
+        ("`h` must be finite, got nan", lambda: segment_cap(ONE, NAN, ONE)),
+        ("`loss` must be finite, got inf", lambda: segment_cap(ONE, ONE, ONE, loss=ONE[0, 0] / 0)),
+        ("`w`, `h`, `v` must have norms in the range", lambda: segment_cap(ONE, ONE, ONE * 3e38)),
+        ("`other` must be finite, got nan", lambda: block_cap(NAN, update="alternating")),
+        ("`v` must be finite, got nan", lambda: joint_ball_cap(NAN, 1.0, 1.0)),
+        ("`v` must have norms in the range", lambda: joint_ball_cap(ONE * 1e30, 1.0, 1.0)),
+        (
+            "`v`, `radius_w`, `radius_h` must have norms in the range",
+            lambda: joint_ball_cap(ONE, 1e200, 1.0),
+        ),
+        ("`radius_w` must be finite, got inf", lambda: joint_ball_cap(ONE, math.inf, 1.0)),
+        ("`h` must be finite, got nan", lambda: stationary_excess(NAN, 1.0, 1.0, 2)),
+        (
+            "`noise_std` must be finite, got inf",
+            lambda: one_step_cap(ONE, ONE, update="alternating", noise_std=math.inf),
+        ),
+        (
+            "`h` must be torch.float32, as `w` is, got torch.float64",
+            lambda: segment_cap(ONE, ONE.double(), ONE),
+        ),
         ("`h` must be finite, got nan", lambda: line_oracle(ONE, NAN, ONE)),
         ("`x` must be finite, got nan", lambda: project_ball(NAN, 1.0)),
         ("`x` must be finite, got nan", lambda: squared_norm_bound(NAN)),
