@@ -510,9 +510,10 @@ def _checked(
     low, high = (end.item() for end in value.aminmax())
     if (low > 0.0 or (low == 0.0 and not strict)) and high < float("inf"):
         return value
-    given = {name: torch.as_tensor(x) for name, x in arguments.items() if x is not None}
+    given = {name: x for name, x in arguments.items() if x is not None}
     for name, argument in given.items():
-        bad = argument[~argument.isfinite()]
+        entries = torch.as_tensor(argument, dtype=torch.float64)
+        bad = entries[~entries.isfinite()]
         if bad.numel():
             raise ValueError(f"`{name}` must be finite, got {bad[0].item()}")
     names = ", ".join(f"`{name}`" for name in given)
