@@ -132,7 +132,15 @@ class BatchController:
         s = self.state
         is_finite = np.isfinite(value)
         s["num_nonfinite"] += active & ~is_finite
-        is_first = np.isnan(s["initial_loss"]) & is_finite & (value > 0.0)
+        is_before = np.isnan(s["initial_loss"])
+        is_refused = active & is_before & is_finite & (value < 0.0)
+        if "loss" in self.spec.groups and is_refused.any():
+            run = int(is_refused.argmax())
+            raise ValueError(
+                f"`loss` must be positive at the start, since features are logarithms relative "
+                f"to it, got {value[run]} in run {run}"
+            )
+        is_first = is_before & is_finite & (value > 0.0)
         initial_loss = np.where(is_first, value, s["initial_loss"])
         ratio = np.clip(value / initial_loss, -LOSS_CEILING, LOSS_CEILING)
         ratio = np.where(is_finite, ratio, LOSS_CEILING)
@@ -194,8 +202,10 @@ class BatchController:
         return table.clip(-FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
 
     def _loss_features(self) -> list[Floats]:
+        """The features, and the state of the runs that made a step since the last decision."""
         s = self.state
         count = s["count"]
+        has_loss = count > 0
         change = s["interval_mean"] - s["mean"]
         variance = np.where(
             count > 1, s["interval_m2"] / np.maximum(count - 1, 1.0), np.square(change) / 2
@@ -218,9 +228,18 @@ class BatchController:
             np.arcsinh(change / np.maximum(error, 1e-12)) / 2,
             1 + np.log10(np.sqrt(noise_variance) / floored + 1e-4) / 2,
         ]
-        s["mean"], s["mean_variance"], s["log_mean"] = s["interval_mean"], mean_variance, log_mean
-        s["noise_variance"], s["long_slope"] = noise_variance, long_slope
-        return features
+        old_slope = np.where(is_first, 0.0, s["long_slope"])
+        idle = [s["log_mean"] / 2, 0.0, np.arcsinh(10 * old_slope) / 2, 0.0, 0.0]
+        new = {
+            "mean": s["interval_mean"],
+            "mean_variance": mean_variance,
+            "log_mean": log_mean,
+            "noise_variance": noise_variance,
+            "long_slope": long_slope,
+        }
+        for name, array in new.items():
+            s[name] = np.where(has_loss, array, s[name])
+        return [np.where(has_loss, a, b) for a, b in zip(features, idle, strict=True)]
 
     def _movement_features(self) -> list[Floats]:
         old, new = self._weights, self._read_weights()

@@ -237,12 +237,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             if self.use_cap or not losses:
                 self._lr = self._next_lr()
             losses.append(run.step(self._lr))
+            controller.observe(losses[-1])
             decision_due = controller.advance()
-        # read together at the end: no device waits, and little cold code between the steps
-        values = read_numbers(losses)
-        for value in values:
-            controller.observe(value)
-        return values
+        return read_numbers(losses)
 
     def _next_lr(self) -> float:
         lr: float = self._episode["initial_lr"] * self.controller.factor
