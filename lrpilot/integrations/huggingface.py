@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
+from lrpilot.integrations.horizon import warn_of_other_horizon
 from lrpilot.observers import require_observers
 
 
@@ -30,7 +31,8 @@ class LossCallback(TrainerCallback):
 
     Losses are averaged over ranks; evaluation has none. Steps that a gradient scaler skipped give
     no loss, as the Trainer then does not step the scheduler. The scheduler is part of the
-    Trainer's checkpoints like any other.
+    Trainer's checkpoints like any other. A `total_steps` that is not the number of steps that the
+    Trainer makes is warned of when training begins.
 
     Args:
         trainer: the Trainer; its scheduler observes losses, alone or in a `SequentialLR`.
@@ -58,9 +60,12 @@ class LossCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Forget what an earlier, interrupted training left."""
+        """Forget what an earlier, interrupted training left, and compare the horizons."""
         require_observers(self._trainer.lr_scheduler)
         self._losses.clear()
+        if state.is_world_process_zero:
+            num_steps = state.max_steps - state.global_step
+            warn_of_other_horizon(self._trainer.lr_scheduler, num_steps)
 
     def on_optimizer_step(
         self,

@@ -1,13 +1,17 @@
 """Lightning: the loss reaches the scheduler before Lightning steps it."""
 
+import math
+import warnings
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
+from lrpilot.integrations.horizon import warn_of_other_horizon
 from lrpilot.observers import find_observers
 
 
@@ -34,6 +38,10 @@ class LossCallback(Callback):
     backward passes before a step, their mean. In `16-mixed` precision Lightning steps schedulers
     even if its gradient scaler skipped the step.
 
+    When training begins, the callback warns of schedulers that Lightning steps once per epoch (its
+    default), and of a `total_steps` that is not the number of steps that the Trainer makes. With
+    manual optimization only your own code knows.
+
     Raises:
         TypeError: when training begins, if no scheduler observes losses.
     """
@@ -47,7 +55,7 @@ class LossCallback(Callback):
         self._ready: set[int] = set()  # ids of the schedulers with a loss for their next step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier, interrupted training left."""
+        """Forget what an earlier, interrupted training left, and compare the clocks."""
         self._forget()
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         if not any(map(find_observers, schedulers)):
@@ -55,6 +63,8 @@ class LossCallback(Callback):
             raise TypeError(
                 f"`configure_optimizers` must return a scheduler that observes losses, got {names}"
             )
+        if pl_module.automatic_optimization and trainer.is_global_zero:
+            _warn_of_other_clocks(trainer)
         self._step_scheduler = pl_module.lr_scheduler_step
         # Lightning has no event around a scheduler's step, and makes it even without a loss
         vars(pl_module)["lr_scheduler_step"] = self._step_if_ready
@@ -100,3 +110,24 @@ class LossCallback(Callback):
                 for observer in find_observers(config.scheduler):
                     observer.observe(loss)
                 self._ready.add(id(config.scheduler))
+
+
+def _warn_of_other_clocks(trainer: Trainer) -> None:
+    """Warn of schedulers that are not stepped once per optimizer step until their horizon."""
+    total_steps = trainer.estimated_stepping_batches
+    changes = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
+    is_known = 0 < total_steps < math.inf and not changes
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau or not find_observers(config.scheduler):
+            continue
+        if (config.interval, config.frequency) != ("step", 1):
+            warnings.warn(
+                f'`"interval"` and `"frequency"` should be "step" and 1, got "{config.interval}" '
+                f'and {config.frequency} (Lightning\'s defaults are "epoch" and 1): '
+                f"{type(config.scheduler).__name__} is given the loss of every step but may set "
+                'the learning rate less often; return `{"scheduler": ..., "interval": "step"}`',
+                UserWarning,
+                stacklevel=3,
+            )
+        elif is_known:
+            warn_of_other_horizon(config.scheduler, int(total_steps) - trainer.global_step)

@@ -1,3 +1,4 @@
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -5,11 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import ConstantLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.greedy_lr import GreedyLR
+from lrpilot.guard import Guard
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
@@ -222,7 +231,7 @@ def test_resuming_from_a_checkpoint_continues_bit_for_bit(
         if kind == "greedy":
             return GreedyLR(optimizer, semantics="paper", patience=0, min_lr=1e-4)
         policy = random_policy("progress", "loss", "lr", "movement", "gradient")
-        return PolicyLR(optimizer, policy, total_steps=14)
+        return PolicyLR(optimizer, policy, total_steps=14 if accumulation == 1 else 8)
 
     def build() -> Trainer:
         return make_trainer(
@@ -250,7 +259,7 @@ def test_gradients_are_there_when_the_trainer_steps_the_scheduler(tmp_path: Path
     trainer = make_trainer(
         tmp_path,
         language_model(),
-        scheduler=lambda optimizer: PolicyLR(optimizer, policy, total_steps=14),
+        scheduler=lambda optimizer: PolicyLR(optimizer, policy, total_steps=8),
         gradient_accumulation_steps=2,
     )
     scheduler = train(trainer)
@@ -311,3 +320,58 @@ def test_an_interrupted_training_leaves_no_loss_behind(tmp_path: Path) -> None:
         trainer.train()
     scheduler = train(trainer)
     assert scheduler.losses == logged(trainer, "loss")
+
+
+def warned(train_once: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        train_once()
+    return [str(one.message) for one in caught if "`total_steps`" in str(one.message)]
+
+
+def horizon(total_steps: int) -> Any:
+    """A guarded schedule for this number of steps."""
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return Guard(OneCycleLR(optimizer, 0.05, total_steps=total_steps, cycle_momentum=False))
+
+    return scheduler
+
+
+def chained_after_warm_up(total_steps: int) -> Any:
+    """The same after a warm-up of three steps, in a chain."""
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        parts = [LinearLR(optimizer, total_iters=3), horizon(total_steps)(optimizer)]
+        return ChainedScheduler([SequentialLR(optimizer, parts, milestones=[3])])
+
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "arguments", "expected"),
+    [
+        (horizon(14), {}, None),
+        (horizon(20), {}, 14),
+        (horizon(14), {"gradient_accumulation_steps": 2}, 8),
+        (horizon(14), {"max_steps": 5}, 5),
+        (chained_after_warm_up(11), {}, None),
+        (chained_after_warm_up(14), {}, 11),
+    ],
+)
+def test_another_horizon_than_the_trainers_is_warned_of_once(
+    tmp_path: Path, scheduler: Any, arguments: dict[str, Any], expected: int | None
+) -> None:
+    trainer = make_trainer(tmp_path, regression(), scheduler=scheduler, **arguments)
+    messages = warned(trainer.train)
+    assert len(messages) == (expected is not None)
+    for message in messages:
+        assert message.endswith(f"give `total_steps={expected}`")
+
+
+def test_a_resumed_training_has_the_horizon_of_the_whole(tmp_path: Path) -> None:
+    options = {"scheduler": horizon(14), "save_strategy": "steps", "save_steps": 6}
+    make_trainer(tmp_path, regression(), **options).train()
+    resumed = make_trainer(tmp_path, regression(), **options)
+    checkpoint = str(tmp_path / "checkpoint-6")
+    assert not warned(lambda: resumed.train(resume_from_checkpoint=checkpoint))

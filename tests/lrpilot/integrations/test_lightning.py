@@ -1,4 +1,5 @@
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,90 @@ def test_a_loss_counts_for_every_optimizer_that_steps_after_it(
 
 def means(losses: list[float]) -> list[float]:
     return [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)]
+
+
+def warned(fit_once: Any) -> list[str]:
+    """What a training warns of, without Lightning's own advice."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        fit_once()
+    ours = ("`total_steps`", '`"interval"`')
+    return [str(one.message) for one in caught if str(one.message).startswith(ours)]
+
+
+def horizon(total_steps: int) -> Any:
+    """A guarded schedule for this number of steps."""
+
+    def make_scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        kind = torch.optim.lr_scheduler.OneCycleLR
+        return Guard(kind(optimizer, 0.05, total_steps=total_steps, cycle_momentum=False))
+
+    return make_scheduler
+
+
+def after_warm_up(total_steps: int) -> Any:
+    """The same after a warm-up of four steps."""
+
+    def make_scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        parts = [LinearLR(optimizer, total_iters=4), horizon(total_steps)(optimizer)]
+        return SequentialLR(optimizer, parts, milestones=[4])
+
+    return make_scheduler
+
+
+@pytest.mark.parametrize(
+    ("make_scheduler", "options", "expected"),
+    [
+        (horizon(14), {}, None),
+        (horizon(7), {"accumulate_grad_batches": 2, "max_epochs": 1}, 4),
+        (horizon(20), {}, 14),
+        (horizon(20), {"max_steps": 9}, 9),
+        (after_warm_up(10), {}, None),
+        (after_warm_up(14), {}, 10),
+    ],
+)
+def test_another_horizon_than_the_trainers_is_warned_of_once(
+    tmp_path: Path, make_scheduler: Any, options: dict[str, Any], expected: int | None
+) -> None:
+    trainer = make_trainer(tmp_path, LossCallback(), **options)
+    messages = warned(lambda: fit(Regression(make_scheduler), trainer))
+    assert len(messages) == (expected is not None)
+    for message in messages:
+        assert message.endswith(f"give `total_steps={expected}`")
+
+
+def test_a_resumed_training_has_the_horizon_of_the_whole(tmp_path: Path) -> None:
+    assert not warned(lambda: resume(tmp_path, steps=7, config={}, make_scheduler=horizon(14)))
+
+
+def test_an_infinite_training_has_no_horizon_to_compare(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+            trainer.should_stop = trainer.global_step == 5
+
+    trainer = make_trainer(tmp_path, LossCallback(), Stop(), max_epochs=-1)
+    assert not warned(lambda: fit(Regression(horizon(20)), trainer))
+
+
+@pytest.mark.parametrize(
+    ("config", "num_warnings"),
+    [
+        ({"interval": "epoch"}, 1),
+        ({"frequency": 2}, 1),
+        ({"interval": "step"}, 0),
+        ({"interval": "epoch", **PLATEAU}, 0),
+    ],
+)
+def test_a_scheduler_that_steps_less_often_than_the_optimizer_is_warned_of_once(
+    tmp_path: Path, config: dict[str, Any], num_warnings: int
+) -> None:
+    model = Regression(config=config)
+    messages = warned(lambda: fit(model, make_trainer(tmp_path, LossCallback())))
+    assert len(messages) == num_warnings
+    for message in messages:
+        assert '"interval": "step"' in message
+
+
+def test_with_manual_optimization_nothing_is_known_of_the_clock(tmp_path: Path) -> None:
+    model = Manual(make_scheduler=horizon(20), config={"interval": "epoch"})
+    assert not warned(lambda: fit(model, make_trainer(tmp_path, LossCallback())))
