@@ -4,9 +4,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from lrpilot.arguments import require_fields, require_number
+
 ANCHORS = ("constant", "linear", "cosine")
 KINDS = ("multiplier", "residual")
 UNITS = ("initial_lr", "cap")
+FACTOR_RANGE = (1e-30, 1e30)
+"""The ends of any box, so that a learning rate times a factor in it stays a number."""
 
 
 def anchor_factor(anchor: str, progress: float) -> float:
@@ -73,6 +77,8 @@ class ActionSpec:
             raise ValueError(f"`anchor` must be one of {ANCHORS}, got {self.anchor!r}")
         if self.unit not in UNITS:
             raise ValueError(f"`unit` must be one of {UNITS}, got {self.unit!r}")
+        for name in ("max_log_change", "min_factor", "max_factor", "start_factor"):
+            require_number(name, getattr(self, name))
         if self.unit == "cap" and self.max_factor > 1.0:
             raise ValueError(
                 f"`max_factor` must be at most 1 in units of the cap, got {self.max_factor}"
@@ -85,6 +91,12 @@ class ActionSpec:
             raise ValueError(
                 f"`min_factor` must not exceed `max_factor`, got {self.min_factor} and "
                 f"{self.max_factor}"
+            )
+        lowest, highest = FACTOR_RANGE
+        if self.min_factor < lowest or self.max_factor > highest:
+            raise ValueError(
+                f"`min_factor` and `max_factor` must be in [{lowest:g}, {highest:g}], got "
+                f"{self.min_factor} and {self.max_factor}"
             )
         if not self.min_factor <= self.start_factor <= self.max_factor:
             raise ValueError(
@@ -129,4 +141,5 @@ class ActionSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The specification stored in a policy file."""
+        require_fields(cls, values)
         return cls(**values)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.action import ActionSpec
+from lrpilot.arguments import require_count, require_fields
 from lrpilot.edge_distance import EdgeDistance
 from lrpilot.observation import ObservationSpec, Observer
 
@@ -26,7 +27,7 @@ class ClockSpec:
         fixed_interval: steps of every interval, whatever T; None derives them from T.
 
     Raises:
-        ValueError: if a count is below 1 or the range is reversed.
+        ValueError: if a count is no whole number or below 1, or the range is reversed.
 
     >>> ClockSpec(num_decisions=30).interval_steps(10_000)
     333
@@ -38,9 +39,14 @@ class ClockSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizon_range", tuple(self.horizon_range))
-        if self.num_decisions < 1:
-            raise ValueError(f"`num_decisions` must be at least 1, got {self.num_decisions}")
+        require_count("num_decisions", self.num_decisions)
+        if len(self.horizon_range) != 2:
+            raise ValueError(f"`horizon_range` must be two numbers, got {self.horizon_range}")
         low, high = self.horizon_range
+        for horizon in (low, high):
+            require_count("horizon_range", horizon, least=0)
+        if self.fixed_interval is not None:
+            require_count("fixed_interval", self.fixed_interval)
         if not 1 <= low <= high:
             raise ValueError(f"`horizon_range` must be 1 <= low <= high, got {(low, high)}")
 
@@ -55,6 +61,7 @@ class ClockSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The specification stored in a policy file."""
+        require_fields(cls, values)
         return cls(**values)
 
 

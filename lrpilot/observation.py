@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrpilot.arguments import require_count, require_fields
 from lrpilot.edge_distance import EdgeDistance
 from lrpilot.loss import read_numbers
 from lrpilot.parameter_sample import ParameterSample
@@ -67,7 +68,8 @@ class ObservationSpec:
         num_entries: how many parameter entries are sampled for movement and gradient.
 
     Raises:
-        ValueError: if a group is unknown or given twice, or `num_entries` is below 1.
+        ValueError: if a group is unknown or given twice, or `num_entries` is no whole number of
+            at least 1.
 
     >>> ObservationSpec(groups=("progress", "lr")).names
     ('progress', 'log_lr', 'previous_action')
@@ -83,8 +85,7 @@ class ObservationSpec:
         for group in self.groups:
             if group not in _ALL_FEATURES:
                 raise ValueError(f"`groups` must be among {list(_ALL_FEATURES)}, got {group!r}")
-        if self.num_entries < 1:
-            raise ValueError(f"`num_entries` must be at least 1, got {self.num_entries}")
+        require_count("num_entries", self.num_entries)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,6 +104,7 @@ class ObservationSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The specification stored in a policy file."""
+        require_fields(cls, values)
         return cls(**values)
 
 

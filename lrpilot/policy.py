@@ -14,18 +14,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lrpilot.action import ActionSpec
+from lrpilot.arguments import require_count
 from lrpilot.controller import ClockSpec
 from lrpilot.files import write_whole
 from lrpilot.lstm import lstm_step
-from lrpilot.observation import ObservationSpec
+from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "policies"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OUTPUTS = ("clip", "tanh")
 KINDS = ("mlp", "lstm")
+LARGEST_FILE = 64 * 2**20
+LARGEST_HEADER = 2**20
 
 Array = NDArray[np.float32]
+
+_LARGEST_SUM = 1e38  # float32 ends at 3.4e38
 
 
 class PolicyFileError(ValueError):
@@ -37,8 +42,23 @@ def _plain(layer: tuple[Array, Array]) -> tuple[Array, Array]:
     return np.array(layer[0], np.float32, order="C"), np.array(layer[1], np.float32)
 
 
-def _is_finite(layer: tuple[Array, Array]) -> bool:
-    return bool(np.isfinite(layer[0]).all() and np.isfinite(layer[1]).all())
+def _check_range(name: str, layer: tuple[Array, Array], largest: Array) -> None:
+    """Refuse a layer whose sums could leave float32 for inputs up to `largest` in size."""
+    weight, bias = (np.abs(array.astype(np.float64)) for array in layer)
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    reach = float((largest @ weight + bias).max())
+    if reach > _LARGEST_SUM:
+        raise ValueError(f"{name} must not overflow, got sums of up to {reach:.3g}")
+
+
+def content_digest(header: dict[str, Any], tensors: dict[str, Array]) -> str:
+    """SHA-256 of everything that a policy file says: the header with the card, and the arrays."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +84,8 @@ class Policy:
         lstm: (W, b) of an LSTM cell that reads the observation, as in `lstm_step`; None without.
 
     Raises:
-        ValueError: if the layers do not fit each other or the observation.
+        ValueError: if the layers do not fit each other or the observation, or could overflow: an
+            action is finite whatever is observed; or if the card is no dictionary.
     """
 
     layers: Sequence[tuple[Array, Array]]
@@ -78,9 +99,12 @@ class Policy:
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise ValueError(f"`output` must be one of {OUTPUTS}, got {self.output!r}")
+        if not isinstance(self.card, dict):
+            raise ValueError(f"`card` must be a dictionary, got {self.card!r}")
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
         size, inputs = len(self.observation.names), "features of the observation"
+        largest = np.full(size, FEATURE_LIMIT)
         if self.lstm is not None:
             lstm = _plain(self.lstm)
             object.__setattr__(self, "lstm", lstm)
@@ -89,9 +113,9 @@ class Policy:
                 raise ValueError(
                     f"`lstm` must have shapes ({size} + n, 4 n) and (4 n,), got {shapes}"
                 )
-            if not _is_finite(lstm):
-                raise ValueError("`lstm` must be finite, got NaN or infinity")
+            _check_range("`lstm`", lstm, np.append(largest, np.ones(units)))
             size, inputs = units, "units of the LSTM"
+            largest = np.ones(size)
         object.__setattr__(self, "layers", [_plain(layer) for layer in self.layers])
         for i, (weight, bias) in enumerate(self.layers):
             if weight.ndim != 2 or weight.shape[0] != size or bias.shape != weight.shape[1:]:
@@ -99,9 +123,11 @@ class Policy:
                     f"layer {i} of the policy must take the {size} {inputs}, got shapes "
                     f"{weight.shape} and {bias.shape}"
                 )
-            if not _is_finite((weight, bias)):
-                raise ValueError(f"`layers` must be finite, got NaN or infinity in layer {i}")
+            if bias.size == 0:
+                raise ValueError(f"layer {i} of the policy must have outputs, got none")
+            _check_range(f"layer {i} of the policy", (weight, bias), largest)
             size, inputs = weight.shape[1], "outputs of the layer before"
+            largest = np.ones(size)
         if size != 1:
             raise ValueError(f"`layers` must end in one action, got {size}")
 
@@ -151,7 +177,9 @@ class Policy:
         return np.tanh(values) if self.output == "tanh" else values.clip(-1.0, 1.0)
 
     def __repr__(self) -> str:
-        task = self.card.get("task", {}).get("name", "unknown")
+        task = self.card.get("task", "unknown")
+        if isinstance(task, dict):
+            task = task.get("name", "unknown")
         return (
             f"Policy(task={task!r}, groups={self.observation.groups}, action={self.action}, "
             f"fingerprint={self.fingerprint[:12]!r})"
@@ -187,54 +215,57 @@ class Policy:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file; it replaces an older one only when it is complete."""
+        tensors = self._tensors()
         header = {"format_version": FORMAT_VERSION, **self._header(), "card": self.card}
-        write_whole(path, save(self._tensors(), {"lrpilot": json.dumps(header, sort_keys=True)}))
+        header["sha256"] = content_digest(header, tensors)
+        # one entry, since safetensors writes several in any order
+        write_whole(path, save(tensors, {"lrpilot": json.dumps(header, sort_keys=True)}))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a policy file, the policy in a run folder, or one that ships with lrpilot.
 
-        No code from the file is run.
+        No code from the file is run, and its content is checked against the digest in it, which
+        files of format 1 lack.
 
         Args:
-            path: a file, a folder, or the name of a file in `lrpilot/policies`, without suffix.
+            path: the name of a policy that ships ("cifar"; a file or folder that is called so is
+                given as "./cifar" or as a `Path`), a file, or a folder.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            PolicyFileError: if it is foreign, truncated, or of a newer format.
+            FileNotFoundError: if there is no such file; it names the policies that ship.
+            PolicyFileError: if it is foreign, damaged, or of a newer format.
         """
-        path = Path(path)
         shipped = {file.stem: file for file in SHIPPED.glob("*.safetensors")}
+        if isinstance(path, str) and path in shipped:
+            path = shipped[path]
+        path = Path(path).expanduser()
         if path.is_dir():
             path = path / FILE_NAME
-        elif not path.exists():
-            path = shipped.get(str(path), path)
         if not path.is_file():
             raise FileNotFoundError(f"no policy at {path}; shipped are {sorted(shipped)}")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if "lrpilot" not in metadata:
-                    raise PolicyFileError(
-                        f"{path} is a safetensors file, but not an lrpilot policy"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        if path.stat().st_size > LARGEST_FILE:
             raise PolicyFileError(
-                f"{path} is not a safetensors file, or is truncated: {error}"
-            ) from error
-        return cls._from_file(path, tensors, metadata["lrpilot"])
+                f"{path} is no lrpilot policy: it has {path.stat().st_size} bytes"
+            )
+        return cls._from_file(path, *_read(path))
 
     @classmethod
-    def _from_file(cls, path: Path, tensors: dict[str, Array], text: str) -> Self:
+    def _from_file(cls, path: Path, text: str, tensors: dict[str, Array]) -> Self:
         try:
             header = json.loads(text)
-            version = int(header["format_version"])
+            version = header["format_version"]
+            require_count("format_version", version)
             if version > FORMAT_VERSION:
                 raise PolicyFileError(
                     f"{path} has policy format {version}, this lrpilot reads up to "
                     f"{FORMAT_VERSION}: upgrade lrpilot"
+                )
+            if version > 1 and header.pop("sha256") != content_digest(header, tensors):
+                raise PolicyFileError(
+                    f"{path} is damaged: its content does not have the digest that it names; "
+                    "fetch or save it again"
                 )
             architecture = header["architecture"]
             if architecture["kind"] not in KINDS or architecture["activation"] != "tanh":
@@ -255,5 +286,33 @@ class Policy:
             )
         except PolicyFileError:
             raise
-        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise PolicyFileError(
+                f"{path} is not a valid lrpilot policy: it lacks {error}"
+            ) from error
+        except (OverflowError, RecursionError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a valid lrpilot policy: {error}") from error
+
+
+def _read(path: Path) -> tuple[str, dict[str, Array]]:
+    """The header and the arrays of a policy file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            if "lrpilot" not in metadata:
+                raise PolicyFileError(f"{path} is a safetensors file, but not an lrpilot policy")
+            if len(metadata["lrpilot"]) > LARGEST_HEADER:
+                raise PolicyFileError(f"{path} is no lrpilot policy: its header is too long")
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if kind != "F32":
+                    raise PolicyFileError(
+                        f"{path} must hold float32 arrays alone, got {name!r} of {kind}"
+                    )
+                tensors[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise PolicyFileError(
+            f"{path} is not a safetensors file, or is truncated: {error}"
+        ) from error
+    return metadata["lrpilot"], tensors

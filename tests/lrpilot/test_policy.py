@@ -1,6 +1,8 @@
 import json
+import math
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +21,14 @@ from safetensors.numpy import save as safetensors_bytes
 from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.observation import ObservationSpec
-from lrpilot.policy import FILE_NAME, FORMAT_VERSION, SHIPPED, Policy, PolicyFileError
+from lrpilot.policy import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    SHIPPED,
+    Policy,
+    PolicyFileError,
+    content_digest,
+)
 
 SIZES = (12, 16, 16, 1)
 
@@ -60,12 +69,21 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def write_file(path: Path, header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Path:
+    """A file whose digest is right, whatever its content."""
+    header.pop("sha256", None)
+    sealed = {**header, "sha256": content_digest(header, tensors)}
+    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(sealed)}))
+    return path
+
+
 def edited(path: Path, **header_changes: Any) -> Path:
     """The saved policy with another header."""
     header, tensors = read_file(random_policy().save(path))
-    metadata = {"lrpilot": json.dumps({**header, **header_changes})}
-    path.write_bytes(safetensors_bytes(tensors, metadata))
-    return path
+    for name, value in header_changes.items():
+        is_part = isinstance(value, dict) and isinstance(header[name], dict)
+        header[name] = {**header[name], **value} if is_part else value
+    return write_file(path, header, tensors)
 
 
 # ---- acting
@@ -203,7 +221,7 @@ def test_a_recurrent_file_that_lacks_an_array_is_refused(tmp_path: Path, lost: s
     path = recurrent_policy().save(tmp_path / "p")
     header, tensors = read_file(path)
     del tensors[lost]
-    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    write_file(path, header, tensors)
     with pytest.raises(PolicyFileError, match="is not a valid lrpilot policy"):
         Policy.load(path)
 
@@ -220,7 +238,7 @@ def layer(inputs: int, outputs: int) -> tuple[NDArray[np.float32], NDArray[np.fl
 def test_weights_that_are_not_finite_are_refused(bad: float, part: int) -> None:
     layers = [layer(12, 4), layer(4, 1)]
     layers[1][part].flat[0] = bad
-    with pytest.raises(ValueError, match="`layers` must be finite, got NaN or infinity in layer 1"):
+    with pytest.raises(ValueError, match="layer 1 of the policy must be finite, got NaN or inf"):
         random_policy(layers=layers)
 
 
@@ -329,6 +347,19 @@ def test_a_saved_policy_keeps_its_specifications_and_card(tmp_path: Path) -> Non
         assert getattr(loaded, name) == getattr(policy, name)
 
 
+@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+def test_a_shipped_policy_is_of_the_present_format_and_names_no_path(name: str) -> None:
+    header, _ = read_file(SHIPPED / f"{name}.safetensors")
+    assert header["format_version"] == FORMAT_VERSION
+    assert not any(sign in json.dumps(header["card"]) for sign in ('"/', "~", "\\"))
+
+
+@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+def test_saving_a_shipped_policy_gives_its_file_again(tmp_path: Path, name: str) -> None:
+    saved = Policy.load(name).save(tmp_path / "p")
+    assert saved.read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_a_policy_that_ships_loads_by_its_name_and_has_a_card(path: Path) -> None:
     policy = Policy.load(path.stem)
@@ -337,13 +368,37 @@ def test_a_policy_that_ships_loads_by_its_name_and_has_a_card(path: Path) -> Non
     assert policy.card["task"]["name"] == path.stem
 
 
-def test_a_folder_hides_the_shipped_policy_of_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_the_name_of_a_shipped_policy_means_it_whatever_is_called_so_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small_networks").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"no policy at small_networks/{FILE_NAME}"):
-        Policy.load("small_networks")
+    shipped = Policy.load("cifar").fingerprint
+    if kind == "folder":
+        Path("cifar").mkdir()
+        random_policy().save(Path("cifar") / FILE_NAME)
+    else:
+        random_policy().save("cifar")
+    assert Policy.load("cifar").fingerprint == shipped
+    for path in ("./cifar", Path("cifar"), tmp_path / "cifar"):
+        assert Policy.load(path).fingerprint == random_policy().fingerprint
+
+
+@pytest.mark.parametrize("name", ["Cifar", "cifar.safetensors", "", Path("cifar")])
+def test_a_name_that_does_not_ship_lists_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"shipped are \['cifar', 'small_networks'\]"):
+        Policy.load(name)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    random_policy().save(tmp_path / "p")
+    assert Policy.load("~/p").fingerprint == random_policy().fingerprint
 
 
 def test_a_run_folder_loads_its_policy(tmp_path: Path) -> None:
@@ -478,6 +533,34 @@ def test_a_broken_header_is_refused(tmp_path: Path, text: str) -> None:
         {"clock": {"horizon_range": [5]}},
         {"clock": {"horizon_range": 5}},
         {"clock": {"num_decisions": 0}},
+        {"format_version": True},
+        {"format_version": 1.9},
+        {"format_version": 0},
+        {"card": []},
+        {"card": None},
+        {"card": "trained at night"},
+        *(
+            {section: {name: value}}
+            for section, name in (
+                ("clock", "num_decisions"),
+                ("clock", "fixed_interval"),
+                ("observation", "num_entries"),
+            )
+            for value in (math.nan, math.inf, 1.5, 2.0, True, -1, 10**400, "2")
+        ),
+        *(
+            {"clock": {"horizon_range": [1, value]}}
+            for value in (math.nan, math.inf, 1.5, True, 10**400, "2")
+        ),
+        {"action": {"min_factor": 5e-324, "start_factor": 1.0}},
+        {"action": {"max_factor": 1e308}},
+        {"action": {"max_factor": math.inf}},
+        {"action": {"max_factor": math.nan}},
+        {"action": {"max_factor": True, "start_factor": 0.5}},
+        {"action": {"max_factor": "100"}},
+        {"action": {"max_log_change": True}},
+        {"action": {"max_log_change": None}},
+        {"action": {"start_factor": math.nan}},
     ],
     ids=str,
 )
@@ -516,6 +599,68 @@ def test_any_value_in_the_header_loads_or_is_refused(
     assert isinstance(loaded, Policy)
 
 
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("large", [1e37, 3e38])
+def test_weights_whose_sums_could_overflow_are_refused(
+    tmp_path: Path, large: float, output: str
+) -> None:
+    path = random_policy(output=output).save(tmp_path / "p")
+    header, tensors = read_file(path)
+    for name, sign in (("layers.1.weight", 1.0), ("layers.2.weight", -1.0)):
+        tensors[name][:] = sign * large
+    write_file(path, header, tensors)
+    with pytest.raises(PolicyFileError, match="must not overflow, got sums of up to"):
+        Policy.load(path)
+
+
+def test_an_lstm_whose_sums_could_overflow_is_refused() -> None:
+    weight, bias = recurrent_policy().lstm or ()
+    with pytest.raises(ValueError, match="`lstm` must not overflow, got sums of up to"):
+        recurrent_policy(lstm=(np.full_like(weight, 1e37), bias))
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("make", [random_policy, recurrent_policy])
+def test_an_action_is_a_number_however_large_the_weights_are(
+    make: Callable[..., Policy], output: str
+) -> None:
+    def enlarged(layer: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Any:
+        return np.sign(layer[0]) * np.float32(1e36), layer[1]
+
+    policy = make(output=output)
+    policy = replace(
+        policy,
+        layers=[enlarged(layer) for layer in policy.layers],
+        lstm=enlarged(policy.lstm) if policy.lstm else None,
+    )
+    assert all(-1.0 <= action <= 1.0 for action in sequence(policy))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_file_of_another_precision_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = random_policy().save(tmp_path / "p")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    tensors["layers.0.weight"] = tensors["layers.0.weight"].to(dtype)
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(PolicyFileError, match=r"must hold float32 arrays alone, got 'layers\.0"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("action", "anchor"), ("clock", "fixed_interval"), ("observation", "num_entries")],
+)
+def test_a_file_that_leaves_a_value_to_the_defaults_is_refused(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    header, tensors = read_file(random_policy().save(tmp_path / "p"))
+    del header[section][name]
+    with pytest.raises(PolicyFileError, match=f"is not a valid lrpilot policy: it lacks '{name}'"):
+        Policy.load(write_file(tmp_path / "p", header, tensors))
+
+
 def test_a_policy_trained_for_another_observation_is_refused(tmp_path: Path) -> None:
     path = edited(tmp_path / "p", observation=ObservationSpec(("loss",)).to_dict())
     with pytest.raises(PolicyFileError, match="must take the 5 features of the observation"):
@@ -527,7 +672,7 @@ def test_a_file_whose_weights_are_not_finite_is_refused(tmp_path: Path, bad: flo
     path = random_policy().save(tmp_path / "p")
     header, tensors = read_file(path)
     tensors["layers.1.weight"][0, 0] = bad
-    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    write_file(path, header, tensors)
     with pytest.raises(PolicyFileError, match="must be finite"):
         Policy.load(path)
 
@@ -536,7 +681,7 @@ def test_a_file_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
     path = random_policy().save(tmp_path / "p")
     header, tensors = read_file(path)
     del tensors["layers.1.weight"], tensors["layers.1.bias"]
-    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(header)}))
+    write_file(path, header, tensors)
     with pytest.raises(PolicyFileError, match=r"layers\.1"):
         Policy.load(path)
 
