@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.fine_tuning import PROBLEMS, fine_tune, schedulers
 from benchmarks.network_batch import Case, gpu_cases, measure
 from tasks.files import DataError
 
@@ -18,3 +19,13 @@ def test_case_for_a_gpu_runs_on_a_cpu(case: Case) -> None:
     measured = measure(case._replace(num_runs=2), num_turns=1)
     assert measured.batched > 0.0
     assert measured.num_bytes == 0
+
+
+@pytest.mark.parametrize("policy", ["small_networks", "cifar"])
+def test_a_fine_tuning_with_max_factor_1_never_exceeds_its_learning_rate(policy: str) -> None:
+    problem = PROBLEMS["digits"]._replace(total_steps=300)
+    made = schedulers(problem, [policy], [1.0])
+    unbounded = fine_tune(problem, 0, 1e-5, made[policy])
+    bounded = fine_tune(problem, 0, 1e-5, made[f"{policy}, max_factor=1"])
+    assert bounded.peak <= 1.0 < 10.0 < unbounded.peak
+    assert unbounded.old < bounded.old

@@ -1,0 +1,212 @@
+"""Fine-tuning under a policy: what is learned and what is forgotten, bounded and unbounded.
+
+`python benchmarks/fine_tuning.py` (set LRPILOT_DATA to a folder with Tiny Shakespeare and SST-2 for
+the second problem; `--problems digits` needs no files) fine-tunes two networks with AdamW:
+
+- digits: a multilayer perceptron that knows upright digits learns them turned by a quarter; all
+  its weights are trained (512 steps, batch 32);
+- lora: a GPT that knows Shakespeare learns sentences about films by adapters (300 steps).
+
+Each at several learning rates, under linear decay and under the shipped policies with several
+`max_factor`. New is the test split of what is learned, old that of what the network knew before.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from evaluation.provenance import describe_provenance
+from evaluation.report import format_table
+from evaluation.schedules import linear
+from lrpilot.policy_lr import PolicyLR
+from tasks.cnn import ImageRun, ImageTask
+from tasks.data import DataError, ImageData, load_image_data
+from tasks.gpt import GPTRun
+from tasks.image_models import mlp
+from tasks.lora import LoRATask
+from tasks.text_data import TextData, load_text
+
+NUM_CHARACTERS = 30_000
+DIGITS = ImageTask(
+    name="digits",
+    data="digits",
+    model=partial(mlp, width=128),
+    optimizer=AdamW,
+    base_lr=3e-3,
+    total_steps=512,
+    batch_size=32,
+)
+LORA = LoRATask(name="lora", data="sst2", optimizer=AdamW, base_lr=3e-3, total_steps=300)
+
+
+class Problem(NamedTuple):
+    """What is fine-tuned, at which learning rates, and what is measured on the test splits."""
+
+    start: Callable[[int, float], Any]
+    old: Callable[[], ImageData | TextData]
+    total_steps: int
+    lrs: tuple[float, ...]
+    metric: str
+
+
+def turned(data: ImageData) -> ImageData:
+    """The images, turned by a quarter."""
+    parts = {name: getattr(data, name).rot90(dims=(2, 3)) for name in ("train_x", "test_x")}
+    return replace(data, held_out_x=data.held_out_x.rot90(dims=(2, 3)), **parts)
+
+
+@cache
+def pretrained_digits(seed: int) -> dict[str, torch.Tensor]:
+    """The weights of a network that was trained on upright digits, by linear decay."""
+    run = DIGITS.start(seed)
+    for step in range(DIGITS.total_steps):
+        run.step(DIGITS.base_lr * (1.0 - step / DIGITS.total_steps))
+    return run.model.state_dict()
+
+
+def start_digits(seed: int, lr: float) -> ImageRun:
+    """A run on turned digits, from a network of this seed that knows upright ones."""
+    run = replace(DIGITS, base_lr=lr).start(seed)
+    run.model.load_state_dict(pretrained_digits(seed))
+    run.data = turned(run.data)
+    return run
+
+
+def shortened(name: str) -> TextData:
+    """The text, with shorter parts to measure."""
+    data = load_text(name)
+    return TextData(data.train, data.held_out[: LORA.context + 1], data.test[:NUM_CHARACTERS])
+
+
+def start_lora(seed: int, lr: float) -> GPTRun:
+    """A run on sentences about films, with new adapters."""
+    run = replace(LORA, base_lr=lr).start(seed)
+    run.data = shortened("sst2")
+    return run
+
+
+PROBLEMS = {
+    "digits": Problem(
+        start_digits,
+        partial(load_image_data, "digits"),
+        DIGITS.total_steps,
+        (1e-4, 3e-4, 1e-3),
+        "test_accuracy",
+    ),
+    "lora": Problem(
+        start_lora,
+        partial(shortened, "shakespeare"),
+        LORA.total_steps,
+        (1e-3, 3e-3),
+        "test_loss",
+    ),
+}
+
+
+class Outcome(NamedTuple):
+    """What one fine-tuning gave: the metric on new and old data, and the largest lr factor."""
+
+    new: float
+    old: float
+    peak: float
+
+
+def fine_tune(
+    problem: Problem, seed: int, lr: float, make_scheduler: Callable[[Optimizer], LRScheduler]
+) -> Outcome:
+    """Fine-tune once and measure."""
+    run = problem.start(seed, lr)
+    scheduler = make_scheduler(run.optimizer)
+    takes_loss = isinstance(scheduler, PolicyLR)
+    peak = 0.0
+    for _ in range(problem.total_steps):
+        peak = max(peak, run.optimizer.param_groups[0]["lr"])
+        loss = run.step()
+        scheduler.step(loss) if takes_loss else scheduler.step()
+    return evaluate(problem, run, peak / lr)
+
+
+def evaluate(problem: Problem, run: Any, peak: float = 0.0) -> Outcome:
+    """Measure what a run knows of new and of old data."""
+    new = run.evaluate()[problem.metric]
+    run.data = problem.old()
+    return Outcome(new, run.evaluate()[problem.metric], peak)
+
+
+def schedulers(
+    problem: Problem, policies: list[str], max_factors: list[float]
+) -> dict[str, Callable[[Optimizer], LRScheduler]]:
+    """Linear decay, and every policy without a bound of ours and with each."""
+    steps = problem.total_steps
+    made: dict[str, Callable[[Optimizer], LRScheduler]] = {
+        "linear": partial(linear, total_steps=steps)
+    }
+    for policy in policies:
+        made[policy] = partial(PolicyLR, policy=policy, total_steps=steps)
+        for factor in max_factors:
+            name = f"{policy}, max_factor={factor:g}"
+            made[name] = partial(PolicyLR, policy=policy, total_steps=steps, max_factor=factor)
+    return made
+
+
+def measure(problem: Problem, arguments: argparse.Namespace) -> str:
+    """The table of one problem."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    outcomes = [evaluate(problem, problem.start(seed, problem.lrs[0])) for seed in seeds]
+    lines = [["before", "", *cells(outcomes)]]
+    made = schedulers(problem, arguments.policies, arguments.max_factors)
+    for lr in problem.lrs:
+        for name, make_scheduler in made.items():
+            outcomes = [fine_tune(problem, seed, lr, make_scheduler) for seed in seeds]
+            lines.append([name, f"{lr:g}", *cells(outcomes)])
+    name = problem.metric.removeprefix("test_")
+    header = ["scheduler", "learning rate", f"new {name}", f"old {name}", "peak / rate"]
+    return format_table(header, lines)
+
+
+def cells(outcomes: list[Outcome]) -> list[str]:
+    """Means over seeds; of what is measured with their standard errors."""
+    new, old, peak = np.array(outcomes).T
+    errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (new, old)]
+    return [
+        f"{new.mean():.3f} ± {errors[0]:.3f}",
+        f"{old.mean():.3f} ± {errors[1]:.3f}",
+        f"{peak.mean():.2g}",
+    ]
+
+
+def main() -> None:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--policies", nargs="+", default=["small_networks", "cifar"])
+    parser.add_argument("--max-factors", nargs="+", type=float, default=[1.0, 3.0])
+    parser.add_argument("--seeds", type=int, default=3, help="how many, at least 2")
+    parser.add_argument("--first-seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    provenance = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
+    print(f"{provenance}, {arguments.seeds} seeds from {arguments.first_seed} on\n", flush=True)
+    for name in arguments.problems:
+        start = time.perf_counter()
+        try:
+            print(f"{name}\n{measure(PROBLEMS[name], arguments)}")
+        except DataError as error:
+            raise SystemExit(f"{error}") from None
+        print(f"{time.perf_counter() - start:.0f} s\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
