@@ -1,6 +1,7 @@
 """What training tells: one row per rollout, in a file, on a progress bar and to a tracker."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from agents.tracking import Tracker
+from lrpilot.files import append, write_whole
 
 FIELDS = (
     "num_env_steps",
@@ -40,10 +42,15 @@ _TRAIN_KEYS = {
 }
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def read_rows(text: str) -> list[dict[str, str]]:
+    """The rows of a metrics file's text."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def _line(row: dict[str, Any]) -> str:
+    line = io.StringIO()
+    csv.DictWriter(line, FIELDS).writerow(row)
+    return line.getvalue()
 
 
 class RolloutRecorder(BaseCallback):
@@ -55,7 +62,7 @@ class RolloutRecorder(BaseCallback):
         path: the CSV file.
         total_env_steps: budget, for the progress bar.
         tracker: also gets every row.
-        earlier_rows: rows of the run that is resumed.
+        earlier: `text()` of the run that is resumed.
         show_progress: whether to draw the bar.
     """
 
@@ -65,7 +72,7 @@ class RolloutRecorder(BaseCallback):
         *,
         total_env_steps: int,
         tracker: Tracker,
-        earlier_rows: list[dict[str, str]] | None = None,
+        earlier: str = "",
         show_progress: bool = True,
     ) -> None:
         super().__init__()
@@ -73,7 +80,8 @@ class RolloutRecorder(BaseCallback):
         self._total = total_env_steps
         self._tracker = tracker
         self._show_progress = show_progress
-        self.rows: list[dict[str, Any]] = list(earlier_rows or [])
+        self.rows: list[dict[str, Any]] = list(read_rows(earlier))
+        self._lines = [earlier or _line(dict(zip(FIELDS, FIELDS, strict=True)))]
         last = self.rows[-1] if self.rows else {}
         self.num_inner_steps = int(last.get("num_inner_steps", 0))
         self._earlier_seconds = float(last.get("seconds", 0.0))
@@ -89,10 +97,15 @@ class RolloutRecorder(BaseCallback):
             disable=not self._show_progress,
             mininterval=0.5,
         )
-        with self._path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.write()
+
+    def text(self) -> str:
+        """The header and all rows, as in the file."""
+        return "".join(self._lines)
+
+    def write(self) -> None:
+        """Write the file anew, whole, whatever broke off while rows were added to it."""
+        write_whole(self._path, self.text())
 
     def _on_rollout_start(self) -> None:
         self._write_open_row()
@@ -134,6 +147,6 @@ class RolloutRecorder(BaseCallback):
         row = {**self._open, **losses}
         self._open = None
         self.rows.append(row)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerow(row)
+        self._lines.append(_line(row))
+        append(self._path, self._lines[-1])
         self._tracker.log(row, step=row["num_env_steps"])

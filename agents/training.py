@@ -1,6 +1,8 @@
 """Train an agent, with everything that a run folder holds."""
 
+import io
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,22 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents import checkpoint
 from agents.algorithms import Agent, env_steps_before_update
 from agents.export import export_policy, import_policy, versions
-from agents.metrics import RolloutRecorder, read_rows
+from agents.metrics import RolloutRecorder
+from agents.stop_signal import StopSignal
 from agents.tracking import Tracker
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot.files import write_whole
 from lrpilot.policy import FILE_NAME as POLICY_FILE
+
+AGENT_FILE = "agent.zip"
+METRICS_FILE = "metrics.csv"
+SUMMARY_FILE = "summary.json"
+
+
+def has_results(run_dir: Path) -> bool:
+    """Whether a run folder holds all that a training leaves beside its checkpoint."""
+    names = (POLICY_FILE, AGENT_FILE, METRICS_FILE, SUMMARY_FILE)
+    return all((run_dir / name).is_file() for name in names)
 
 
 def train_agent(
@@ -28,12 +42,18 @@ def train_agent(
     tracker: Tracker,
     card: dict[str, Any],
     checkpoint_steps: int,
+    settings: dict[str, Any] | None = None,
     provenance: dict[str, str] | None = None,
     resume_from: Path | None = None,
     init_from: Policy | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Train, or resume, and write policy, agent, metrics, checkpoint and summary.
+    """Train, or resume, and write checkpoint, policy, agent, metrics and summary.
+
+    The results are written before the tracker is closed. Where training breaks off, by an error as
+    by a signal, the state after the last rollout is kept in the checkpoint. `agent.zip` is for
+    users of Stable-Baselines3, whose `load` unpickles it: whoever loads one runs what is in it.
+    Nothing here reads it.
 
     Args:
         env: vectorized `LRControlEnv`s.
@@ -43,72 +63,114 @@ def train_agent(
             reaches it.
         seed: of the agent and the environments.
         run_dir: the run folder.
-        tracker: gets the rows of metrics.
-        card: what the policy file says of its training.
+        tracker: gets the rows of metrics, and is closed.
+        card: what the policy file says of its training; of absolute paths it keeps the last part,
+            and of `init_from` the fingerprint.
         checkpoint_steps: env steps between checkpoints.
+        settings: how the run was started, in plain values, for whoever resumes its checkpoint.
         provenance: machine and commit, for the summary.
-        resume_from: run folder whose checkpoint is continued.
+        resume_from: run folder whose checkpoint is continued, with the same environments,
+            algorithm and seed; where nothing is left to do, its results are written.
         init_from: policy whose actor a new agent starts with; it must observe and do the same.
         show_progress: whether to draw a progress bar.
 
     Returns:
         The summary, as written to `summary.json`; `stopped_by` names the signal that ended
         training early, else it is None.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or one of another training.
     """
-    if total_steps < 1:
-        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
-    rows: list[dict[str, str]] = []
-    if resume_from is None:
-        env.seed(seed)
-        model = algorithm(env=env, seed=seed, device="cpu")
-        if init_from is not None:
-            import_policy(
-                model,
-                init_from,
-                observation=env.get_attr("observation", indices=0)[0],
-                action=env.get_attr("action", indices=0)[0],
-            )
+    try:
+        if total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+        model, earlier = _start(env, algorithm, seed, init_from, resume_from)
+        kept = {"settings": settings or {}, "init_from": earlier["init_from"]}
         needed = env_steps_before_update(model)
-        if total_steps < needed:
+        if resume_from is None and total_steps < needed:
             warnings.warn(
                 f"`total_steps` = {total_steps} is smaller than the {needed} env steps before the "
                 "first update",
                 UserWarning,
                 stacklevel=2,
             )
-    else:
-        snapshot = checkpoint.read_snapshot(resume_from / checkpoint.FILE_NAME)
-        model = checkpoint.restore_agent(snapshot, env)
-        rows = [
-            row
-            for row in read_rows(resume_from / "metrics.csv")
-            if int(row["num_env_steps"]) <= snapshot["num_env_steps"]
-        ]
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    recorder = RolloutRecorder(
-        run_dir / "metrics.csv",
-        total_env_steps=total_steps,
-        tracker=tracker,
-        earlier_rows=rows,
-        show_progress=show_progress,
-    )
-    with checkpoint.StopSignal() as stop:
-        checkpointer = checkpoint.Checkpointer(
-            run_dir / checkpoint.FILE_NAME, interval_env_steps=checkpoint_steps, stop=stop
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        recorder = RolloutRecorder(
+            run_dir / METRICS_FILE,
+            total_env_steps=total_steps,
+            tracker=tracker,
+            earlier=earlier["metrics"],
+            show_progress=show_progress,
         )
+        with StopSignal() as stop:
+            checkpointer = checkpoint.Checkpointer(
+                run_dir / checkpoint.FILE_NAME,
+                interval_env_steps=checkpoint_steps,
+                recorder=recorder,
+                kept=kept,
+                stop=stop,
+            )
+            _learn(model, total_steps, recorder, checkpointer)
+            origin = {
+                "versions": versions(),
+                **(provenance or {}),
+                "stopped_by": stop.received if checkpointer.is_stopped else None,
+            }
+            trained_on = {**without_folders(card), "seed": seed}
+            if kept["init_from"] is not None:
+                trained_on["init_from_fingerprint"] = kept["init_from"]
+            return _write_results(model, recorder, run_dir, trained_on, origin)
+    finally:
+        tracker.close()
+
+
+def _start(
+    env: VecEnv,
+    algorithm: Callable[..., Agent],
+    seed: int,
+    init_from: Policy | None,
+    resume_from: Path | None,
+) -> tuple[Agent, dict[str, Any]]:
+    """A new agent, or that of a checkpoint; with its metrics so far, and what it began from."""
+    if resume_from is not None:
+        snapshot = checkpoint.read_snapshot(resume_from / checkpoint.FILE_NAME)
+        model = algorithm(env=env, seed=seed, device="cpu")
+        checkpoint.load_snapshot(model, snapshot)
+        return model, snapshot
+    env.seed(seed)
+    model = algorithm(env=env, seed=seed, device="cpu")
+    if init_from is None:
+        return model, {"metrics": "", "init_from": None}
+    import_policy(
+        model,
+        init_from,
+        observation=env.get_attr("observation", indices=0)[0],
+        action=env.get_attr("action", indices=0)[0],
+    )
+    return model, {"metrics": "", "init_from": init_from.fingerprint}
+
+
+def _learn(
+    model: Agent,
+    total_steps: int,
+    recorder: RolloutRecorder,
+    checkpointer: checkpoint.Checkpointer,
+) -> None:
+    """Train, and write the checkpoint of the last whole rollout, whatever ends the training."""
+    try:
         model.learn(
             total_timesteps=total_steps - model.num_timesteps,
             callback=[recorder, checkpointer],
             log_interval=None,  # type: ignore[arg-type]
             reset_num_timesteps=False,
         )
-        if stop.received is None:
-            checkpointer.finish()
-        else:
-            checkpointer.write()
-    tracker.close()
-    origin = {"versions": versions(), **(provenance or {}), "stopped_by": stop.received}
-    return _write_results(model, recorder, run_dir, {**card, "seed": seed}, origin)
+    except BaseException:
+        checkpointer.write()
+        raise
+    if checkpointer.is_stopped:
+        checkpointer.write()
+    else:
+        checkpointer.finish()
 
 
 def _write_results(
@@ -131,7 +193,10 @@ def _write_results(
     }
     policy = export_policy(model, observation=observation, action=action, clock=clock, card=trained)
     policy.save(run_dir / POLICY_FILE)
-    model.save(run_dir / "agent.zip")
+    archive = io.BytesIO()
+    model.save(archive)
+    write_whole(run_dir / AGENT_FILE, archive.getvalue())
+    recorder.write()
     recent = [
         float(row["return_mean"]) for row in recorder.rows[-10:] if int(row["num_episodes"]) > 0
     ]
@@ -139,9 +204,24 @@ def _write_results(
         **trained,
         "return_mean_last_rollouts": sum(recent) / len(recent) if recent else None,
         "seconds": float(last.get("seconds", 0.0)),
-        "policy": str(run_dir / POLICY_FILE),
+        "policy": POLICY_FILE,
         "policy_fingerprint": policy.fingerprint,
         **origin,
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def without_folders(value: Any) -> Any:
+    """Plain values in which absolute paths are shortened to their last part.
+
+    >>> without_folders({"data_dir": "/home/me/data", "init_from": "small_networks"})
+    {'data_dir': 'data', 'init_from': 'small_networks'}
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(os.path.expanduser(value)):
+        return Path(value).name
+    return value

@@ -18,7 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents import checkpoint
-from agents.training import train_agent
+from agents.checkpoint import CheckpointError
+from agents.training import has_results, train_agent
 from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
@@ -75,7 +76,7 @@ def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
                     + f"{', '.join(MAY_CHANGE)}, logger); leave it out to keep the run's"
                 )
     done = checkpoint.read_snapshot(run_dir / checkpoint.FILE_NAME)["num_env_steps"]
-    if done >= saved.agent.total_steps:
+    if done >= saved.agent.total_steps and has_results(run_dir):
         raise SystemExit(
             f"{run_dir} has made {done} of {saved.agent.total_steps} env steps: nothing is left; "
             "give a larger agent.total_steps=... to go on"
@@ -94,7 +95,7 @@ def main(cfg: DictConfig) -> None:
     """Train; missing data or a missing policy ends in its message alone."""
     try:
         train(cfg)
-    except (DataError, FileNotFoundError, PolicyFileError) as error:
+    except (CheckpointError, DataError, FileNotFoundError, PolicyFileError) as error:
         raise SystemExit(f"{error}") from None
 
 
@@ -111,6 +112,7 @@ def train(cfg: DictConfig) -> None:
     cfg.env.runner = runner_of(env)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     config = plain(cfg)
+    init_from = cfg.agent.get("init_from")
     with closing(env):
         summary = train_agent(
             env,
@@ -123,7 +125,7 @@ def train(cfg: DictConfig) -> None:
             checkpoint_steps=cfg.agent.checkpoint_steps,
             provenance=describe_provenance(),
             resume_from=resume_from,
-            init_from=Policy.load(cfg.agent.init_from) if cfg.agent.get("init_from") else None,
+            init_from=None if resume_from or not init_from else Policy.load(init_from),
             show_progress=cfg.show_progress,
         )
     returns = summary["return_mean_last_rollouts"]
@@ -132,7 +134,7 @@ def train(cfg: DictConfig) -> None:
     print(f"inner steps            {summary['num_inner_steps']}")
     print(f"return, last rollouts  {'none yet' if returns is None else f'{returns:+.3f}'}")
     print(f"seconds                {summary['seconds']:.1f}")
-    print(f"policy                 {summary['policy']}")
+    print(f"policy                 {run_dir / summary['policy']}")
     print(f"run folder             {run_dir}")
     if summary["stopped_by"]:
         raise SystemExit(f"stopped by {summary['stopped_by']}; continue with resume={run_dir}")

@@ -49,6 +49,21 @@ def test_only_scripts_see_a_dict_config():
                 assert "omegaconf" not in path.read_text(), path
 
 
+def private_names_of_others(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            owner = node.value.id if isinstance(node.value, ast.Name) else None
+            if owner not in ("self", "cls"):
+                yield node.attr
+
+
+@pytest.mark.parametrize("part", ["agents", "evaluation", "scripts"])
+def test_private_names_of_sb3_are_reached_for_in_one_file(part):
+    for path in (ROOT / part).rglob("*.py"):
+        if path.relative_to(ROOT).as_posix() != "agents/sb3.py":
+            assert not list(private_names_of_others(path)), path
+
+
 @pytest.mark.parametrize("folder", ["scripts", "tests", "conf"])
 def test_folders_that_are_no_packages_have_no_init_file(folder):
     assert not list((ROOT / folder).rglob("__init__.py"))

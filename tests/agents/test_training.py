@@ -3,28 +3,26 @@ import json
 import signal
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import checkpoint
 from agents.tracking import Tracker
-from agents.training import train_agent
 from envs import LRControlEnv, LRControlVecEnv
 from lrpilot import ObservationSpec, Policy
 from tasks.cnn import ImageTask
 from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-
-
-def quadratic():
-    return QuadraticTask(
-        name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
-    )
+from tests.training import (
+    ALGORITHMS,
+    PPO_TINY,
+    RECURRENT_TINY,
+    SAC_TINY,
+    policy_file,
+    quadratic,
+    run,
+)
 
 
 def digits():
@@ -46,59 +44,7 @@ class SignallingEnv(LRControlEnv):
         return super().step(action)
 
 
-PPO_TINY = partial(
-    PPO,
-    "MlpPolicy",
-    n_steps=12,
-    batch_size=12,
-    n_epochs=2,
-    gamma=1.0,
-    policy_kwargs={"net_arch": [8]},
-)
-RECURRENT_TINY = partial(
-    RecurrentPPO,
-    "MlpLstmPolicy",
-    n_steps=12,
-    batch_size=12,
-    n_epochs=2,
-    gamma=1.0,
-    policy_kwargs={"net_arch": [8], "lstm_hidden_size": 4},
-)
-SAC_TINY = partial(
-    SAC,
-    "MlpPolicy",
-    buffer_size=160,
-    learning_starts=30,
-    batch_size=8,
-    train_freq=12,
-    gradient_steps=3,
-    gamma=1.0,
-    action_noise=NormalActionNoise(np.zeros(1), np.full(1, 0.1)),
-    policy_kwargs={"net_arch": [8], "activation_fn": torch.nn.Tanh},
-)
-ALGORITHMS = [PPO_TINY, RECURRENT_TINY, SAC_TINY]
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.func.__name__)
-
-
-def run(folder, *, total_steps, task=quadratic, first_env=None, env=None, seed=0, **kwargs):
-    folder.mkdir(exist_ok=True)
-    make_env = partial(LRControlEnv, task(), num_decisions=5)
-    return train_agent(
-        env or DummyVecEnv([first_env or make_env, make_env]),
-        algorithm=kwargs.pop("algorithm", PPO_TINY),
-        total_steps=total_steps,
-        seed=seed,
-        run_dir=folder,
-        tracker=kwargs.pop("tracker", None) or Tracker(folder, {}),
-        card={},
-        checkpoint_steps=kwargs.pop("checkpoint_steps", 10_000),
-        show_progress=False,
-        **kwargs,
-    )
-
-
-def policy_file(folder):
-    return (folder / "policy.safetensors").read_bytes()
 
 
 def read_metrics(folder):
@@ -192,8 +138,8 @@ def test_resumed_sac_ends_bit_identical_to_an_uninterrupted_one(tmp_path, half, 
 
 def test_checkpoints_of_sac_hold_the_filled_part_of_its_replay_buffer(tmp_path):
     run(tmp_path, total_steps=48, algorithm=partial(SAC_TINY, buffer_size=100_000))
-    memory = checkpoint.read_snapshot(tmp_path / checkpoint.FILE_NAME)["memory"]
-    arrays = [value for value in memory.values() if isinstance(value, torch.Tensor)]
+    snapshot = checkpoint.read_snapshot(tmp_path / checkpoint.FILE_NAME)
+    arrays = snapshot["agent"]["replay_buffer"]["arrays"].values()
     assert {len(array) for array in arrays} == {24}
     num_bytes = sum(array.numel() * array.element_size() for array in arrays)
     assert num_bytes == 48 * (8 * 12 + 16)
@@ -322,3 +268,80 @@ def test_a_policy_with_another_observation_cannot_be_refined(tmp_path):
     )
     with pytest.raises(ValueError, match="`init_from` must have the observation"):
         run(tmp_path / "second", total_steps=24, init_from=given, env=DummyVecEnv([env]))
+
+
+class NoteAtClose(Tracker):
+    """Keeps the names of the run folder's files at the time when it is closed."""
+
+    names: tuple[str, ...] = ()
+
+    def close(self):
+        self.names = tuple(sorted(path.name for path in self.run_dir.iterdir()))
+
+
+RESULTS = ("agent.zip", "checkpoint.pt", "metrics.csv", "policy.safetensors", "summary.json")
+
+
+def test_results_are_written_before_the_tracker_is_closed(tmp_path):
+    tracker = NoteAtClose(tmp_path, {})
+    run(tmp_path, total_steps=24, tracker=tracker)
+    assert tracker.names == RESULTS
+
+
+def test_tracker_is_closed_when_training_fails(tmp_path):
+    tracker = NoteAtClose(tmp_path, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="`total_steps` must be at least 1"):
+        run(tmp_path, total_steps=0, tracker=tracker)
+    assert tracker.names == ("file",)
+
+
+@every_algorithm
+def test_a_complete_checkpoint_alone_gives_all_results(tmp_path, algorithm):
+    run(tmp_path / "whole", total_steps=72, algorithm=algorithm)
+    (tmp_path / "killed").mkdir()
+    checkpoint_file = (tmp_path / "whole" / checkpoint.FILE_NAME).read_bytes()
+    (tmp_path / "killed" / checkpoint.FILE_NAME).write_bytes(checkpoint_file)
+    run(tmp_path / "rest", total_steps=72, resume_from=tmp_path / "killed", algorithm=algorithm)
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "rest")]
+    assert metrics[0] == metrics[1]
+    assert tuple(sorted(path.name for path in (tmp_path / "rest").iterdir())) == RESULTS
+
+
+def test_a_signal_after_the_last_rollout_does_not_undo_it(tmp_path):
+    class Stop(Tracker):
+        def log(self, row, *, step):
+            if step == 48:
+                signal.raise_signal(signal.SIGTERM)
+
+    summary = run(tmp_path, total_steps=48, tracker=Stop(tmp_path, {}))
+    assert (summary["stopped_by"], summary["num_env_steps"]) == (None, 48)
+    snapshot = checkpoint.read_snapshot(tmp_path / checkpoint.FILE_NAME)
+    assert snapshot["num_env_steps"] == 48
+
+
+def test_a_card_and_a_summary_name_no_folder_of_the_machine(tmp_path):
+    run(tmp_path / "first", total_steps=24)
+    given = Policy.load(tmp_path / "first")
+    card = {
+        "agent": {"init_from": str(tmp_path / "first"), "net_arch": [8]},
+        "task": {"data_dir": "~/data", "matrices": [f"{tmp_path}/x.npy"], "name": "a/b"},
+    }
+    summary = run(tmp_path / "second", total_steps=24, init_from=given, card=card)
+    card = Policy.load(tmp_path / "second").card
+    assert card["agent"] == {"init_from": "first", "net_arch": [8]}
+    assert card["task"] == {"data_dir": "data", "matrices": ["x.npy"], "name": "a/b"}
+    assert card["init_from_fingerprint"] == given.fingerprint
+    assert summary["policy"] == "policy.safetensors"
+    for text in (json.dumps(card), (tmp_path / "second" / "summary.json").read_text()):
+        assert str(tmp_path) not in text
+
+
+def test_a_resumed_refinement_still_names_what_it_began_from(tmp_path):
+    run(tmp_path / "first", total_steps=24)
+    given = Policy.load(tmp_path / "first")
+    run(tmp_path / "whole", total_steps=72, init_from=given)
+    run(tmp_path / "half", total_steps=48, init_from=given)
+    run(tmp_path / "rest", total_steps=72, resume_from=tmp_path / "half")
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")

@@ -1,0 +1,199 @@
+"""What a checkpoint file may hold, and what its reader does with anything else."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import zipfile
+from functools import partial
+
+import cloudpickle
+import pytest
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents import checkpoint
+from agents.tracking import Tracker
+from envs import LRControlEnv, WorkerVecEnv
+from tests.full_disk import full_disk
+from tests.training import PPO_TINY, SAC_TINY, policy_file, quadratic, run
+
+
+class WritesAFile:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("half")
+    run(folder, total_steps=48)
+    return folder
+
+
+def resume_from(content, tmp_path, **changes):
+    """Train on from a checkpoint file of this content."""
+    (tmp_path / "cut").mkdir(exist_ok=True)
+    (tmp_path / "cut" / checkpoint.FILE_NAME).write_bytes(content)
+    (tmp_path / "cut" / "metrics.csv").write_text("num_env_steps\n")
+    return run(tmp_path / "rest", total_steps=72, resume_from=tmp_path / "cut", **changes)
+
+
+def bit_flips(content, rng):
+    while True:
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        yield bytes(changed)
+
+
+def truncations(content, rng):
+    yield b""
+    while True:
+        yield content[: rng.randrange(len(content))]
+
+
+def swapped_parts(content, rng):
+    while True:
+        size = rng.randrange(1, len(content) // 3)
+        i = rng.randrange(len(content) - 2 * size)
+        j = rng.randrange(i + size, len(content) - size)
+        first, second = content[i : i + size], content[j : j + size]
+        if first != second:
+            middle = content[i + size : j]
+            yield content[:i] + second + middle + first + content[j + size :]
+
+
+@pytest.mark.parametrize("mutate", [bit_flips, truncations, swapped_parts])
+def test_no_damaged_checkpoint_is_resumed(folder, tmp_path, mutate):
+    content = (folder / checkpoint.FILE_NAME).read_bytes()
+    mutations = mutate(content, random.Random(0))
+    for _ in range(150 if mutate is bit_flips else 50):
+        with pytest.raises(ValueError, match=r"damaged|is empty|no checkpoint of this version"):
+            resume_from(next(mutations), tmp_path)
+
+
+def with_its_digest(payload):
+    """A checkpoint file of any payload, as somebody would make it who knows the format."""
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    return b"lrpilot checkpoint 2 " + digest + b"\n" + payload
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def test_no_checkpoint_runs_code(folder, tmp_path):
+    evil = WritesAFile(tmp_path / "executed")
+    payloads = [pickle.dumps(evil), saved(evil), saved({"agent": evil})]
+    payloads += [pickle.dumps(evil, protocol) for protocol in range(5)]
+    for payload in [*payloads, *map(with_its_digest, payloads)]:
+        with pytest.raises(ValueError, match=r"no checkpoint of this version|plain values"):
+            resume_from(payload, tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_archive_of_sb3_inside_a_checkpoint_is_not_opened(folder, tmp_path):
+    evil = base64.b64encode(cloudpickle.dumps(WritesAFile(tmp_path / "executed"))).decode()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("data", json.dumps({"policy_class": {":type:": "x", ":serialized:": evil}}))
+    snapshot = checkpoint.read_snapshot(folder / checkpoint.FILE_NAME)
+    snapshot["agent"] = torch.frombuffer(archive.getbuffer(), dtype=torch.uint8)
+    checkpoint.write_snapshot(snapshot, tmp_path / "changed.pt")
+    with pytest.raises(ValueError, match="the checkpoint does not fit"):
+        resume_from((tmp_path / "changed.pt").read_bytes(), tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [{}, 3, [], {"algorithm": "PPO"}, {"algorithm": "PPO", "agent": {}}]
+)
+def test_a_checkpoint_without_a_state_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=r"holds no snapshot|does not fit"):
+        resume_from(with_its_digest(saved(value)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": SAC_TINY},
+        {"algorithm": partial(PPO_TINY, policy_kwargs={"net_arch": [9]})},
+        {"env": DummyVecEnv([partial(LRControlEnv, quadratic(), num_decisions=5)])},
+    ],
+    ids=["algorithm", "size", "number of environments"],
+)
+def test_a_checkpoint_of_another_training_is_refused(folder, tmp_path, changes):
+    content = (folder / checkpoint.FILE_NAME).read_bytes()
+    with pytest.raises(ValueError, match="resume with the configuration that it was written with"):
+        resume_from(content, tmp_path, **changes)
+
+
+class Failing(LRControlEnv):
+    """Ends in an error in its n-th step."""
+
+    steps_left = 30
+
+    def step(self, action):
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            raise ZeroDivisionError("in the environment")
+        return super().step(action)
+
+
+def test_an_error_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path):
+    run(tmp_path / "whole", total_steps=120)
+    env = partial(Failing, quadratic(), num_decisions=5)
+    with pytest.raises(ZeroDivisionError, match="in the environment"):
+        run(tmp_path / "cut", total_steps=120, first_env=env)
+    assert checkpoint.read_snapshot(tmp_path / "cut" / "checkpoint.pt")["num_env_steps"] == 48
+    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path):
+    make_env = partial(LRControlEnv, quadratic(), num_decisions=5)
+    env = WorkerVecEnv(make_env, 2, num_workers=2)
+
+    class Kill(Tracker):
+        def log(self, row, *, step):
+            os.kill(env.processes[1].pid, signal.SIGKILL)
+
+    run(tmp_path / "whole", total_steps=120)
+    with pytest.raises(RuntimeError, match=r"-9|SIGKILL"):
+        run(tmp_path / "cut", total_steps=120, env=env, tracker=Kill(tmp_path, {}))
+    env.close()
+    assert (tmp_path / "cut" / checkpoint.FILE_NAME).exists()
+    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
+    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_written_when_the_time_has_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_WRITES", 0.0, raising=False)
+    seen = []
+
+    class Watch(Tracker):
+        def log(self, row, *, step):
+            seen.append((tmp_path / checkpoint.FILE_NAME).exists())
+
+    run(tmp_path, total_steps=72, tracker=Watch(tmp_path, {}))
+    assert seen == [True, True, True]
+
+
+def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path):
+    run(tmp_path, total_steps=48)
+    before = (tmp_path / checkpoint.FILE_NAME).read_bytes()
+    with full_disk(), pytest.raises(OSError, match=rf"{tmp_path}/checkpoint\.pt"):
+        run(tmp_path, total_steps=96, resume_from=tmp_path)
+    assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
