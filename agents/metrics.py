@@ -113,9 +113,9 @@ class RolloutRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if "episode" in info:
+            if "episode_return" in info:
                 self.num_inner_steps += info["num_steps"]
-                self._episodes.append((info["episode"]["r"], info["is_diverged"]))
+                self._episodes.append((info["episode_return"], info["is_diverged"]))
         self._bar.update(min(self.training_env.num_envs, self._bar.total - self._bar.n))
         return True
 

@@ -1,11 +1,11 @@
 """Gymnasium environments that wrap inner training runs."""
 
-import gymnasium
-
+from envs.gymnasium_envs import LRControlVectorEnv, make_vector_env
 from envs.lr_control import LRControlEnv
 from envs.runners import make_vec_env, runner_of
-from envs.vec_lr_control import LRControlVecEnv, LRControlVectorEnv
+from envs.vec_lr_control import LRControlVecEnv
 from envs.worker_vec_env import WorkerVecEnv
+from lrpilot import environment
 
 __all__ = [
     "LRControlEnv",
@@ -13,8 +13,8 @@ __all__ = [
     "LRControlVectorEnv",
     "WorkerVecEnv",
     "make_vec_env",
+    "make_vector_env",
     "runner_of",
 ]
 
-if "lrpilot/LRControl-v0" not in gymnasium.registry:
-    gymnasium.register(id="lrpilot/LRControl-v0", entry_point="envs.lr_control:LRControlEnv")
+environment.register()

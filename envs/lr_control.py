@@ -19,6 +19,7 @@ from lrpilot.edge_distance import EdgeDistance
 from lrpilot.loss import read_numbers
 from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
 from tasks.runs import Run, Task
+from tasks.shipped import load_task
 
 __all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 
@@ -82,11 +83,11 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     **Info.** `losses` (minibatch loss of each step of the interval), `lr`, `num_steps`,
     `is_diverged`, `initial_lr`, `total_steps`, `task_seed`, `task` (the name of the one that is
     trained); under a cap also `num_capped` (steps of the interval that it bound) and `guarantee`
-    (its name); at the end `episode` with return `r` and length `l` (so Gymnasium's wrapper that
-    records them is not needed, and refuses).
+    (its name); at the end `episode_return` and `episode_length` (decisions), beside which
+    the wrappers of Gymnasium and SB3 that record episodes work as usual.
 
     Args:
-        task: the inner training problem.
+        task: the inner training problem, or the name of a shipped one, as in `conf/task`.
         observation: what is seen; default all features.
         action: what an action does.
         num_decisions: decision intervals per run.
@@ -111,7 +112,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        task: Task,
+        task: Task | str,
         *,
         observation: ObservationSpec | None = None,
         action: ActionSpec | None = None,
@@ -137,7 +138,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         ):
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {count}")
-        self.task = task
+        self.task = task = load_task(task)
         self.episodes = Episodes(
             task=task,
             horizon_factors=tuple(horizon_factors),
@@ -224,7 +225,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         observation = self.controller.observation()
         info = self._info(losses, is_diverged)
         if terminated or truncated:
-            info["episode"] = {"r": self._return, "l": self._num_decisions}
+            info |= {"episode_return": self._return, "episode_length": self._num_decisions}
         return observation, reward, terminated, truncated, info
 
     def _train_interval(self) -> list[float]:

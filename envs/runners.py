@@ -23,6 +23,7 @@ from envs.worker_vec_env import WorkerVecEnv
 from lrpilot.files import write_whole
 from tasks.files import cache_folder
 from tasks.runs import Task
+from tasks.shipped import load_task
 
 # in the order in which a tie is decided
 RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}
@@ -35,7 +36,9 @@ MIN_INTERVAL_STEPS = 2
 logger = logging.getLogger(__name__)
 
 
-def make_vec_env(task: Task, num_envs: int, *, runner: str = "auto", **arguments: Any) -> VecEnv:
+def make_vec_env(
+    task: Task | str, num_envs: int, *, runner: str = "auto", **arguments: Any
+) -> VecEnv:
     """Environments of one task for Stable-Baselines3.
 
     | runner       | how they run                                   | equal to looped           |
@@ -50,7 +53,7 @@ def make_vec_env(task: Task, num_envs: int, *, runner: str = "auto", **arguments
     Close the environments after use: that ends the processes.
 
     Args:
-        task: the inner training problem.
+        task: the inner training problem, or the name of a shipped one.
         num_envs: how many, at least 1.
         runner: one of these four.
         **arguments: those of `LRControlEnv`.
@@ -60,6 +63,7 @@ def make_vec_env(task: Task, num_envs: int, *, runner: str = "auto", **arguments
     """
     if num_envs < 1:
         raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
+    task = load_task(task)
     if runner == "auto":
         runner = fastest_runner(task, num_envs, **arguments)
     if runner not in RUNNERS:

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -37,7 +35,7 @@ class LRControlVecEnv(VecEnv):
     computed when one of them is due.
 
     Args:
-        task: the inner training problem; it must have `start_batch`.
+        task: the inner training problem, or the name of a shipped one; it must have `start_batch`.
         num_envs: B, at least 1.
         **arguments: those of `LRControlEnv`.
 
@@ -46,10 +44,10 @@ class LRControlVecEnv(VecEnv):
             to be observed.
     """
 
-    def __init__(self, task: Task, num_envs: int, **arguments: Any) -> None:
+    def __init__(self, task: Task | str, num_envs: int, **arguments: Any) -> None:
         # it checks the arguments, and holds the specification that every instance shares
         self.single = LRControlEnv(task, **arguments)
-        self.runs = task.start_batch(num_envs)
+        self.runs = self.single.task.start_batch(num_envs)
         super().__init__(num_envs, self.single.observation_space, self.single.action_space)
         self.render_mode = None
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -170,7 +168,8 @@ class LRControlVecEnv(VecEnv):
         infos = self._infos(is_diverged)
         done_rows = is_done.nonzero()[0].tolist()
         for row in done_rows:
-            infos[row]["episode"] = {"r": self._returns[row], "l": int(self._lengths[row])}
+            infos[row]["episode_return"] = float(self._returns[row])
+            infos[row]["episode_length"] = int(self._lengths[row])
             infos[row]["terminal_observation"] = observations[row].copy()
             infos[row]["TimeLimit.truncated"] = bool(is_truncated[row])
         if done_rows:
@@ -246,50 +245,3 @@ class LRControlVecEnv(VecEnv):
             setattr(self, name, np.array(state["arrays"][name]))
         self._returns = np.array(state["returns"])
         self._lengths = np.array(state["lengths"])
-
-
-class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
-    """An `LRControlVecEnv` behind Gymnasium's vector interface, resetting in the same step.
-
-    Args:
-        env: the environments.
-    """
-
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (Gymnasium's convention)
-
-    def __init__(self, env: LRControlVecEnv) -> None:
-        self._env = env
-        self.num_envs = env.num_envs
-        self.single_observation_space = env.single.observation_space
-        self.single_action_space = env.single.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
-        """Start all episodes; instance i gets seed + i, or the i-th of a list."""
-        if options:
-            raise ValueError(f"`options` must be empty, got {options}")
-        if isinstance(seed, list):
-            self._env._seeds = list(seed)
-        elif seed is not None:
-            self._env.seed(seed)
-        return self._env.reset(), {}
-
-    def step(
-        self, actions: Array
-    ) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Apply actions of shape (B, 1)."""
-        self._env.step_async(actions)
-        observations, rewards, dones, infos = self._env.step_wait()
-        gathered: dict[str, Any] = {
-            key: np.array([info[key] for info in infos]) for key in ("lr", "num_steps")
-        }
-        if dones.any():
-            final = np.full(self.num_envs, None, dtype=object)
-            for i in dones.nonzero()[0]:
-                final[i] = infos[i]["terminal_observation"]
-            gathered |= {"final_obs": final, "_final_obs": dones}
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        return observations, rewards, dones & ~truncated, truncated, gathered

@@ -1,5 +1,6 @@
 """Learning-rate schedules that learn: run a learned policy as a PyTorch scheduler."""
 
+from lrpilot import environment
 from lrpilot.action import ActionSpec
 from lrpilot.adaptive_lr import AdaptiveLR
 from lrpilot.caps import Cap
@@ -36,3 +37,5 @@ __all__ = [
     "PolicyFileError",
     "PolicyLR",
 ]
+
+environment.register()

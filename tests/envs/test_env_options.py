@@ -139,8 +139,8 @@ def test_batched_instances_equal_single_environments(
         assert (dones == expected[2]).all()
         for found, wanted in zip(infos, expected[3], strict=True):
             assert found["task"] == wanted["task"]
-            if "episode" in wanted:
-                assert found["episode"]["l"] == wanted["episode"]["l"]
+            if "episode_return" in wanted:
+                assert found["episode_length"] == wanted["episode_length"]
                 assert found["TimeLimit.truncated"] == wanted["TimeLimit.truncated"]
                 num_found += found["TimeLimit.truncated"]
     assert num_found == num_truncated
@@ -258,8 +258,8 @@ def test_a_truncated_episode_is_the_beginning_of_the_whole_one(reward_interval: 
     for a, b in zip(part, whole, strict=False):
         assert np.array_equal(a[0], b[0])
         assert a[4]["losses"] == b[4]["losses"]
-    expected = {"r": sum(step[1] for step in part), "l": 3}
-    assert part[-1][4]["episode"] == expected
+    assert part[-1][4]["episode_return"] == sum(step[1] for step in part)
+    assert part[-1][4]["episode_length"] == 3
 
 
 def test_a_run_that_is_at_its_end_is_terminated_and_not_truncated() -> None:
@@ -314,7 +314,7 @@ def test_rewards_are_summed_over_their_interval_and_everything_else_is_the_same(
         is_measured = k % interval == 0 or k == last
         assert sparse[k][1] == pytest.approx(owed if is_measured else 0.0, abs=1e-12)
         owed = 0.0 if is_measured else owed
-    assert sparse[-1][4]["episode"]["r"] == pytest.approx(dense[-1][4]["episode"]["r"])
+    assert sparse[-1][4]["episode_return"] == pytest.approx(dense[-1][4]["episode_return"])
 
 
 def test_a_divergence_is_penalized_at_once() -> None:

@@ -78,7 +78,7 @@ def test_instances_equal_single_environments_through_their_resets(variant):
             if done:
                 num_ended += 1
                 np.testing.assert_allclose(infos[i]["terminal_observation"], observation, atol=2e-3)
-                assert infos[i]["episode"]["r"] == pytest.approx(info["episode"]["r"], abs=1e-3)
+                assert infos[i]["episode_return"] == pytest.approx(info["episode_return"], abs=1e-3)
                 observation, _ = env.reset()
             np.testing.assert_allclose(observations[i], observation, atol=2e-3)
     assert num_ended >= 10

@@ -1,0 +1,144 @@
+"""The environment under Gymnasium's own tools."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import wrappers
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from envs import LRControlEnv, LRControlVectorEnv
+from tasks.nmf import NMFTask
+from tasks.quadratic import QuadraticTask
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV_ID = "lrpilot/LRControl-v0"
+COMMON: dict[str, Any] = {"optimizer": torch.optim.SGD, "base_lr": 0.003, "total_steps": 24}
+QUADRATIC = QuadraticTask(name="bowl", dimension=5, **COMMON)
+NMF = NMFTask(name="nmf", shape=(8, 6), rank=2, batch_size=2, **COMMON)
+MODES = (None, "vector_entry_point")
+
+
+def run_python(program: str, *, without_checkout: Path | None = None) -> str:
+    """What a new process prints; without a checkout it finds the package lrpilot alone."""
+    if without_checkout is not None:
+        (without_checkout / "lrpilot").symlink_to(ROOT / "lrpilot")
+        program = (
+            "import os, sys; sys.path = [p for p in sys.path if not os.path.isdir(p + '/envs')]\n"
+            + program
+        )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=without_checkout or ROOT,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+def make_vec(task: Any, mode: str | None = "vector_entry_point", **arguments: Any) -> Any:
+    return gymnasium.make_vec(
+        ENV_ID, num_envs=3, vectorization_mode=mode, task=task, num_decisions=4, **arguments
+    )
+
+
+def play(env: Any, num_steps: int) -> list[tuple[Any, ...]]:
+    env.reset(seed=0)
+    return [env.step(np.full(env.action_space.shape, 0.1, np.float32)) for _ in range(num_steps)]
+
+
+# ---- the name
+
+
+def test_the_name_is_known_once_lrpilot_is_imported() -> None:
+    program = f"import gymnasium, lrpilot; print(gymnasium.make('{ENV_ID}', task='quadratic'))"
+    assert "<LRControlEnv<lrpilot/LRControl-v0>>" in run_python(program)
+
+
+def test_the_name_is_known_in_any_order_with_its_module() -> None:
+    program = f"import lrpilot, gymnasium; print(gymnasium.make('envs:{ENV_ID}', task='quadratic'))"
+    assert "<LRControlEnv<lrpilot/LRControl-v0>>" in run_python(program)
+
+
+def test_the_package_alone_says_that_the_environment_needs_a_checkout(tmp_path: Path) -> None:
+    program = (
+        "import gymnasium, lrpilot\n"
+        f"try: gymnasium.make('{ENV_ID}', task='quadratic')\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    found = run_python(program, without_checkout=tmp_path)
+    assert found.startswith(f"{ENV_ID} is not part of the installed package")
+    assert 'pip install -e ".[research]"' in found
+
+
+def test_making_without_a_task_names_the_shipped_ones() -> None:
+    with pytest.raises(TypeError, match=r"`task` must be a Task or the name of .*quadratic.*None"):
+        gymnasium.make(ENV_ID)
+
+
+# ---- wrappers
+
+
+def test_episode_statistics_are_recorded_and_equal_the_environments_own() -> None:
+    env: Any = wrappers.RecordEpisodeStatistics(
+        gymnasium.make(ENV_ID, task=QUADRATIC, num_decisions=4)
+    )
+    *_, info = play(env, 3)[-1]
+
+    assert info["episode"]["r"] == pytest.approx(info["episode_return"])
+    assert info["episode"]["l"] == info["episode_length"] == 3
+
+
+@pytest.mark.parametrize("task", [QUADRATIC, NMF], ids=["looped", "batched"])
+@pytest.mark.parametrize("mode", [*MODES, "sync"])
+def test_episode_statistics_of_vector_environments_are_recorded(task: Any, mode: Any) -> None:
+    env = wrappers.vector.RecordEpisodeStatistics(make_vec(task, mode))
+    *_, info = play(env, 3)[-1]
+
+    assert info["episode"]["l"].tolist() == [3, 3, 3]
+
+
+# ---- vector environments
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_task_that_can_be_batched_is(mode: Any) -> None:
+    assert isinstance(make_vec(NMF, mode), LRControlVectorEnv)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_task_that_cannot_be_batched_is_looped_with_the_same_resets(mode: Any) -> None:
+    env = make_vec(QUADRATIC, mode)
+
+    assert isinstance(env, SyncVectorEnv)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+
+
+def test_vector_environments_give_what_single_ones_give() -> None:
+    steps = play(make_vec(NMF), 3)
+    for i in range(3):
+        single = LRControlEnv(NMF, num_decisions=4)
+        single.reset(seed=i)
+        for found in steps:
+            observation, reward, terminated, _, info = single.step(np.array([0.1], np.float32))
+            expected = found[4]["final_obs"][i] if terminated else found[0][i]
+            np.testing.assert_allclose(expected, observation, atol=2e-3)
+            assert found[1][i] == pytest.approx(reward, abs=2e-3)
+            for name in ("task", "task_seed", "total_steps", "num_steps", "is_diverged"):
+                assert found[4][name][i] == info[name]
+        assert found[4]["episode_return"][i] == pytest.approx(info["episode_return"], abs=2e-3)
+        assert found[4]["_episode_return"][i]
+
+
+@pytest.mark.parametrize("task", [QUADRATIC, NMF], ids=["looped", "batched"])
+def test_a_wrong_argument_of_vector_environments_is_named(task: Any) -> None:
+    with pytest.raises(ValueError, match="`reward` must be one of"):
+        make_vec(task, reward="none")
