@@ -2,15 +2,18 @@
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.decision_log import Decision, DecisionLog
+from lrpilot.torch_scheduler import COUNTS, TorchScheduler
+
+STATE_VERSION = 1
 
 
 def idle_optimizer(initial_lr: float) -> Optimizer:
@@ -22,13 +25,17 @@ def idle_optimizer(initial_lr: float) -> Optimizer:
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=initial_lr)
 
 
-class AdaptiveLR(LRScheduler):
+class AdaptiveLR(TorchScheduler):
     """A torch scheduler with a cap, a log of its decisions and a plain state.
 
-    A subclass implements `get_lr`, so that it works in `SequentialLR`, names in `_state_names`
-    the attributes that continue a run, and in `_settings` those that a loaded state must share.
-    In a `SequentialLR` it waits with `last_epoch` = -1 until its milestone, where torch calls
-    `get_lr` with `last_epoch` = 0: there it starts at the initial learning rates.
+    It starts at the learning rates that the optimizer has (in a `SequentialLR` at the groups'
+    `initial_lr`, as torch defines it), which are its `base_lrs`. A parameter group that is added
+    later is taken in at the next step: its own learning rate is its base, and it is multiplied by
+    the factor that the schedule has reached. `get_lr` and `get_last_lr` only read.
+
+    A subclass implements `_next_lrs`, and where it must `_start` and `_join`; it names in
+    `_state_names` the attributes that continue a run, and in `_settings` those that a loaded state
+    must share.
 
     Args:
         optimizer: the wrapped optimizer; its learning rates are the initial ones.
@@ -51,15 +58,35 @@ class AdaptiveLR(LRScheduler):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` is not an Optimizer, got {type(optimizer).__name__}")
-        initial_lrs = [float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups]
-        if not max(initial_lrs) > 0.0:
-            raise ValueError(f"`optimizer` must have a positive learning rate, got {initial_lrs}")
-        if not all(map(math.isfinite, initial_lrs)):
-            raise ValueError(f"`optimizer` must have finite learning rates, got {initial_lrs}")
+        groups = optimizer.param_groups
+        lrs = [float(group["lr"]) for group in groups]
+        if not all(map(math.isfinite, lrs)):
+            raise ValueError(f"`optimizer` must have finite learning rates, got {lrs}")
+        if not any(
+            lr > 0.0 or group.get("initial_lr", lr) > 0.0
+            for lr, group in zip(lrs, groups, strict=True)
+        ):
+            raise ValueError(f"`optimizer` must have a positive learning rate, got {lrs}")
         self.cap = cap
         self.bound_by: str | None = None
         self.log = DecisionLog(log_size)
         super().__init__(optimizer)
+
+    def _start(self, *, at_milestone: bool) -> list[float]:
+        return self.limit([float(lr) for lr in self.base_lrs])
+
+    def _join(self, lrs: list[float]) -> list[float]:
+        """Take in parameter groups that were added to the optimizer.
+
+        Args:
+            lrs: their own learning rates, which are in `base_lrs` already.
+
+        Returns:
+            Their learning rates at the present state of the schedule.
+        """
+        bases = [float(lr) for lr in self.base_lrs[: -len(lrs)]]
+        lead = bases.index(max(bases))
+        return [lr * (self.current_lrs()[lead] / bases[lead]) for lr in lrs]
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`.
@@ -68,37 +95,38 @@ class AdaptiveLR(LRScheduler):
             loss: minibatch loss of the forward pass before this optimizer step. Schedulers that
                 look at something else ignore it, so that all of them are called alike.
         """
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
         super().step()
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a `SequentialLR` has not reached this scheduler yet."""
-        return self.last_epoch < 0
+    def _take_in_groups(self) -> None:
+        groups, known = self.optimizer.param_groups, len(self.base_lrs)
+        if len(groups) < known:
+            raise RuntimeError(
+                f"`optimizer` must keep its {known} parameter groups, got {len(groups)}: make a "
+                "new scheduler after a group was removed"
+            )
+        for group in groups[known:]:
+            group.setdefault("initial_lr", copy.copy(group["lr"]))
+        own = self.current_lrs()[known:]
+        self.base_lrs += own
+        if not self.is_waiting:
+            last, joined = self.last_lrs, self._join(own)
+            self.set_lrs([*self.current_lrs()[:known], *joined])
+            self.last_lrs = [*last, *joined]
 
-    def current_lrs(self) -> list[float]:
-        """The learning rates that the optimizer has now, one per group."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def set_lrs(self, lrs: list[float]) -> None:
-        """Give every group its learning rate; one that is a tensor is filled, never replaced."""
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-
-    def limit(self, lrs: list[float]) -> list[float]:
+    def limit(self, lrs: Sequence[float]) -> list[float]:
         """Scale the learning rates of all groups down together until the largest is in the cap.
 
         `bound_by` is the name of the cap's guarantee if it bound, else None.
         """
         self.bound_by = None
         if self.cap is None:
-            return lrs
+            return list(lrs)
         eta_max, guarantee = ask_cap(self.cap)
         largest = max(lrs)
         if largest <= eta_max:
-            return lrs
+            return list(lrs)
         self.bound_by = guarantee
         # the products may round above the cap by a last digit
         return [min(lr * (eta_max / largest), eta_max) for lr in lrs]
@@ -111,18 +139,22 @@ class AdaptiveLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        names = ("last_epoch", "_step_count", "bound_by", *self._state_names)
         save_cap = getattr(self.cap, "state_dict", None)  # one that is measured in intervals
         return {
-            **{name: copy.deepcopy(getattr(self, name)) for name in names},
+            "class": type(self).__name__,
+            "version": STATE_VERSION,
+            **{name: copy.deepcopy(getattr(self, name)) for name in self._all_state_names()},
             "settings": {name: copy.deepcopy(getattr(self, name)) for name in self._settings},
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "lrs": self.current_lrs(),
             # not those if another scheduler has changed them since: a chain, or a guard
-            "_last_lr": [float(lr) for lr in self.get_last_lr()],
+            "last_lrs": self.last_lrs,
             "log": self.log.state_dict(),
             "cap": None if save_cap is None else copy.deepcopy(save_cap()),
         }
+
+    def _all_state_names(self) -> tuple[str, ...]:
+        return (*COUNTS, "bound_by", *self._state_names)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the continuation is bit-identical.
@@ -131,26 +163,49 @@ class AdaptiveLR(LRScheduler):
         before or after this scheduler was made.
 
         Raises:
-            ValueError: if a setting or the number of groups is not this scheduler's.
+            ValueError: if the state is of another class, a setting differs, or the optimizer has
+                another number of groups. Then nothing has changed.
         """
-        for name, value in state_dict["settings"].items():
-            mine = getattr(self, name)
-            if value != mine:
-                raise ValueError(
-                    f"`state_dict` must have `{name}` = {mine!r} like this scheduler, got {value!r}"
-                )
-        groups = self.optimizer.param_groups
-        if len(state_dict["lrs"]) != len(groups):
+        self.check_state(state_dict)
+        self._load(state_dict)
+
+    def check_state(self, state: Any) -> None:
+        """Raise the error of `load_state_dict` if there is one; changes nothing."""
+        mine = type(self).__name__
+        if not isinstance(state, Mapping) or "class" not in state:
+            raise ValueError(f"`state_dict` must be of {mine}, got none of lrpilot")
+        if state["class"] != mine:
+            raise ValueError(f"`state_dict` must be of {mine}, got one of {state['class']}")
+        if state.get("version") != STATE_VERSION:
             raise ValueError(
-                f"`state_dict` must have {len(groups)} parameter groups like this scheduler, got "
-                f"{len(state_dict['lrs'])}"
+                f"`state_dict` must have `version` = {STATE_VERSION}, got {state.get('version')!r}"
             )
-        for name in ("last_epoch", "_step_count", "bound_by", *self._state_names):
-            setattr(self, name, copy.deepcopy(state_dict[name]))
-        self.base_lrs = list(state_dict["base_lrs"])
-        self._last_lr = list(state_dict["_last_lr"])
-        self.log.load_state_dict(state_dict["log"])
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise ValueError(f"`state_dict` must have {missing} like every one of {mine}, got none")
+        for name in self._settings:
+            value, own = state["settings"].get(name), getattr(self, name)
+            if value != own:
+                raise ValueError(
+                    f"`state_dict` must have `{name}` = {own!r} like this scheduler, got {value!r}"
+                )
+        num_groups = len(self.optimizer.param_groups)
+        if len(state["lrs"]) != num_groups:
+            raise ValueError(
+                f"`state_dict` must have {num_groups} parameter groups like this scheduler, got "
+                f"{len(state['lrs'])}"
+            )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `check_state` has passed."""
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
+        for name in self._all_state_names():
+            setattr(self, name, copy.deepcopy(state[name]))
+        self.base_lrs = list(state["base_lrs"])
+        self.log.load_state_dict(state["log"])
         load_cap = getattr(self.cap, "load_state_dict", None)
-        if load_cap is not None and state_dict["cap"] is not None:
-            load_cap(state_dict["cap"])
-        self.set_lrs(state_dict["lrs"])
+        if load_cap is not None and state["cap"] is not None:
+            load_cap(state["cap"])
+        self.set_lrs(state["lrs"])
+        self.last_lrs = state["last_lrs"]

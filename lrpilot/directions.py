@@ -142,10 +142,17 @@ class LastStep:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        groups = optimizer.param_groups
-        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
-        self.group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
+        self.parameters: list[Tensor] = []
+        self.group_of: list[int] = []
+        self.add_groups()
         self.forget()
+
+    def add_groups(self) -> None:
+        """Take in the groups that the optimizer has and this does not know, at its end."""
+        known = self.group_of[-1] + 1 if self.group_of else 0
+        for k, group in enumerate(self.optimizer.param_groups[known:], known):
+            self.parameters += group["params"]
+            self.group_of += [k] * len(group["params"])
 
     def forget(self) -> None:
         """Know nothing of the steps before."""

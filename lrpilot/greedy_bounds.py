@@ -32,6 +32,12 @@ class Bounds(ABC):
         self.start_lrs = list(lrs)
         self._num_lowerings_left = self._reset_start
 
+    def join(self, lrs: Sequence[float], present: Sequence[float]) -> list[float]:
+        """Take in groups that begin at `lrs`, beside those that are at `present`."""
+        factor = self._present_factor(present)
+        self.start_lrs += lrs
+        return [lr * factor for lr in lrs]
+
     def move(
         self, lrs: Sequence[float | Tensor], direction: int, *, capped_share: float = 1.0
     ) -> list[float]:
@@ -67,6 +73,9 @@ class Bounds(ABC):
                 break
             reached = moved
         return reached
+
+    @abstractmethod
+    def _present_factor(self, present: Sequence[float]) -> float: ...
 
     @abstractmethod
     def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]: ...
@@ -111,12 +120,34 @@ class AbsoluteBounds(Bounds):
         self._min_lr = min_lr
         self._max_lr = max_lr
         self._eps = eps
+        self._min_lrs: list[float] = []
+        self._max_lrs: list[float] = []
 
     def start(self, lrs: Sequence[float]) -> None:
         """Begin at these learning rates, one per group."""
         super().start(lrs)
-        self._min_lrs = _one_per_group("min_lr", self._min_lr, len(lrs))
-        self._max_lrs = _one_per_group("max_lr", self._max_lr, len(lrs))
+        if not self._min_lrs:
+            self._min_lrs = _one_per_group("min_lr", self._min_lr, len(lrs))
+            self._max_lrs = _one_per_group("max_lr", self._max_lr, len(lrs))
+        self._widen(len(lrs) - len(self._min_lrs))
+
+    def join(self, lrs: Sequence[float], present: Sequence[float]) -> list[float]:
+        """Take in groups that begin at `lrs`; the widest bounds that were given are theirs."""
+        self._widen(len(lrs))
+        return super().join(lrs, present)
+
+    def _widen(self, num_groups: int) -> None:
+        self._min_lrs += [min(self._min_lrs)] * num_groups
+        self._max_lrs += [max(self._max_lrs)] * num_groups
+
+    def _present_factor(self, present: Sequence[float]) -> float:
+        largest = max(self.start_lrs)
+        return present[self.start_lrs.index(largest)] / largest
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        super().load_state_dict(state)
+        self._widen(len(self.start_lrs) - len(self._min_lrs))
 
     def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]:
         raised = []
@@ -174,6 +205,9 @@ class RelativeBounds(Bounds):
         """Begin at these learning rates, one per group."""
         super().start(lrs)
         self.scale = 1.0
+
+    def _present_factor(self, present: Sequence[float]) -> float:
+        return self.scale
 
     def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]:
         return self._rescaled(lrs, self.scale / self._factor)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -149,14 +148,14 @@ class GreedyLR(AdaptiveLR):
         self._rule, self._bounds = _build(semantics, self.arguments)
         self._pending: float | None = None
         self._uncapped: list[float] | None = None
-        self._move: int | None = None
+        self._move = 0
         super().__init__(optimizer, cap=cap, log_size=log_size)
         if verbose:
             self.log.subscribe(print)
 
     def observe(self, loss: float | Tensor) -> None:
         """Take the loss of the step that was just made, without stepping."""
-        self._pending = self._read(loss)
+        self._pending = read_loss(loss)
 
     def step(  # type: ignore[override]
         self, loss: Any = None, epoch: int | None = None, *, metrics: Any = None
@@ -168,74 +167,68 @@ class GreedyLR(AdaptiveLR):
             epoch: replaces the count of the calls in `last_epoch`; nothing depends on it.
             metrics: another name of `loss`.
         """
+        if self.is_waiting:
+            super().step()
+            return
         if type(loss) is not float:
-            if self._is_initial:
-                super().step()
-                return
             loss = self._take(loss, metrics)
-        move = self._rule.decide(loss)
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
+        self._move = self._rule.decide(loss)
         self._pending = None
-        if self._step_count <= 1 and self.semantics != "transformers":
-            self._move = move
+        if self.last_epoch == 0 and self.semantics != "transformers":
             super().step()  # with torch's warnings about the order of calls
-        elif move or self.cap is not None:
-            self._move = move
-            self._step_count += 1
-            self._update_lr()
+        elif self._move or self.cap is not None:
+            self._advance()
         else:
-            self._step_count += 1
-            self.last_epoch += 1
+            self._count_step()
         if epoch is not None:
-            self.last_epoch = epoch
+            self.last_epoch = max(epoch, 0)  # -1 would mean that it waits in a SequentialLR
 
     def _take(self, loss: Any, metrics: Any) -> float:
         loss = metrics if loss is None else loss
         if loss is not None:
-            return self._read(loss)
+            return read_loss(loss)
         if self._pending is None:
             raise RuntimeError(
                 "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
             )
         return self._pending
 
-    def _read(self, loss: Any) -> float:
-        try:
-            return read_loss(loss)
-        except (TypeError, ValueError):
-            if self.semantics == "transformers":
-                with suppress(TypeError, ValueError, RuntimeError):
-                    return float(loss)
-            raise
-
-    def get_lr(self) -> list[float | Tensor]:
-        """The learning rates of the next step, by the move that `step` decided on."""
-        if not self._get_lr_called_within_step:
-            return self.get_last_lr()
-        move, self._move = self._move, None
-        reason = ("cap", math.nan, math.nan)
-        self._bounds.bound_by = ""
-        if move is None:  # not from `step`: the constructor, or the milestone of a SequentialLR
-            lrs = self._start()
-            reason = ("start", math.nan, math.nan)
-        else:
-            lrs = self._lrs_before_cap()
-            if move < 0 or (move > 0 and self.bound_by is None):
-                reason = self._rule.reason
-                lrs = self._moved(lrs, move)
-                if self._bounds.was_reset:
-                    reason = ("reset", math.nan, math.nan)
-                    self._rule.restart_after_reset()
-        limited = self.limit([float(lr) for lr in lrs])
-        self._uncapped = [float(lr) for lr in lrs] if self.bound_by is not None else None
-        self._log(reason, limited)
-        return list(limited)
-
-    def _start(self) -> list[float | Tensor]:
-        lrs = self.current_lrs() if self._is_initial else [float(lr) for lr in self.base_lrs]
+    def _start(self, *, at_milestone: bool) -> list[float]:
+        lrs = [float(lr) for lr in self.base_lrs]
         self._rule.restart()
         self._bounds.start(lrs)
+        self._bounds.bound_by = ""
         self._pending = None
-        return list(lrs)
+        return self._limited(lrs, ("start", math.nan, math.nan))
+
+    def _next_lrs(self) -> list[float]:
+        reason = ("cap", math.nan, math.nan)
+        self._bounds.bound_by = ""
+        lrs = self._lrs_before_cap()
+        if self._move < 0 or (self._move > 0 and self.bound_by is None):
+            reason = self._rule.reason
+            lrs = self._moved(lrs, self._move)
+            if self._bounds.was_reset:
+                reason = ("reset", math.nan, math.nan)
+                self._rule.restart_after_reset()
+        return self._limited([float(lr) for lr in lrs], reason)
+
+    def _limited(self, lrs: list[float], reason: tuple[str, float, float]) -> list[float]:
+        limited = self.limit(lrs)
+        self._uncapped = lrs if self.bound_by is not None else None
+        self._log(reason, limited)
+        return limited
+
+    def _join(self, lrs: list[float]) -> list[float]:
+        present = self.current_lrs()[: -len(lrs)]
+        if self._uncapped is None:
+            return self._bounds.join(lrs, present)
+        joined = self._bounds.join(lrs, self._uncapped)
+        share = max(present) / max(self._uncapped)
+        self._uncapped = self._uncapped + joined
+        return [lr * share for lr in joined]
 
     def _lrs_before_cap(self) -> list[float | Tensor]:
         lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -243,7 +236,7 @@ class GreedyLR(AdaptiveLR):
             return lrs
         return [
             free * (float(lr) / float(last)) if bool(lr != last) and last else free
-            for free, lr, last in zip(self._uncapped, lrs, self._last_lr, strict=True)
+            for free, lr, last in zip(self._uncapped, lrs, self.last_lrs, strict=True)
         ]
 
     def _moved(self, lrs: list[float | Tensor], move: int) -> list[float | Tensor]:
@@ -309,8 +302,7 @@ class GreedyLR(AdaptiveLR):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         num_calls = total_steps // eval_interval
-        initial_lrs = self.base_lrs if self.is_waiting else self._bounds.start_lrs
-        start = [float(lr) for lr in initial_lrs]
+        start = self.initial_lrs() if self.is_waiting else list(self._bounds.start_lrs)
         reached = [start]
         for direction in (-1, 1):
             num_moves = self._rule.count_moves(num_calls, direction)
@@ -339,15 +331,10 @@ class GreedyLR(AdaptiveLR):
         parts = {"rule": self._rule.state_dict(), "bounds": self._bounds.state_dict()}
         return {**super().state_dict(), **parts}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; see `AdaptiveLR`.
-
-        Raises:
-            ValueError: if a setting or the number of groups is not this scheduler's.
-        """
-        super().load_state_dict(state_dict)
-        self._rule.load_state_dict(state_dict["rule"])
-        self._bounds.load_state_dict(state_dict["bounds"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._rule.load_state_dict(state["rule"])
+        self._bounds.load_state_dict(state["bounds"])
 
 
 def _build(semantics: str, arguments: dict[str, Any]) -> tuple[Rule, Bounds]:

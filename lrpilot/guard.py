@@ -17,6 +17,14 @@ from lrpilot.loss import read_loss
 from lrpilot.observers import find_observers
 from lrpilot.snapshot import Snapshot
 from lrpilot.spike_detector import SpikeDetector
+from lrpilot.torch_scheduler import (
+    describe,
+    parts_of,
+    start_again,
+    start_at_milestone,
+    states_of_parts,
+    undo_start,
+)
 
 
 class DivergenceError(RuntimeError):
@@ -106,7 +114,7 @@ class Guard(AdaptiveLR):
         "_cap_lr",
         "_observed",
     )
-    _settings: ClassVar[tuple[str, ...]] = ("backoff", "rolls_back")
+    _settings: ClassVar[tuple[str, ...]] = ("wraps", "backoff", "rolls_back")
 
     def __init__(
         self,
@@ -146,8 +154,6 @@ class Guard(AdaptiveLR):
         self.recovery_steps = recovery_steps
         self.max_retries = max_retries
         self.detector = SpikeDetector(deviations=spike_deviations, ratio=spike_ratio)
-        # torch undoes and restarts the schedulers in this list if the guard is in a SequentialLR
-        self._schedulers = [scheduler]
         first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
         self._wrapped_step: Callable[..., None] = scheduler.step
         self._takes_loss = (
@@ -167,6 +173,8 @@ class Guard(AdaptiveLR):
         self._observed: float | None = None
         self._snapshot = None if model is None else Snapshot(model, scheduler.optimizer)
         self._snapshot_epoch = 0
+        self._num_steps = -1
+        self._is_undone = False
         super().__init__(scheduler.optimizer, cap=cap, log_size=log_size)
 
     @classmethod
@@ -208,6 +216,11 @@ class Guard(AdaptiveLR):
         return float(self.backoff**self.num_retries)
 
     @property
+    def wraps(self) -> str:
+        """The class of the wrapped scheduler, with those of the schedulers inside."""
+        return describe(self.scheduler)
+
+    @property
     def rolls_back(self) -> bool:
         """Whether alarms put the model back."""
         return self._snapshot is not None
@@ -227,6 +240,9 @@ class Guard(AdaptiveLR):
             loss: minibatch loss of the forward pass before this optimizer step: a number or a
                 tensor of one element. May be None after `observe(loss)`.
         """
+        if self._num_steps < 0:
+            super().step()
+            return
         observed, self._observed = self._observed, None
         if loss is None:
             loss = observed
@@ -235,7 +251,9 @@ class Guard(AdaptiveLR):
                     "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
                 )
         value = loss if type(loss) is float else read_loss(loss)
-        self.last_epoch += 1
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
+        self._num_steps += 1
         decision = None
         if not math.isfinite(value):
             decision = self._back_off("nan", value, math.nan)
@@ -337,29 +355,35 @@ class Guard(AdaptiveLR):
         return rule, loss, threshold
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether a `SequentialLR` has not reached the wrapped scheduler yet."""
-        # torch's ChainedScheduler has no such count
-        return getattr(self.scheduler, "last_epoch", 0) < 0
+    def last_epoch(self) -> int:
+        """Steps made; -1 while a `SequentialLR` has not reached the guard yet."""
+        return self._num_steps
 
-    def _initial_step(self) -> None:
-        # torch calls this when a scheduler is made, and for the first one in a SequentialLR again
-        if self.is_waiting:
-            self.scheduler._initial_step()
-        self._start()
+    @last_epoch.setter
+    def last_epoch(self, count: int) -> None:
+        if count < 0 <= self._num_steps:  # by a SequentialLR, for the guard alone
+            undo_start(self.scheduler)
+            self._is_undone = True
+        self._num_steps = count
 
-    def _update_lr(self, epoch: int | None = None) -> None:
-        # torch calls this at the milestone of a SequentialLR
-        self.scheduler._update_lr(epoch)
-        if self._snapshot is not None:
+    def _start(self, *, at_milestone: bool) -> list[float]:
+        if self._is_undone:
+            start_at_milestone(self.scheduler) if at_milestone else start_again(self.scheduler)
+            self._is_undone = False
+        if at_milestone and self._snapshot is not None:
             self._snapshot.take()
-        self._start()
-
-    def _start(self) -> None:
-        self.last_epoch = self._snapshot_epoch = 0
-        self._step_count = 1
+        self._snapshot_epoch = 0
         self._observed = None
         self._apply(self.current_lrs()[0], None)
+        return self.current_lrs()
+
+    def _next_lrs(self) -> list[float]:
+        raise AssertionError  # `step` sets the learning rates itself
+
+    def _join(self, lrs: list[float]) -> list[float]:
+        if self._own_lrs is not None:
+            self._own_lrs = self._own_lrs + lrs
+        return [lr * self.factor for lr in lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of guard, scheduler and snapshot (loads with `weights_only=True`)."""
@@ -370,19 +394,26 @@ class Guard(AdaptiveLR):
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the continuation is bit-identical.
-
-        Raises:
-            ValueError: if the backoff, the number of groups or whether there is a snapshot differ.
-        """
-        super().load_state_dict(state_dict)
-        self.detector.load_state_dict(state_dict["detector"])
-        self.scheduler.load_state_dict(copy.deepcopy(state_dict["scheduler"]))
+    def check_state(self, state: Any) -> None:
+        """Refuse also a state around another scheduler, or of another model."""
+        super().check_state(state)
+        for part, part_state in states_of_parts(self.scheduler, state["scheduler"]):
+            if isinstance(part, AdaptiveLR):
+                part.check_state(part_state)
         if self._snapshot is not None:
-            self._snapshot.load_state_dict(state_dict["snapshot"])
+            self._snapshot.check_state(state["snapshot"])
+
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self.detector.load_state_dict(state["detector"])
+        self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+        if self._snapshot is not None:
+            self._snapshot.load_state_dict(state["snapshot"])
 
 
 def _moves_before_step(scheduler: Any) -> bool:
-    parts = getattr(scheduler, "_schedulers", ())
-    return getattr(scheduler, "moves_before_step", False) or any(map(_moves_before_step, parts))
+    inside = [
+        *parts_of(scheduler),
+        *([scheduler.scheduler] if isinstance(scheduler, Guard) else []),
+    ]
+    return getattr(scheduler, "moves_before_step", False) or any(map(_moves_before_step, inside))

@@ -12,7 +12,7 @@ from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.decision_log import Decision
 from lrpilot.directions import LastStep
-from lrpilot.loss import read_loss, read_numbers
+from lrpilot.loss import check_loss_tensor, read_loss, read_numbers
 from lrpilot.step_scales import StepScales
 
 LEVELS = ("global", "group", "tensor", "entry")
@@ -219,22 +219,33 @@ class HypergradientLR(AdaptiveLR):
         Args:
             loss: not needed, and not waited for; accepted as by the other schedulers.
         """
-        if loss is not None and not (isinstance(loss, Tensor) and loss.numel() == 1):
+        if isinstance(loss, Tensor):
+            check_loss_tensor(loss)
+        elif loss is not None:
             read_loss(loss)
         super().step()
 
-    def get_lr(self) -> list[float | Tensor]:
-        """The learning rates as they are; the initial ones where the schedule begins."""
-        if self.last_epoch > 0:
-            return list(self.current_lrs())
+    def _next_lrs(self) -> list[float]:
+        return self.current_lrs()  # as they were set within `optimizer.step()`
+
+    def _start(self, *, at_milestone: bool) -> list[float]:
         self._set_bases()
+        self._last_step.add_groups()
         self._last_step.forget()
         self._scales: StepScales | None = None
         if self.level in ("tensor", "entry"):
             per_entry = self.level == "entry"
             self._scales = StepScales(self._last_step.parameters, per_entry=per_entry)
         self._mean_scale = 1.0
-        return list(self.limit(list(self._bases)))
+        return self.limit(self._bases)
+
+    def _join(self, lrs: list[float]) -> list[float]:
+        joined = super()._join(lrs) if self.level == "global" else lrs
+        self._set_bases()
+        self._last_step.add_groups()
+        if self._scales is not None:
+            self._scales.add_parameters()
+        return joined
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
@@ -245,18 +256,28 @@ class HypergradientLR(AdaptiveLR):
             "mean_scale": self._mean_scale,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the continuation is bit-identical.
+    def check_state(self, state: Any) -> None:
+        """Refuse also a state of other parameters."""
+        super().check_state(state)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if any(i >= len(parameters) for i in state["last_step"]["moved"]):
+            raise ValueError(
+                f"`state_dict` must be of {len(parameters)} parameters like this scheduler, got "
+                f"one that has moved number {max(state['last_step']['moved'])}"
+            )
+        if self._scales is not None:
+            shapes = [tuple(p.shape) if self.level == "entry" else () for p in parameters]
+            theirs = [tuple(scale.shape) for scale in state["scales"]]
+            if theirs != shapes:
+                raise ValueError(f"`state_dict` must have scales of shapes {shapes}, got {theirs}")
 
-        Raises:
-            ValueError: if a setting or the number of groups is not this scheduler's.
-        """
-        super().load_state_dict(state_dict)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._set_bases()
-        self._last_step.load_state_dict(state_dict["last_step"])
-        for scale, loaded in zip(self.scales, state_dict["scales"], strict=True):
+        self._last_step.load_state_dict(state["last_step"])
+        for scale, loaded in zip(self.scales, state["scales"], strict=True):
             scale.copy_(loaded)
-        self._mean_scale = state_dict["mean_scale"]
+        self._mean_scale = state["mean_scale"]
 
     def _set_bases(self) -> None:
         self._bases = [float(lr) for lr in self.base_lrs]
@@ -283,11 +304,8 @@ class HypergradientLR(AdaptiveLR):
             self._scales.apply()
 
     def _adapt(self) -> None:
-        if len(self.optimizer.param_groups) != len(self._bases):
-            raise RuntimeError(
-                "`optimizer` must have all parameter groups before this scheduler is made, got "
-                f"{len(self.optimizer.param_groups)} instead of {len(self._bases)}"
-            )
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
         gradients = self._last_step.gradients()
         last = self._last_step.directions(self.scales)
         directions = {i: u for i, u in last.items() if i in gradients}
@@ -343,11 +361,7 @@ class HypergradientLR(AdaptiveLR):
         if limited[0] != before[0]:
             rule = "cap" if lrs[0] == before[0] else self.update
             self.record(rule, signals[lead], 0.0, limited[0])
-        for group, lr in zip(self.optimizer.param_groups, limited, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        self.set_lrs(limited)
 
     def _scale_signals(
         self, gradients: dict[int, Tensor], directions: dict[int, Tensor]

@@ -216,6 +216,8 @@ class LineSearchLR(AdaptiveLR):
             TypeError: if the closure does not return a tensor.
             ValueError: if the loss has several elements or a gradient is sparse.
         """
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
         start = ForwardState(self.model)
         self.optimizer.zero_grad()
         with torch.enable_grad():
@@ -242,14 +244,11 @@ class LineSearchLR(AdaptiveLR):
                 end.restore()
         return loss.detach()
 
-    def get_lr(self) -> list[float | Tensor]:
-        """The initial learning rates at the start; later those of the last search."""
-        if self.last_epoch == 0:
-            return list(self.limit([float(lr) for lr in self.base_lrs]))
+    def _next_lrs(self) -> list[float]:
         if not self._has_searched:
             raise RuntimeError("`step` needs a search: call `search(closure)` before every step")
         self._has_searched = False
-        return list(self.current_lrs())
+        return self.current_lrs()  # as the search has set them
 
     @classmethod
     def simulate(
@@ -321,7 +320,6 @@ class LineSearchLR(AdaptiveLR):
             if found.rule != "accepted" or lrs != self.current_lrs():
                 self.record(found.rule, found.fall, found.required, lrs[0])
         self.set_lrs(lrs)
-        self._last_lr = list(lrs)
 
     def _search_line(
         self, loss: float, slope: float, largest: float, loss_at: Callable[[float], float]

@@ -1,6 +1,7 @@
 """Losses and other tensors of one element, read as floats."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,31 +20,42 @@ def read_numbers(numbers: Sequence[Tensor]) -> list[float]:
     return [float(x) for x in torch.stack([number.to(device) for number in numbers]).tolist()]
 
 
+def check_loss_tensor(loss: Tensor) -> None:
+    """Refuse a tensor that `read_loss` would refuse, without waiting for its value."""
+    if loss.numel() != 1:
+        raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
+    if loss.is_complex() or loss.dtype is torch.bool:
+        raise TypeError(f"`loss` must be real, got a tensor of {loss.dtype}")
+
+
 def read_loss(loss: Any) -> float:
-    """The value of a loss: a number, a NumPy scalar, or a tensor or array of one element.
+    """The value of a loss: a real number, or a tensor or NumPy array of one element.
 
     NaN and infinities are values like others. A tensor of another device is waited for.
 
     Raises:
-        TypeError: if it is not a number (a string, None, a list).
-        ValueError: if it has several elements or none.
+        TypeError: if it is not a real number (a complex one, a bool, a string, None, a list).
+        ValueError: if it has several elements or none, or is an integer beyond all floats.
 
     >>> read_loss(2), read_loss(Tensor([0.5]))
     (2.0, 0.5)
     """
     if type(loss) is float:
         return loss
+    value = loss
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
-        return float(loss.item())
-    size = getattr(loss, "size", 1)
-    if isinstance(size, int) and size != 1:
-        raise ValueError(f"`loss` must have one element, got shape {loss.shape}")
+        value = loss.item()
+    elif hasattr(loss, "item"):  # of NumPy, or of a library like it
+        if loss.size != 1:
+            raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
+        value = loss.item()
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`loss` must be a number or a tensor of one element, got {loss!r}")
     try:
-        # the sum refuses strings, which float() would parse
-        return float(loss.item() if hasattr(loss, "item") else loss + 0.0)
-    except TypeError:
-        raise TypeError(
-            f"`loss` must be a number or a tensor of one element, got {loss!r}"
-        ) from None
+        return float(value)
+    except OverflowError:
+        raise ValueError("`loss` must be in the range of a float, got a larger integer") from None

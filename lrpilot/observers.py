@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lrpilot.torch_scheduler import parts_of
+
 
 class LossObserver(Protocol):
     """A scheduler that takes the loss of the step just made, before `step()` is called."""
@@ -27,8 +29,7 @@ def find_observers(scheduler: Any) -> list[LossObserver]:
     """
     if hasattr(scheduler, "observe"):
         return [scheduler]
-    parts = getattr(scheduler, "_schedulers", ())
-    return [observer for part in parts for observer in find_observers(part)]
+    return [observer for part in parts_of(scheduler) for observer in find_observers(part)]
 
 
 def require_observers(scheduler: Any) -> list[LossObserver]:

@@ -149,6 +149,9 @@ class PolicyLR(AdaptiveLR):
             loss: minibatch loss of the forward pass before this optimizer step: a number or a
                 tensor of one element. May be None after `observe(loss)`.
         """
+        if self.last_epoch < 0:
+            super().step()
+            return
         controller = self.controller
         if loss is not None:
             # as `observe`, without its call: this runs at every step of a training
@@ -157,39 +160,49 @@ class PolicyLR(AdaptiveLR):
             observer.update(loss)
             if observer.num_nonfinite > known:
                 self._warn_nonfinite(known, stacklevel=3)
-        elif not self._has_loss and not self._is_initial:
+        elif not self._has_loss:
             raise RuntimeError(
                 "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
             )
         self._has_loss = False
-        if self._step_count <= 1 or self._is_initial:
+        if self.last_epoch == 0:
             super().step()  # with torch's warnings about the order of calls
             return
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._take_in_groups()
         elapsed = controller.num_steps + 1 - controller.warmup_steps
         if self.cap is None and elapsed > 0 and elapsed % controller.interval_steps:
             self.last_epoch += 1
             controller.num_steps += 1
         else:
-            self._update_lr()
+            self._advance()
 
-    def get_lr(self) -> list[float | Tensor]:
-        """The learning rates of the next step; makes the decision if one is due."""
-        controller = self.controller
-        before, was_bound_by = self._applied, self.bound_by
-        decided = False
-        if self._is_initial:
-            before = 1.0
-            self._restart()
-        elif self.last_epoch == 0:
-            controller.observation()
-            self._restart()
+    def _start(self, *, at_milestone: bool) -> list[float]:
+        if at_milestone:
+            self.controller.observation()
             self._has_loss = False
-        elif decided := controller.advance():
+        self.controller.restart()
+        self._memory = self.policy.initial_memory()
+        return self._set_factor(before=None, decided=False)
+
+    def _next_lrs(self) -> list[float]:
+        controller = self.controller
+        if decided := controller.advance():
             known = controller.observer.num_nonfinite
             observation = controller.observation()
             if controller.observer.num_nonfinite > known:
                 self._warn_nonfinite(known)
             controller.act(self.policy.act(observation, self._memory))
+        return self._set_factor(before=self._applied, decided=decided)
+
+    def _join(self, lrs: list[float]) -> list[float]:
+        if self.controller.action.unit == "cap":
+            return super()._join(lrs)
+        return [lr * self._applied for lr in lrs]
+
+    def _set_factor(self, *, before: float | None, decided: bool) -> list[float]:
+        """The learning rates at the controller's factor; `before` is the one that was applied."""
+        controller, was_bound_by = self.controller, self.bound_by
         factor = controller.factor
         if controller.num_steps < controller.warmup_steps:
             factor *= (controller.num_steps + 1) / controller.warmup_steps
@@ -200,11 +213,7 @@ class PolicyLR(AdaptiveLR):
             self.record("cap", math.nan, math.nan, float(lrs[0]))
         return lrs
 
-    def _restart(self) -> None:
-        self.controller.restart()
-        self._memory = self.policy.initial_memory()
-
-    def _capped(self, before: float, factor: float) -> list[float | Tensor]:
+    def _capped(self, before: float | None, factor: float) -> list[float]:
         """The learning rates at this factor, shortened by the cap."""
         self.bound_by = None
         if self.controller.action.unit == "cap":
@@ -219,9 +228,9 @@ class PolicyLR(AdaptiveLR):
                 while max(lrs := self._scaled(before, factor)) > eta_max:
                     factor = math.nextafter(factor, 0.0)
         self._applied = factor
-        return list(lrs)
+        return lrs
 
-    def _fractions_of_cap(self, factor: float) -> list[float | Tensor]:
+    def _fractions_of_cap(self, factor: float) -> list[float]:
         assert self.cap is not None
         eta_max, guarantee = ask_cap(self.cap)
         if factor >= 1.0:
@@ -230,13 +239,12 @@ class PolicyLR(AdaptiveLR):
         largest = max(float(base) for base in self.base_lrs)
         return [factor * eta_max * (float(base) / largest) for base in self.base_lrs]
 
-    def _scaled(self, before: float, factor: float) -> list[float]:
-        """The learning rates when the factor changes from `before` to `factor`."""
-        at_milestone = self.last_epoch == 0 and not self._is_initial
+    def _scaled(self, before: float | None, factor: float) -> list[float]:
+        """The learning rates when the factor changes from `before` (None: starts) to `factor`."""
         return [
             float(base) * factor
             # exact, and free of rounding drift, unless somebody else sets the learning rate too
-            if at_milestone or bool(group["lr"] == float(base) * before)
+            if before is None or bool(group["lr"] == float(base) * before)
             else float(group["lr"]) * (factor / before)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
@@ -297,21 +305,17 @@ class PolicyLR(AdaptiveLR):
             "warmup_steps": self.controller.warmup_steps,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the continuation is bit-identical.
-
-        The optimizer's learning rates are set, too, so that its own state may have been loaded
-        before or after this scheduler was made.
-
-        Raises:
-            ValueError: if the state belongs to another policy, interval, horizon or warm-up.
-        """
+    def check_state(self, state: Any) -> None:
+        """Refuse also a state of another policy, interval, horizon or warm-up."""
+        super().check_state(state)
         for name, mine in self._identity().items():
-            if state_dict[name] != mine:
+            if state[name] != mine:
                 raise ValueError(
                     f"`state_dict` must have `{name}` = {mine!r} like this scheduler, got "
-                    f"{state_dict[name]!r}"
+                    f"{state[name]!r}"
                 )
-        super().load_state_dict(state_dict)
-        self.controller.load_state_dict(state_dict["controller"])
-        self._memory = np.array(state_dict["memory"], np.float32)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self.controller.load_state_dict(state["controller"])
+        self._memory = np.array(state["memory"], np.float32)

@@ -78,6 +78,14 @@ class Snapshot:
         """The copy, copied (loads with `weights_only=True`)."""
         return copy.deepcopy({"tensors": self._tensors, "states": self._states})
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless the state is of a model of the same shapes."""
+        mine, theirs = ([tuple(t.shape) for t in ts] for ts in (self._tensors, state["tensors"]))
+        if mine != theirs:
+            raise ValueError(
+                f"`state_dict` must have a snapshot of tensors of shapes {mine}, got {theirs}"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Hold the copy of a `state_dict()`."""
         with torch.no_grad():

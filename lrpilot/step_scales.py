@@ -27,15 +27,21 @@ class StepScales:
 
     def __init__(self, parameters: Sequence[Tensor], *, per_entry: bool) -> None:
         self._parameters = parameters
+        self._per_entry = per_entry
         self._held: dict[int, Tensor] = {}
-        self.factors = [
+        self.factors: list[Tensor] = []
+        self.add_parameters()
+
+    def add_parameters(self) -> None:
+        """Give a factor to the parameters at the end of the list that have none."""
+        self.factors += [
             torch.ones(
-                p.shape if per_entry else (),
+                p.shape if self._per_entry else (),
                 # increments would drown in the rounding of half precision
                 dtype=torch.promote_types(p.dtype, torch.float32),
                 device=p.device,
             )
-            for p in parameters
+            for p in self._parameters[len(self.factors) :]
         ]
 
     def add(self, changes: dict[int, Tensor], *, low: float, high: float) -> None:

@@ -69,6 +69,20 @@ def test_folders_that_are_no_packages_have_no_init_file(folder):
     assert not list((ROOT / folder).rglob("__init__.py"))
 
 
+OF_TORCH = re.compile(
+    r"\b(_is_initial|_initial_mode|_initial_step|_update_lr|_get_lr_called_within_step"
+    r"|_enable_get_lr_call|_schedulers|_milestones|_last_lr|_step_count|_opt_called"
+    r"|_wrapped_by_lr_sched)\b"
+)
+
+
+def test_one_file_uses_the_private_names_of_schedulers_of_torch():
+    using = {
+        path.name for path in (ROOT / "lrpilot").rglob("*.py") if OF_TORCH.search(path.read_text())
+    }
+    assert using == {"torch_scheduler.py"}
+
+
 def test_wheel_holds_lrpilot_alone():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'packages = ["lrpilot"]' in text

@@ -135,10 +135,10 @@ def test_the_initial_lr_of_an_earlier_scheduler_does_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    [2, True, np.float32(0.1), np.float64(0.1), np.array(0.1), torch.tensor(0.1), "0.1", 10**20],
+    [2, np.float32(0.1), np.float64(0.1), np.array(0.1), torch.tensor(0.1), 10**20],
     ids=repr,
 )
-def test_every_kind_of_metric_that_it_accepts_is_accepted(metric: Any) -> None:
+def test_every_kind_of_number_is_read_as_by_the_copied_class(metric: Any) -> None:
     ours = GreedyLR(sgd([0.1]), semantics="transformers", patience=0, smooth=True)
     theirs = HuggingFaceGreedyLR(sgd([0.1]), patience=0, smooth=True)
     assert lrs_after(ours, [metric, 1.0]) == lrs_after(theirs, [metric, 1.0])

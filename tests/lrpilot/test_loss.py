@@ -1,14 +1,18 @@
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lrpilot.loss import read_loss
+from lrpilot.loss import check_loss_tensor, read_loss
 
 ACCEPTED = [
     2.5,
+    Fraction(5, 2),
+    np.float16(2.5),
     np.float32(2.5),
     np.float64(2.5),
     np.array(2.5),
@@ -37,7 +41,13 @@ def test_nan_is_a_value() -> None:
     assert math.isnan(read_loss(math.nan))
 
 
-@pytest.mark.parametrize("loss", ["2.5", None, [2.5], {"loss": 2.5}], ids=repr)
+NO_NUMBERS = [
+    *("2.5", None, [2.5], {"loss": 2.5}, True, np.bool_(True), torch.tensor(True)),
+    *(2.5j, np.complex64(2.5), np.array([2.5j]), torch.tensor(2.5j), Decimal("2.5")),
+]
+
+
+@pytest.mark.parametrize("loss", NO_NUMBERS, ids=repr)
 def test_what_is_no_number_is_refused(loss: Any) -> None:
     with pytest.raises(TypeError, match="`loss` must be a number or a tensor of one element, got"):
         read_loss(loss)
@@ -47,3 +57,14 @@ def test_what_is_no_number_is_refused(loss: Any) -> None:
 def test_more_or_less_than_one_element_is_refused(loss: Any) -> None:
     with pytest.raises(ValueError, match="`loss` must have one element, got shape"):
         read_loss(loss)
+
+
+def test_an_integer_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(ValueError, match="`loss` must be in the range of a float"):
+        read_loss(10**400)
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(2.5j), torch.tensor(True)], ids=repr)
+def test_a_tensor_may_be_refused_without_reading_it(loss: Any) -> None:
+    with pytest.raises(TypeError, match="`loss` must be real, got a tensor of"):
+        check_loss_tensor(loss.to("meta"))

@@ -843,7 +843,7 @@ def test_a_run_is_not_changed_by_writing_into_its_state() -> None:
             training.step()
     state = first.scheduler.state_dict()
     state["base_lrs"].clear()
-    state["_last_lr"].clear()
+    state["last_lrs"].clear()
     for value in state["controller"]["observer"].values():
         if isinstance(value, Tensor):
             value.fill_(NAN)

@@ -23,15 +23,13 @@ class LossLR(AdaptiveLR):
         self.losses.append(read_loss(loss))
 
     def step(self, loss: float | Tensor | None = None) -> None:  # type: ignore[override]
-        if loss is not None:
+        if loss is not None and not self.is_waiting:
             self.observe(loss)
         super().step()
 
-    def get_lr(self) -> list[float | Tensor]:
+    def _next_lrs(self) -> list[float]:
         bases = [float(base) for base in self.base_lrs]
-        if self.last_epoch == 0:
-            return list(bases)
         mean = sum(self.losses) / len(self.losses)
         lrs = self.limit([base * mean for base in bases])
         self.record("mean", self.losses[-1], math.nan, lrs[0])
-        return list(lrs)
+        return lrs
