@@ -412,8 +412,5 @@ class Guard(AdaptiveLR):
 
 
 def _moves_before_step(scheduler: Any) -> bool:
-    inside = [
-        *parts_of(scheduler),
-        *([scheduler.scheduler] if isinstance(scheduler, Guard) else []),
-    ]
-    return getattr(scheduler, "moves_before_step", False) or any(map(_moves_before_step, inside))
+    inside = map(_moves_before_step, parts_of(scheduler))
+    return getattr(scheduler, "moves_before_step", False) or any(inside)

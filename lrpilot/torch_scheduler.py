@@ -114,8 +114,18 @@ class TorchScheduler(LRScheduler):
 
 
 def parts_of(scheduler: Any) -> Sequence[Any]:
-    """The schedulers in torch's `SequentialLR` or `ChainedScheduler`; empty for any other."""
+    """The schedulers in a `SequentialLR`, a `ChainedScheduler` or a wrapper such as `Guard`."""
+    wrapped = getattr(scheduler, "scheduler", None)
+    return _chained(scheduler) or (() if wrapped is None else (wrapped,))
+
+
+def _chained(scheduler: Any) -> Sequence[Any]:
     return getattr(scheduler, "_schedulers", ())
+
+
+def milestones_of(scheduler: Any) -> list[int] | None:
+    """The steps at which a `SequentialLR` goes on to its next scheduler; None for any other."""
+    return getattr(scheduler, "_milestones", None)
 
 
 def describe(scheduler: Any) -> str:
@@ -132,8 +142,8 @@ def describe(scheduler: Any) -> str:
 
 
 def states_of_parts(scheduler: Any, state: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The schedulers of a composition that hold no other, each with its part of the state."""
-    parts = parts_of(scheduler)
+    """The schedulers that one of torch's compositions holds, each with its part of the state."""
+    parts = _chained(scheduler)
     if not parts:
         yield scheduler, state
     else:
@@ -143,9 +153,9 @@ def states_of_parts(scheduler: Any, state: dict[str, Any]) -> Iterator[tuple[Any
 
 def undo_start(scheduler: Any) -> None:
     """Let a scheduler wait, as `SequentialLR` does with those in it."""
-    for part in parts_of(scheduler):
+    for part in _chained(scheduler):
         undo_start(part)
-    if not parts_of(scheduler):
+    if not _chained(scheduler):
         scheduler.last_epoch -= 1
 
 

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from lrpilot.torch_scheduler import milestones_of, parts_of
+
 
 def warn_of_other_horizon(scheduler: Any, num_steps: int) -> None:
     """Warn where `total_steps` is not the number of steps that the scheduler will have made.
@@ -33,16 +35,15 @@ def warn_of_other_horizon(scheduler: Any, num_steps: int) -> None:
 def _steps_made(scheduler: Any) -> int:
     # a ChainedScheduler has no count of its own
     while not hasattr(scheduler, "last_epoch"):
-        scheduler = scheduler._schedulers[0]
+        scheduler = parts_of(scheduler)[0]
     return int(scheduler.last_epoch)
 
 
 def _with_last_steps(scheduler: Any, last_step: int) -> Iterator[tuple[Any, int]]:
     """All schedulers of a composition, with the last step of each on its own clock."""
     yield scheduler, last_step
-    parts = getattr(scheduler, "_schedulers", ())
-    milestones = getattr(scheduler, "_milestones", None)
-    for i, part in enumerate(parts):
+    milestones = milestones_of(scheduler)
+    for i, part in enumerate(parts_of(scheduler)):
         start, end = 0, last_step
         if milestones is not None:
             start, end = [0, *milestones][i], min([*milestones, last_step][i], last_step)

@@ -95,10 +95,10 @@ def test_the_betas_of_adam_cannot_be_driven() -> None:
         schedule(optimizer, "betas")
 
 
-def test_a_schedule_made_after_a_plain_one_starts_from_the_wrong_value() -> None:
+def test_a_schedule_made_after_a_plain_one_starts_from_its_own_value() -> None:
     optimizer = sgd()
     ConstantLR(optimizer, factor=1.0)
-    assert schedule(optimizer, "momentum").base_lrs == [0.05]
+    assert schedule(optimizer, "momentum").base_lrs == [0.5]
 
 
 def test_a_plain_scheduler_made_last_is_right() -> None:
