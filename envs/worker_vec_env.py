@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,16 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import CloudpickleWrapper, DummyVecEnv, VecEnv
 
 Array = NDArray[np.float32]
+
+
+# to make environments and to start them for the first time, which may read gigabytes
+FIRST_PATIENCE_SECONDS = 3600.0
+STEPS_OF_PATIENCE = 100.0
+CLOSE_SECONDS = 5.0
+
+
+class WorkerError(RuntimeError):
+    """A worker ended or does not answer: its environments, and the training on them, are lost."""
 
 
 class WorkerVecEnv(VecEnv):
@@ -33,64 +44,118 @@ class WorkerVecEnv(VecEnv):
         make_env: makes one environment.
         num_envs: B, at least 1.
         num_workers: W, 1 to `num_envs`; each has one torch thread.
+        patience: seconds without an answer after which the workers count as stuck, once a step
+            has been made; at least a hundred times the slowest step. The first step is waited for
+            an hour.
 
     Raises:
         ValueError: if a count is out of range.
-        RuntimeError: if a worker cannot start.
+        WorkerError: by any method, if a worker has ended or is stuck.
     """
 
     def __init__(
-        self, make_env: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, *, num_workers: int
+        self,
+        make_env: Callable[[], gymnasium.Env[Any, Any]],
+        num_envs: int,
+        *,
+        num_workers: int,
+        patience: float = 600.0,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
         if not 1 <= num_workers <= num_envs:
             raise ValueError(f"`num_workers` must be 1 to {num_envs}, got {num_workers}")
         shares = np.array_split(np.arange(num_envs), num_workers)
+        self._patience = patience
+        self._slowest_step: float | None = None
         self._shares: list[list[int]] = [share.tolist() for share in shares]
         # a forked process could hang in torch's threads; a fork server would keep old variables
         context = multiprocessing.get_context("spawn")
         self.processes = []
         self._connections: list[Connection] = []
         atexit.register(self.close)
-        for share in self._shares:
-            connection, remote = context.Pipe()
-            process = context.Process(
-                target=_work, args=(remote, CloudpickleWrapper(make_env), len(share)), daemon=True
-            )
-            process.start()
-            remote.close()
-            self.processes.append(process)
-            self._connections.append(connection)
         try:
+            for share in self._shares:
+                connection, remote = context.Pipe()
+                args = (remote, CloudpickleWrapper(make_env), len(share))
+                process = context.Process(target=_work, args=args, daemon=True)
+                process.start()
+                remote.close()
+                self.processes.append(process)
+                self._connections.append(connection)
             observation_space, action_space = self._receive(range(num_workers))[0]
-        except Exception:
+        except BaseException:
             self.close()
             raise
         super().__init__(num_envs, observation_space, action_space)
 
     def _send(self, worker: int, name: str, *args: Any, **kwargs: Any) -> None:
+        if self._connections[worker].closed:
+            raise WorkerError("the workers have ended: make the environments anew")
         # a worker that has ended is noticed when its answer is read
         with contextlib.suppress(BrokenPipeError):
             self._connections[worker].send_bytes(pickle.dumps((name, args, kwargs)))
 
-    def _receive(self, workers: Any) -> list[Any]:
+    def _receive(self, workers: Iterable[int]) -> list[Any]:
         """The answers of these workers; all are read before an error among them is raised."""
-        answers = [self._answer(worker) for worker in workers]
-        for answer in answers:
+        workers = list(workers)
+        try:
+            answers = self._read(workers)
+        except WorkerError:
+            self.close()
+            raise
+        for answer in answers.values():
             if isinstance(answer, Exception):
                 raise answer
+        return [answers[worker] for worker in workers]
+
+    def _read(self, workers: list[int]) -> dict[int, Any]:
+        """The answers as they come in, errors of the environments among them."""
+        pending = {self._connections[worker]: worker for worker in workers}
+        answers: dict[int, Any] = {}
+        # seconds are counted one by one: those in which this process itself is stopped are not
+        waited = 0
+        while pending:
+            ready = wait(list(pending), timeout=1.0)
+            waited = 0 if ready else waited + 1
+            if waited >= self._patience_now():
+                raise WorkerError(self._silence(sorted(pending.values()), waited))
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                worker = pending.pop(connection)
+                answers[worker] = self._answer(worker)
         return answers
+
+    def _patience_now(self) -> float:
+        if self._slowest_step is None:
+            return FIRST_PATIENCE_SECONDS
+        return max(self._patience, STEPS_OF_PATIENCE * self._slowest_step)
+
+    def _silence(self, workers: list[int], seconds: int) -> str:
+        named = ", ".join(f"{i} (process {self.processes[i].pid})" for i in workers)
+        slowest = "" if self._slowest_step is None else f"; a step took {self._slowest_step:.3g} s"
+        return (
+            f"no answer for {seconds} s from worker {named}{slowest}: it was stopped, or waits for "
+            "something that does not come"
+        )
 
     def _answer(self, worker: int) -> Any:
         try:
             return pickle.loads(self._connections[worker].recv_bytes())
         except (EOFError, ConnectionResetError):
-            self.processes[worker].join()
-            return RuntimeError(
-                f"worker {worker} ended with exit code {self.processes[worker].exitcode}; a script "
-                'that starts workers must do so under `if __name__ == "__main__":`'
-            )
+            process = self.processes[worker]
+            process.join()
+            hint = ""
+            if process.exitcode == -signal.SIGKILL:
+                hint = ": it was killed, perhaps for want of memory"
+            elif self._slowest_step is None:
+                hint = (
+                    '; a script that starts workers must do so under `if __name__ == "__main__":`'
+                )
+            raise WorkerError(
+                f"worker {worker} (process {process.pid}) ended with exit code "
+                f"{process.exitcode}{hint}"
+            ) from None
 
     def seed(self, seed: int | None = None) -> list[int]:
         """Seed environment i with seed + i at the next reset."""
@@ -114,8 +179,10 @@ class WorkerVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Array, Array, NDArray[np.bool_], list[dict[str, Any]]]:
         """Wait until every environment has made its step."""
-        parts = zip(*self._receive(range(len(self._shares))), strict=True)
-        observations, rewards, dones, infos = parts
+        start = time.monotonic()
+        answers = self._receive(range(len(self._shares)))
+        self._slowest_step = max(self._slowest_step or 0.0, time.monotonic() - start)
+        observations, rewards, dones, infos = zip(*answers, strict=True)
         return (
             np.concatenate(observations),
             np.concatenate(rewards),
@@ -124,11 +191,15 @@ class WorkerVecEnv(VecEnv):
         )
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; one that does not end by itself is killed."""
         for connection in self._connections:
             connection.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for process in self.processes:
-            process.join()
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
         atexit.unregister(self.close)
 
     def _ask(self, name: str, *args: Any, indices: Any, **kwargs: Any) -> list[Any]:

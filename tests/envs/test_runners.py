@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import time
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.tracking import Tracker
 from agents.training import train_agent
-from envs import LRControlEnv, LRControlVecEnv, WorkerVecEnv, make_vec_env, runner_of
+from envs import (
+    LRControlEnv,
+    LRControlVecEnv,
+    WorkerError,
+    WorkerVecEnv,
+    make_vec_env,
+    runner_of,
+)
 from envs.runners import choose_runner, fastest_runner, measure_runners, num_cores
 from tasks.cnn import ImageTask
 from tasks.image_models import mlp
@@ -124,12 +132,40 @@ def test_workers_leave_signals_to_the_training(workers, number):
 
 
 @pytest.mark.slow
-def test_ended_worker_is_an_error_that_names_its_exit_code():
-    env = WorkerVecEnv(MAKE_ENV, 1, num_workers=1)
-    env.processes[0].kill()
-    with pytest.raises(RuntimeError, match="worker 0 ended with exit code -9"):
+def test_killed_worker_is_an_error_at_once_that_names_it():
+    env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2)
+    env.reset()
+    pid = env.processes[1].pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(
+        WorkerError, match=rf"worker 1 \(process {pid}\) ended .* -9: it was killed"
+    ):
         env.reset()
+    assert not any(process.is_alive() for process in env.processes)
+    with pytest.raises(WorkerError, match="the workers have ended"):
+        env.reset()
+
+
+@pytest.mark.slow
+def test_stopped_worker_is_an_error_that_names_it_and_is_ended():
+    env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2, patience=2)
+    env.reset()
+    env.step(np.zeros((2, 1), np.float32))
+    pid = env.processes[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=rf"no answer for \d+ s from worker 0 \(process {pid}\)"):
+        env.step(np.zeros((2, 1), np.float32))
+    assert time.monotonic() - start < 60.0
+    assert not any(process.is_alive() for process in env.processes)
+
+
+@pytest.mark.slow
+def test_stopped_worker_does_not_keep_the_environments_from_closing():
+    env = WorkerVecEnv(MAKE_ENV, 1, num_workers=1)
+    os.kill(env.processes[0].pid, signal.SIGSTOP)
     env.close()
+    assert not env.processes[0].is_alive()
 
 
 @pytest.mark.slow
