@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+import lrpilot
 from envs.lr_control import LRControlEnv
 from envs.vec_lr_control import LRControlVecEnv
 from envs.worker_vec_env import WorkerVecEnv
@@ -28,6 +29,7 @@ from tasks.shipped import load_task
 # in the order in which a tie is decided
 RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}
 MARGIN = 1.1
+RATES = "inner_steps_per_second"
 
 # how long one decision interval of all environments, looped, is measured; it is shortened to that
 INTERVAL_SECONDS = 0.3
@@ -48,14 +50,16 @@ def make_vec_env(
     |              | with one torch thread                          | thread                    |
     | "batched"    | as one tensor computation (`LRControlVecEnv`), | to rounding               |
     |              | if the task has one                            |                           |
-    | "auto"       | in the fastest of these; see `fastest_runner`  |                           |
+    | "auto"       | in the fastest of these, as it was once        |                           |
+    |              | measured; see `fastest_runner`                 |                           |
+    | "measure"    | the same, measured anew                        |                           |
 
     Close the environments after use: that ends the processes.
 
     Args:
         task: the inner training problem, or the name of a shipped one.
         num_envs: how many, at least 1.
-        runner: one of these four.
+        runner: one of these five.
         **arguments: those of `LRControlEnv`.
 
     Raises:
@@ -64,10 +68,11 @@ def make_vec_env(
     if num_envs < 1:
         raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
     task = load_task(task)
-    if runner == "auto":
-        runner = fastest_runner(task, num_envs, **arguments)
+    if runner in ("auto", "measure"):
+        runner = fastest_runner(task, num_envs, anew=runner == "measure", **arguments)
     if runner not in RUNNERS:
-        raise ValueError(f"`runner` must be 'auto' or one of {list(RUNNERS)}, got {runner!r}")
+        names = ["auto", "measure", *RUNNERS]
+        raise ValueError(f"`runner` must be one of {names}, got {runner!r}")
     if runner == "batched":
         return LRControlVecEnv(task, num_envs, **arguments)
     make_env = partial(LRControlEnv, task, **arguments)
@@ -88,7 +93,7 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
+def fastest_runner(task: Task, num_envs: int, *, anew: bool = False, **arguments: Any) -> str:
     """The runner that makes the most inner steps per second, measured once and then remembered.
 
     Each runner plays a reset and a few decisions, with the intervals shortened where a step is
@@ -98,13 +103,15 @@ def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
     Batched runs are left out where the task refuses them or they fail, and the log says why. No
     generator of torch, NumPy or Python is touched.
 
-    What was found is kept in the cache folder, under all that it may depend on: the task, the
-    arguments, the number of environments, of threads and of cores, the processor and the version
-    of torch. So the same call gives the same runner; delete the file to measure again.
+    What was found is kept with its date in the cache folder, under all that it may depend on: the
+    task, the arguments, the number of environments, of threads and of cores, the processor and the
+    versions of torch and lrpilot. So the same call gives the same runner, also if it was measured
+    on a busy machine; the runner "measure" of `make_vec_env` replaces it.
 
     Args:
         task: the inner training problem.
         num_envs: how many environments, at least 1.
+        anew: whether to measure also what is remembered.
         **arguments: those of `LRControlEnv`.
 
     Returns:
@@ -113,20 +120,28 @@ def fastest_runner(task: Task, num_envs: int, **arguments: Any) -> str:
     settings = _settings(task, num_envs, arguments)
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = cache_folder() / "runners" / f"{name}.json"
-    rates = _read_rates(path)
-    if is_new := rates is None:
-        rates = measure_runners(task, num_envs, **arguments)
-        content = json.dumps({"inner_steps_per_second": rates, **settings}, indent=2)
+    found = None if anew else _remembered(path, settings)
+    if is_new := found is None:
+        logger.warning(
+            "measuring which runner is fastest for %d environments of %s, once (seconds to "
+            "minutes): leave the machine to it, or name the runner",
+            num_envs,
+            task.name,
+        )
+        rates, date = measure_runners(task, num_envs, **arguments), time.strftime("%Y-%m-%d %H:%M")
+        kept = {"measured_on": date, RATES: rates, **settings}
         try:
-            write_whole(path, f"{content}\n".encode())
+            write_whole(path, json.dumps(kept, indent=2) + "\n")
         except OSError:
             logger.warning("the choice of the runner cannot be kept in %s", path)
+    else:
+        rates, date = found
     chosen = choose_runner(rates)
     logger.info(
-        "runner %s: %s inner steps per second (%s %s)",
+        "runner %s: %s inner steps per second (%s, in %s)",
         chosen,
         ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()),
-        "measured now, kept in" if is_new else "measured before, in",
+        "measured now" if is_new else f"measured on {date}; runner=measure measures anew",
         path,
     )
     return chosen
@@ -221,12 +236,21 @@ def _settings(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str,
         ],
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
+        "lrpilot": lrpilot.__version__,
     }
 
 
-def _read_rates(path: Path) -> dict[str, float] | None:
+def _remembered(path: Path, settings: dict[str, Any]) -> tuple[dict[str, float], str] | None:
+    """The rates and their date; None, and a notice, if the file is not one of this module."""
     try:
-        rates: dict[str, float] = json.loads(path.read_text())["inner_steps_per_second"]
-    except OSError:
+        kept = json.loads(path.read_bytes())
+        rates = {name: float(rate) for name, rate in kept[RATES].items()}
+        is_sound = all(0.0 < rate < math.inf and name in RUNNERS for name, rate in rates.items())
+        if is_sound and "looped" in rates and kept.items() >= settings.items():
+            return rates, str(kept["measured_on"])
+    except FileNotFoundError:
         return None
-    return rates
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    logger.warning("%s is damaged, and is measured anew", path)
+    return None

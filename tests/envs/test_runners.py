@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import time
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+import lrpilot
 from agents.tracking import Tracker
 from agents.training import train_agent
 from envs import (
@@ -224,7 +226,7 @@ def test_runner_is_built_and_named(runner, kind):
 
 
 def test_unknown_runner_is_refused():
-    with pytest.raises(ValueError, match=r"`runner` must be 'auto' or one of .*, got 'parallel'"):
+    with pytest.raises(ValueError, match=r"`runner` must be one of \['auto', .*, got 'parallel'"):
         make_vec_env(digits(), 2, runner="parallel")
 
 
@@ -279,7 +281,7 @@ def test_network_that_fails_batched_runs_looped_with_a_warning_that_says_why(cac
 def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
     caplog.set_level(logging.INFO)
     measure_runners(quadratic(), 1)
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if "left out" in record.getMessage()]
     assert record.levelno == logging.INFO
     assert "`task` must be one that can be batched" in record.getMessage()
 
@@ -299,20 +301,71 @@ def test_workers_are_measured_where_batching_gains_less_than_the_cores(cache):
     assert all(rate > 0.0 for rate in rates.values())
 
 
-def test_choice_is_logged_kept_and_taken_again(cache, caplog):
+@pytest.fixture
+def remembered(cache, caplog):
+    """The file of a choice that measuring would not make: another one by far."""
     caplog.set_level(logging.INFO)
     first = fastest_runner(digits(), 1, num_decisions=4)
     (path,) = (cache / "runners").iterdir()
     kept = json.loads(path.read_text())
-    # if it were measured again, the other one would not win by so much
     other = {"looped": "batched", "batched": "looped"}[first]
     kept["inner_steps_per_second"][other] = 1e12
     path.write_text(json.dumps(kept))
+    return path, first, other
+
+
+def test_choice_is_logged_kept_and_taken_again(remembered, caplog):
+    path, first, other = remembered
     assert fastest_runner(digits(), 1, num_decisions=4) == other
-    texts = [record.getMessage() for record in caplog.records]
-    assert texts[0].startswith(f"runner {first}: looped ")
-    assert "measured now" in texts[0]
-    assert "measured before" in texts[1]
+    records = caplog.get_records("setup") + caplog.get_records("call")
+    texts = [record.getMessage() for record in records]
+    assert texts[0].startswith("measuring which runner is fastest for 1 environments of digits")
+    assert texts[1].startswith(f"runner {first}: looped ")
+    assert "measured now" in texts[1]
+    date = json.loads(path.read_text())["measured_on"]
+    assert date.startswith(time.strftime("%Y-"))
+    assert f"measured on {date}; runner=measure measures anew" in texts[2]
+
+
+def test_choice_is_kept_with_the_versions_that_it_depends_on(remembered):
+    kept = json.loads(remembered[0].read_text())
+    assert (kept["torch"], kept["lrpilot"]) == (torch.__version__, lrpilot.__version__)
+
+
+def test_choice_is_measured_anew_where_that_is_asked_for(remembered):
+    path, _, _ = remembered
+    make_vec_env(digits(), 1, runner="measure", num_decisions=4)
+    assert max(json.loads(path.read_text())["inner_steps_per_second"].values()) < 1e12
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[1, 2]",
+        lambda text: "null",
+        lambda text: '{"inner_steps_per_second": {}}',
+        lambda text: text.replace('"looped"', '"lopped"'),
+        lambda text: text.replace("measured_on", "when"),
+        lambda text: re.sub('"num_threads": 1', '"num_threads": 2', text),
+        lambda text: re.sub(r'("looped": )[\d.e+]+', r"\1NaN", text),
+        lambda text: re.sub(r'("looped": )[\d.e+]+', r"\1null", text),
+        lambda text: re.sub(r'("looped": )[\d.e+]+', r"\1-3.0", text),
+        lambda text: "\udcff",
+    ],
+)
+def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(remembered, caplog, damage):
+    path, _, _ = remembered
+    text = path.read_text()
+    damaged = damage(text)
+    assert damaged != text
+    path.write_bytes(damaged.encode(errors="surrogateescape"))
+    fastest_runner(digits(), 1, num_decisions=4)
+    assert f"{path} is damaged, and is measured anew" in caplog.text
+    kept = json.loads(path.read_text())
+    assert 0.0 < kept["inner_steps_per_second"]["looped"] < 1e12
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_another_setting_is_measured_anew(cache):
