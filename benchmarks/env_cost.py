@@ -30,8 +30,8 @@ from torch import Tensor
 from benchmarks.plain_loops import bare_steps
 from envs import LRControlEnv, WorkerVecEnv, make_vec_env
 from evaluation.report import format_table
+from tasks.archives import DataError
 from tasks.cnn import ImageTask
-from tasks.files import DataError
 from tasks.gpt import GPTTask
 from tasks.image_models import lenet, mlp, resnet9, resnet18, small_cnn
 from tasks.lazy import LazyTask

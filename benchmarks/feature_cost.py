@@ -28,8 +28,8 @@ from benchmarks.policy_cost import LOSS_GROUPS
 from envs import LRControlEnv, LRControlVecEnv
 from evaluation.report import format_table
 from lrpilot import ObservationSpec
+from tasks.archives import DataError
 from tasks.cnn import ImageTask
-from tasks.data import DataError
 from tasks.image_models import mlp
 
 CONTENDERS: dict[str, dict[str, Any]] = {

@@ -31,8 +31,9 @@ from evaluation.provenance import describe_provenance
 from evaluation.report import format_table
 from evaluation.schedules import linear
 from lrpilot.policy_lr import PolicyLR
+from tasks.archives import DataError
 from tasks.cnn import ImageRun, ImageTask
-from tasks.data import DataError, ImageData, load_image_data
+from tasks.data import ImageData, load_image_data
 from tasks.gpt import GPTRun
 from tasks.image_models import mlp
 from tasks.lora import LoRATask

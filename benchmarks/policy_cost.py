@@ -23,8 +23,8 @@ import torch
 from evaluation.report import format_table
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.observation import FEATURES
+from tasks.archives import DataError
 from tasks.cnn import ImageTask
-from tasks.files import DataError
 
 INTERVAL_STEPS = 10
 DEPLOYED_INTERVAL_STEPS = (20, 333)  # 30 decisions in 600 (the CIFAR-10 task) and in 10,000 steps

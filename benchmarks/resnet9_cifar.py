@@ -20,8 +20,8 @@ from tqdm import trange
 from evaluation.provenance import describe_provenance
 from evaluation.report import format_table
 from evaluation.schedules import one_cycle
+from tasks.archives import DataError
 from tasks.cnn import ImageRun, ImageTask
-from tasks.data import DataError
 from tasks.image_models import resnet9
 from tasks.supervised import PRECISIONS
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tasks.data import DataError
+from tasks.archives import DataError
 from tasks.gpt import GPTTask
 
 MAX_LR = 1e-3

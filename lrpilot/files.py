@@ -1,10 +1,18 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_HOST = re.sub(r"\W", "", socket.gethostname()) or "host"
+# names in which the process is not named are those of earlier versions
+_TEMPORARY = re.compile(r"\..+?(?:\.(?P<host>\w+)\.(?P<pid>\d+))?\.[0-9a-f]{16}")
+_SECONDS_PER_DAY = 24 * 3600
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -19,9 +27,10 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """
     path = Path(path)
     # A name of its own for each process; the last rename wins.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(8)}")
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             temporary.replace(path)
@@ -46,3 +55,32 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed calls of `write_whole` left in a folder.
+
+    Of this machine's processes that are gone, and of any process after a day.
+    """
+    with suppress(OSError):  # there is no folder, or it cannot be written
+        for path in folder.iterdir():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and (_is_of_a_gone_process(match) or _is_older_than_a_day(path)):
+                path.unlink(missing_ok=True)
+
+
+def _is_of_a_gone_process(match: re.Match[str]) -> bool:
+    # to send signal 0 is to ask, but not on Windows
+    if match["host"] != _HOST or os.name != "posix":
+        return False
+    try:
+        os.kill(int(match["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is somebody else's
+        return False
+    return False
+
+
+def _is_older_than_a_day(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _SECONDS_PER_DAY

@@ -24,7 +24,7 @@ from evaluation import report
 from evaluation.grid import Method, deployed, train_grid
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
-from tasks.files import DataError
+from tasks.archives import DataError
 
 
 def load_policy(path: str, cfg: DictConfig) -> Policy:

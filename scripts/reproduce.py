@@ -25,7 +25,7 @@ from agents.training import train_agent
 from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
-from tasks.files import DataError
+from tasks.archives import DataError
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reproduce")

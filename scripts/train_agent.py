@@ -23,7 +23,7 @@ from agents.training import has_results, train_agent
 from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy, PolicyFileError
-from tasks.files import DataError
+from tasks.archives import DataError
 
 MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
 

@@ -61,7 +61,7 @@ class ImageTask(Task):
 
     Raises:
         ValueError: if a size is below 1 or above what the data has, or a name is unknown.
-        tasks.data.DataError: by `start`, if the data is missing or unreadable.
+        tasks.archives.DataError: by `start`, if the data is missing or unreadable.
     """
 
     data: str

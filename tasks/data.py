@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.files import DataError, cache_folder, local_folders, read_files, source_of
+from tasks.cache import cache_folder
+from tasks.files import local_folders, read_files, source_of
 from tasks.shared_tensors import share_tensors
-
-__all__ = ["DataError", "ImageData", "load_image_data"]
 
 _ImagesAndLabels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -108,7 +107,7 @@ def _load(name: str, num_train: int, folders: tuple[Path, ...]) -> ImageData:
     else:
         source = source_of(name, folders)
     tensors = share_tensors(
-        f"{name}-{num_train}",
+        cache_folder() / "tensors" / f"{name}-{num_train}.safetensors",
         partial(_make, name, num_train, folders),
         source=source and f"recipe {_RECIPE}, {source}",
     )

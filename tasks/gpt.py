@@ -37,7 +37,7 @@ class GPTTask(LanguageTask):
 
     Raises:
         ValueError: if an argument is out of range, or a size is above what the text has.
-        tasks.data.DataError: by `start`, if the text is missing or unreadable.
+        tasks.archives.DataError: by `start`, if the text is missing or unreadable.
     """
 
     data: str = "shakespeare"

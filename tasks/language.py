@@ -32,7 +32,7 @@ class LanguageTask(Task):
 
     Raises:
         ValueError: if an argument is out of range.
-        tasks.data.DataError: by `start`, if the data is missing or unreadable.
+        tasks.archives.DataError: by `start`, if the data is missing or unreadable.
     """
 
     batch_size: int = 12

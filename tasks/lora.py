@@ -3,20 +3,17 @@
 import hashlib
 import json
 import math
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lrpilot.files import write_whole
-from tasks.files import DataError, cache_folder, one_at_a_time
+from tasks.cache import cache_folder
 from tasks.gpt import GPTTask
 from tasks.language import seeded
+from tasks.shared_tensors import share_tensors
 
 ADAPTED_LAYERS = ("query_key_value", "attention_output", "mlp_input", "mlp_output")
 PRETRAINING_LR = 1e-3
@@ -49,14 +46,18 @@ class Pretraining:
     num_steps: int
 
     @property
+    def recipe(self) -> str:
+        """All that the weights depend on, but for the machine."""
+        return json.dumps({"recipe": 1, **asdict(self)}, sort_keys=True)
+
+    @property
     def file_name(self) -> str:
         """A name that changes with the configuration.
 
         >>> Pretraining(4, 4, 128, 64, 12, 2000).file_name
         'gpt-ce170444682a.safetensors'
         """
-        content = json.dumps({"recipe": 1, **asdict(self)}, sort_keys=True)
-        return f"gpt-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
+        return f"gpt-{hashlib.sha256(self.recipe.encode()).hexdigest()[:12]}.safetensors"
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -96,18 +97,8 @@ def _pretrained(
     pretraining: Pretraining, folder: Path, data_dir: str | None, device: str
 ) -> dict[str, Tensor]:
     """The weights from the cache, else trained and put there."""
-    path = folder / pretraining.file_name
-    with one_at_a_time(path):
-        if path.is_file():
-            try:
-                return load(path.read_bytes())
-            except SafetensorError as error:
-                raise DataError(f"{path} is damaged ({error}): delete it") from error
-        weights = pretraining.train(data_dir=data_dir, device=device)
-        # a full or read-only cache costs the next process time but takes nothing from this one
-        with suppress(OSError):
-            write_whole(path, save(weights))
-        return weights
+    train = partial(pretraining.train, data_dir=data_dir, device=device)
+    return share_tensors(folder / pretraining.file_name, train, source=pretraining.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +121,7 @@ class LoRATask(GPTTask):
     Raises:
         ValueError: if an argument is out of range.
         ImportError: by `start`, without `peft`.
-        tasks.data.DataError: by `start`, if a text is missing or unreadable.
+        tasks.archives.DataError: by `start`, if a text is missing or unreadable.
 
     References:
         Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen. LoRA: low-rank adaptation of large

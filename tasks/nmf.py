@@ -3,15 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrpilot.caps import check_update
-from tasks.matrices import check_matrix, load_matrix
+from tasks.matrices import REAL_MATRICES, load_matrix
 from tasks.nmf_batch import BatchedNMFRuns
 from tasks.nmf_problem import DRAWN_STEPS, Draws, Numbers, Problem, draw_instance
+from tasks.own_matrix import normalize_matrix, read_matrix, to_tensor
 from tasks.runs import Run, Task
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
@@ -49,8 +52,11 @@ class NMFTask(Task):
         sparsity_range: share of zeros in W* and H*, uniform.
         data_noise: standard deviation of E over the mean of W* H*.
         start_scale: W and H start so many times as large; at 1, W H starts at the mean of V.
-        matrix: "olivetti", "digits", "shakespeare" or a matrix (a tensor) instead of random
-            ones; sets `shape`.
+        matrix: what to factorize instead of random matrices: "olivetti", "digits",
+            "shakespeare", the path of an .npy, .npz or .csv file (see `read_matrix`), or a
+            matrix of the user's own: a tensor, an array or a sparse one, a data frame or a list
+            of rows, of floats, integers or booleans, none negative. It is divided by its mean,
+            computed with in float32, and sets `shape`.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
         noise: one of `NOISES`.
         noise_range: the level c, log-uniform.
@@ -74,7 +80,7 @@ class NMFTask(Task):
     sparsity_range: Sequence[float] = (0.0, 0.0)
     data_noise: float = 0.1
     start_scale: float = 1.0
-    matrix: str | Tensor | None = None
+    matrix: Any = None
     data_dir: str | None = None
     noise: str = "minibatch"
     noise_range: Sequence[float] = (1.0, 1.0)
@@ -92,7 +98,11 @@ class NMFTask(Task):
                 raise ValueError(
                     f"`smallest_shape` must be None with a real `matrix`, got {self.smallest_shape}"
                 )
-            object.__setattr__(self, "shape", self.real_matrix().shape)
+            if isinstance(self.matrix, str | Path) and self.matrix not in REAL_MATRICES:
+                object.__setattr__(self, "matrix", read_matrix(self.matrix))
+            if not isinstance(self.matrix, str):
+                object.__setattr__(self, "matrix", to_tensor(self.matrix))
+            object.__setattr__(self, "shape", self.real_matrix.shape)
         smaller = min(self.smallest_shape or self.shape)
         if not 1 <= self.rank <= smaller:
             raise ValueError(f"`rank` must be in [1, min(m, n) = {smaller}], got {self.rank}")
@@ -139,11 +149,11 @@ class NMFTask(Task):
                     "use 'ball'"
                 )
 
+    @cached_property
     def real_matrix(self) -> Tensor:
         """The real matrix, or the user's, with mean 1."""
         if isinstance(self.matrix, Tensor):
-            return check_matrix(self.matrix)
-        assert self.matrix is not None
+            return normalize_matrix(self.matrix)
         return load_matrix(self.matrix, self.data_dir)
 
     def start(self, seed: int) -> "NMFRun":

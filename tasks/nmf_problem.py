@@ -68,7 +68,7 @@ def draw_instance(task: "NMFTask", generator: torch.Generator) -> Instance:
             noise = torch.randn(rows, columns, generator=generator)
             valid = (clean + task.data_noise * clean.mean() * noise).clamp_(min=0.0)
     else:
-        valid = task.real_matrix()
+        valid = task.real_matrix
     matrix = torch.zeros(m, n)
     matrix[:rows, :columns] = valid / valid.mean() * scale
     # entries of mean (k / sqrt(r)): W H starts at the mean of V (times the scale, squared)

@@ -34,7 +34,7 @@ class SentenceTask(LanguageTask):
 
     Raises:
         ValueError: if an argument is out of range, or a size is above what the data has.
-        tasks.data.DataError: by `start`, if the data is missing or unreadable.
+        tasks.archives.DataError: by `start`, if the data is missing or unreadable.
     """
 
     batch_size: int = 32

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.files import cache_folder, local_folders, read_files
+from tasks.cache import cache_folder
+from tasks.files import local_folders, read_files
 from tasks.transformer import PADDING
 
 TEXTS = ("shakespeare", "sst2")
@@ -89,8 +90,8 @@ def load_text(name: str, *, data_dir: str | None = None) -> TextData:
 
     Raises:
         ValueError: unknown `name`.
-        tasks.data.DataError: the local folder does not exist, a file is damaged, or there are no
-            files and no network.
+        tasks.archives.DataError: the local folder does not exist, a file is damaged, or there are
+            no files and no network.
     """
     if name not in TEXTS:
         raise ValueError(f"`name` must be one of {TEXTS}, got {name!r}")
@@ -131,8 +132,8 @@ def load_sentences(*, data_dir: str | None = None) -> SentenceData:
         data_dir: local folder; None takes the environment variable `LRPILOT_DATA`, if set.
 
     Raises:
-        tasks.data.DataError: the local folder does not exist, a file is damaged, or there are no
-            files and no network.
+        tasks.archives.DataError: the local folder does not exist, a file is damaged, or there are
+            no files and no network.
     """
     return _load_sentences((*local_folders(data_dir), cache_folder()))
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.fine_tuning import PROBLEMS, fine_tune, schedulers
 from benchmarks.network_batch import Case, gpu_cases, measure
-from tasks.files import DataError
+from tasks.archives import DataError
 
 CASES = gpu_cases(device="cpu")
 

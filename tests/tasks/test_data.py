@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tasks import data
-from tasks.data import DataError, ImageData, load_image_data
+from tasks.archives import DataError
+from tasks.data import ImageData, load_image_data
 from tasks.files import read_files
 
 _FOLDER = Path(
@@ -47,8 +48,13 @@ def fashion_folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def fashion_mnist(fashion_folder: Path) -> ImageData:
-    return load_image_data("fashion_mnist", data_dir=str(fashion_folder))
+def fashion_mnist(
+    fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ImageData]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRPILOT_CACHE", str(tmp_path_factory.mktemp("fashion-mnist-cache")))
+        yield load_image_data("fashion_mnist", data_dir=str(fashion_folder))
+    data._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +218,15 @@ def test_altered_file_is_named_with_both_checksums(tmp_path: Path) -> None:
     )
 
 
-def test_altered_file_in_the_cache_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
-    _write_files(tmp_path / "cache" / "fashion_mnist", _FASHION_FILES)
-    with pytest.raises(DataError, match="delete the file"):
+def test_altered_copy_in_the_cache_is_named_where_it_cannot_be_downloaded_anew(
+    tmp_path: Path,
+) -> None:
+    folder = _write_files(tmp_path / "cache" / "fashion_mnist", _FASHION_FILES)
+    with pytest.raises(DataError) as caught:
         load_image_data("fashion_mnist")
+    message = str(caught.value)
+    assert message.startswith(f"{folder / _FASHION_FILES[0]} is damaged: expected MD5")
+    assert "and the download failed" in message
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"])
@@ -226,6 +237,16 @@ def test_altered_archive_member_is_refused(name: str, subfolder: str, tmp_path: 
     received = hashlib.md5(b"altered").hexdigest()
     with pytest.raises(DataError, match=f"{name} .its member data_batch_1.*got {received}"):
         load_image_data("cifar10", data_dir=str(tmp_path / "local"))
+
+
+def test_the_tensors_are_not_written_where_the_files_lie(
+    fashion_folder: Path, tmp_path: Path
+) -> None:
+    data._load.cache_clear()
+    before = sorted(fashion_folder.rglob("*"))
+    load_image_data("fashion_mnist", data_dir=str(fashion_folder), num_train=10)
+    assert sorted(fashion_folder.rglob("*")) == before
+    assert (tmp_path / "cache" / "tensors" / "fashion_mnist-10.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"])
@@ -253,11 +274,13 @@ def _write_archive(path: Path, content: bytes) -> None:
 
 
 def test_truncated_local_file_is_refused_though_the_cache_has_a_good_one(
-    fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fashion_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("LRPILOT_CACHE", str(fashion_folder))
     content = (fashion_folder / _FASHION_FILES[0]).read_bytes()[:1_000_000]
     _write_files(tmp_path / "fashion_mnist", _FASHION_FILES, content)
+    cached = _write_files(tmp_path / "cache" / "fashion_mnist", [])
+    for name in _FASHION_FILES:
+        (cached / name).symlink_to(fashion_folder / name)
     with pytest.raises(DataError, match="expected MD5 8d4fb7e6c68d591d4c3dfef9ec88bf0d, got "):
         load_image_data("fashion_mnist", data_dir=str(tmp_path))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks import text_data
-from tasks.files import DataError
+from tasks.archives import DataError
 from tasks.text_data import (
     CHARACTERS,
     UNKNOWN,
