@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -23,8 +22,9 @@ from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation import report
 from evaluation.grid import Method, deployed, train_grid
 from evaluation.provenance import describe_provenance
-from lrpilot import Policy, PolicyFileError
-from tasks.archives import DataError
+from lrpilot import Policy
+from lrpilot.files import write_whole
+from scripts.jobs import run_job, run_script
 
 
 def load_policy(path: str, cfg: DictConfig) -> Policy:
@@ -44,22 +44,14 @@ def load_policy(path: str, cfg: DictConfig) -> Policy:
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Evaluate; a missing policy or missing data ends in its message alone."""
-    try:
-        evaluate(cfg)
-    except (DataError, FileNotFoundError, PolicyFileError) as error:
-        raise SystemExit(f"{error}") from None
+    """Evaluate, in a run folder of its own."""
+    run_job(evaluate, cfg)
 
 
-def evaluate(cfg: DictConfig) -> None:
+def evaluate(cfg: DictConfig, out_dir: Path) -> None:
     """Train the grid, then print and save table and figure."""
-    for name, least in (("num_seeds", 1), ("num_skipped_seeds", 0)):
-        if cfg[name] < least:
-            raise SystemExit(f"`{name}` must be at least {least}, got {cfg[name]}")
     if cfg.policy is None and not cfg.scheduler and not cfg.rival:
-        raise SystemExit("`scheduler` must name one at least where no policy and no rival is given")
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
-    OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
+        raise ValueError("`scheduler` must name one at least where no policy and no rival is given")
     torch.set_num_threads(cfg.num_threads)
     origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
     task = instantiate(cfg.task, _convert_="all")
@@ -115,11 +107,11 @@ def evaluate(cfg: DictConfig) -> None:
         f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"
         f"({cfg.total_steps or task.total_steps} steps per run; {source}; {origin})\n\n{tables}\n"
     )
-    (out_dir / "table.md").write_text(text)
+    write_whole(out_dir / "table.md", text)
     print("\n" + text)
     for name in ("runs.csv", "curves.csv", "curves.png", "table.md"):
         print(out_dir / name)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

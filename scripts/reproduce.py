@@ -9,43 +9,37 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from agents.tracking import Tracker
-from agents.training import train_agent
+from agents.training import train_agent, without_folders
 from envs import runner_of
 from evaluation.provenance import describe_provenance
-from lrpilot import Policy, PolicyFileError
-from tasks.archives import DataError
+from lrpilot import Policy
+from scripts.jobs import run_job, run_script, write_config
+from scripts.overrides import given_overrides, names_key, plain
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reproduce")
 def main(cfg: DictConfig) -> None:
-    """Reproduce; missing data or a missing policy ends in its message alone."""
-    try:
-        reproduce(cfg)
-    except (DataError, FileNotFoundError, PolicyFileError) as error:
-        raise SystemExit(f"{error}") from None
+    """Reproduce, in a run folder of its own."""
+    run_job(reproduce, cfg)
 
 
-def reproduce(cfg: DictConfig) -> None:
+def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     """Train, then compare."""
     start = time.perf_counter()
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
     experiment = cfg.experiment
     if cfg.quick:
-        for key, value in experiment.quick.items():
-            OmegaConf.update(experiment, key, value, merge=False)
-    OmegaConf.save(cfg, out_dir / "config.yaml", resolve=True)
+        shorten(experiment, given_overrides())
+        write_config(cfg, out_dir)
     torch.set_num_threads(cfg.num_threads)
     # reads the commit now, not after hours of training
     origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
@@ -62,6 +56,13 @@ def reproduce(cfg: DictConfig) -> None:
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")
 
 
+def shorten(experiment: DictConfig, overrides: list[str]) -> None:
+    """Take the values of the experiment's quick version, but for those that were given."""
+    for key, value in experiment.quick.items():
+        if not any(names_key(override, f"experiment.{key}") for override in overrides):
+            OmegaConf.update(experiment, key, value, merge=False)
+
+
 def train(cfg: DictConfig, agent_dir: Path) -> Path:
     """Train the agent of the experiment; returns its run folder."""
     experiment = cfg.experiment
@@ -70,7 +71,7 @@ def train(cfg: DictConfig, agent_dir: Path) -> Path:
     env = instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs)
     # not "auto", so that the card names what ran
     experiment.env.runner = runner_of(env)
-    config: Any = OmegaConf.to_container(experiment, resolve=True)
+    config = without_folders(plain(experiment))
     init_from = experiment.agent.get("init_from")
     train_agent(
         env,
@@ -90,4 +91,4 @@ def train(cfg: DictConfig, agent_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

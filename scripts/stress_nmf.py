@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -23,12 +22,18 @@ from evaluation.nmf_stress import count_diverged, transfer_row
 from evaluation.provenance import describe_provenance
 from evaluation.report import format_table
 from lrpilot import Policy
+from lrpilot.files import write_whole
+from scripts.jobs import run_job, run_script
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="stress_nmf")
 def main(cfg: DictConfig) -> None:
+    """Stress, in a run folder of its own."""
+    run_job(stress, cfg)
+
+
+def stress(cfg: DictConfig, out_dir: Path) -> None:
     """Measure transfer and safety."""
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
     torch.set_num_threads(cfg.num_threads)
     policy = Policy.load(cfg.policy)
     origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
@@ -50,7 +55,7 @@ def main(cfg: DictConfig) -> None:
     header = ["problem", "runs", "policy", "linear", "policy minus linear", "diverged"]
     text = f"log10 f(T)/f(0), mean [95 % bootstrap interval]\n({origin})\n\n"
     text += format_table(header, lines)
-    (out_dir / "transfer.md").write_text(text + "\n")
+    write_whole(out_dir / "transfer.md", text + "\n")
     print("\n" + text + "\n")
     lines = [
         count_diverged(make_task(**case.task), num_runs=case.num_runs, hold=case.hold, name=name)
@@ -61,10 +66,10 @@ def main(cfg: DictConfig) -> None:
         f"noise level log-uniform in [0.01, 10], fraction of the cap in [0.01, 1]\n({origin})\n\n"
     )
     text += format_table(header, lines)
-    (out_dir / "safety.md").write_text(text + "\n")
+    write_whole(out_dir / "safety.md", text + "\n")
     print(text + "\n")
     print(f"{out_dir / 'transfer.md'}\n{out_dir / 'safety.md'}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -4,6 +4,7 @@ The run folder (printed at the end; `hydra.run.dir=...` moves it) holds policy.s
 agent.zip, metrics.csv, summary.json, config.yaml and checkpoint.pt.
 """
 
+import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -18,12 +19,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents import checkpoint
-from agents.checkpoint import CheckpointError
 from agents.training import has_results, train_agent
 from envs import runner_of
 from evaluation.provenance import describe_provenance
-from lrpilot import Policy, PolicyFileError
-from tasks.archives import DataError
+from lrpilot import Policy
+from scripts.jobs import run_job, run_script
+from scripts.overrides import as_argument, given_overrides, key_of, plain
 
 MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
 
@@ -33,12 +34,12 @@ def find_run_dir(resume: str | bool, output_root: str) -> Path:
     if resume is not True:
         run_dir = Path(str(resume))
         if not (run_dir / checkpoint.FILE_NAME).is_file():
-            raise SystemExit(f"`resume` must be a run folder with a checkpoint, got {run_dir}")
+            raise ValueError(f"`resume` must be a run folder with a checkpoint, got {run_dir}")
         return run_dir
     found = Path(output_root).rglob(checkpoint.FILE_NAME)
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
-        raise SystemExit(f"`resume=true` found no {checkpoint.FILE_NAME} under {output_root}")
+        raise ValueError(f"`resume=true` found no {checkpoint.FILE_NAME} under {output_root}")
     return newest.parent
 
 
@@ -70,38 +71,29 @@ def resumed_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
         elif key not in ("resume", "output_root"):
             changed = differences(plain(given), plain(OmegaConf.select(saved, key)), key)
             if changed:
-                raise SystemExit(
+                raise ValueError(
                     "\n".join(changed)
                     + f"\n`{key}` cannot change when a run is resumed (may change: "
                     + f"{', '.join(MAY_CHANGE)}, logger); leave it out to keep the run's"
                 )
     done = checkpoint.read_snapshot(run_dir / checkpoint.FILE_NAME)["num_env_steps"]
     if done >= saved.agent.total_steps and has_results(run_dir):
-        raise SystemExit(
-            f"{run_dir} has made {done} of {saved.agent.total_steps} env steps: nothing is left; "
-            "give a larger agent.total_steps=... to go on"
+        raise ValueError(
+            f"`agent.total_steps` must be more than the {done} env steps that {run_dir} has made, "
+            f"got {saved.agent.total_steps}: nothing is left"
         )
     saved.resume = str(run_dir)
     return saved
 
 
-def plain(node: Any) -> Any:
-    """A configuration node as resolved plain values."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
 def main(cfg: DictConfig) -> None:
-    """Train; missing data or a missing policy ends in its message alone."""
-    try:
-        train(cfg)
-    except (CheckpointError, DataError, FileNotFoundError, PolicyFileError) as error:
-        raise SystemExit(f"{error}") from None
+    """Train, in a run folder of its own."""
+    run_job(train, cfg)
 
 
-def train(cfg: DictConfig) -> None:
+def train(cfg: DictConfig, run_dir: Path) -> None:
     """Compose the parts and train."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume_from = find_run_dir(cfg.resume, cfg.output_root) if cfg.resume else None
     if resume_from:
         cfg = resumed_config(cfg, resume_from)
@@ -137,11 +129,26 @@ def train(cfg: DictConfig) -> None:
     print(f"policy                 {run_dir / summary['policy']}")
     print(f"run folder             {run_dir}")
     if summary["stopped_by"]:
-        raise SystemExit(f"stopped by {summary['stopped_by']}; continue with resume={run_dir}")
-    chosen = [o for o in HydraConfig.get().overrides.task if o.startswith("task")]
-    arguments = " ".join([*(chosen or [f"task={task.name}"]), f"policy={run_dir}"])
-    print(f"next                   {sys.executable} scripts/evaluate.py {arguments}")
+        again = as_argument("resume", run_dir)
+        raise SystemExit(f"stopped by {summary['stopped_by']}; continue with {again}")
+    print(f"next                   {next_command(task.name, run_dir)}")
+
+
+def next_command(task: str, run_dir: Path) -> str:
+    """The command that compares the policy with schedules on the task that it was trained on."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    chosen = [override for override in given_overrides() if key_of(override).startswith("task")]
+    return " ".join(
+        [
+            shlex.quote(sys.executable),
+            "scripts/evaluate.py",
+            *(f"--config-dir={shlex.quote(folder)}" for folder in folders),
+            *(map(shlex.quote, chosen) if chosen else [as_argument("task", task)]),
+            as_argument("policy", run_dir),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

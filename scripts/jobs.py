@@ -1,0 +1,138 @@
+"""What every script does around its work: check, claim a run folder, and say what went wrong.
+
+A script is `main(cfg)`, which calls `run_job(work, cfg)`, and is started by `run_script(main)`.
+"""
+
+import os
+import secrets
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agents.checkpoint import CheckpointError
+from agents.training import without_folders
+from lrpilot import PolicyFileError
+from lrpilot.files import write_whole
+from scripts.overrides import check_overrides, plain
+from tasks.archives import DataError
+
+CONFIG_FILE = "config.yaml"
+ERROR_FILE = "error.txt"
+# what a folder may hold that no run has claimed
+HYDRA_FILES = {".hydra", ERROR_FILE}
+
+# the end of a run folder's name: two runs that start in the same second have two folders
+OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+
+
+def explain(error: BaseException) -> str | None:
+    """What to print of an error that its reader can mend; None if it needs its traceback."""
+    if isinstance(error, InstantiationException):
+        return (error.__cause__ and explain(error.__cause__)) or str(error)
+    if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
+        return "\n".join(str(e) for e in (error, error.__cause__) if e)
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use {error.filename or 'a file'}: {error.strerror}"
+    # errors of ours begin with the argument's name
+    is_ours = isinstance(error, ValueError) and str(error).startswith("`")
+    if is_ours or isinstance(error, (CheckpointError, DataError, FileNotFoundError, PolicyFileError)):
+        return str(error)
+    return None
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; what its reader can mend ends in a message instead of a traceback."""
+    # Hydra prints tracebacks of its own, also for a folder that it cannot make
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        raise _exit(error) from None
+
+
+def _exit(error: Exception) -> BaseException:
+    message = explain(error)
+    return error if message is None else SystemExit(message)
+
+
+def run_job(work: Callable[[DictConfig, Path], None], cfg: DictConfig) -> None:
+    """Do the work of one job in its claimed run folder.
+
+    In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        check_overrides(cfg)
+        with claimed(run_dir, cfg):
+            work(cfg, run_dir)
+    except Exception as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise _exit(error) from None
+        text = explain(error) or traceback.format_exc().strip()
+        print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
+        write_whole(run_dir / ERROR_FILE, f"{text}\n")
+
+
+@contextmanager
+def claimed(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
+    """Claim a folder by creating `config.yaml` in it; give it back if an error leaves no results.
+
+    Raises:
+        ValueError: if the folder holds anything already, or another run claims it.
+    """
+    others = _results(run_dir)
+    try:
+        if others:
+            raise FileExistsError
+        (run_dir / CONFIG_FILE).touch(exist_ok=False)
+    except FileExistsError:
+        raise ValueError(
+            f"`hydra.run.dir` must be a folder without results, got {run_dir}, which holds "
+            f"{', '.join(others or [CONFIG_FILE])}; name another one, or empty it"
+        ) from None
+    (run_dir / ERROR_FILE).unlink(missing_ok=True)
+    try:
+        write_config(cfg, run_dir)
+        yield
+    except BaseException:
+        if _results(run_dir) == [CONFIG_FILE]:
+            (run_dir / CONFIG_FILE).unlink()
+        raise
+
+
+def _results(run_dir: Path) -> list[str]:
+    names = sorted(path.name for path in run_dir.iterdir())
+    return [name for name in names if name not in HYDRA_FILES and not name.endswith(".log")]
+
+
+def write_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Write the resolved configuration to the run folder, without this machine's folders."""
+    named = OmegaConf.create(without_folders(plain(cfg)))
+    write_whole(run_dir / CONFIG_FILE, OmegaConf.to_yaml(named))
+
+
+class FailedJobs(Callback):
+    """At the end of a sweep, lists the jobs that failed, and makes the exit code 1."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """List the folders with an `error.txt`."""
+        failures = []
+        for path in sorted(Path(config.hydra.sweep.dir).rglob(ERROR_FILE)):
+            lines = path.read_text().splitlines()
+            what = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+            failures.append(f"  {path.parent}: {what}")
+        if failures:
+            raise SystemExit(f"failed jobs: {len(failures)}\n" + "\n".join(failures))

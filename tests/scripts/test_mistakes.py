@@ -1,0 +1,79 @@
+"""A mistake on the command line ends in one line that names it, and leaves no results."""
+
+import pytest
+
+from tests.script_runs import TINY, run_scripts
+
+pytestmark = pytest.mark.slow
+
+# script and arguments: what is said
+MISTAKES = {
+    ("train_agent.py", "agent.total_steps=ten"): "`agent.total_steps` must be a whole number of",
+    ("train_agent.py", "agent.total_steps=null"): "`agent.total_steps` must be a whole number of",
+    ("train_agent.py", "seed=-1"): "`seed` must be a whole number from 0 to 4294967295, got -1",
+    ("train_agent.py", "seed=1.5"): "`seed` must be a whole number from 0 to 4294967295, got 1.5",
+    ("train_agent.py", "seed=None"): "`seed` must be a whole number from 0 to 4294967295, got 'N",
+    ("train_agent.py", "num_threads=0"): "`num_threads` must be a whole number of at least 1, got",
+    ("train_agent.py", "agent.num_envs=0"): "`agent.num_envs` must be a whole number of at least",
+    ("train_agent.py", "env.runner=fast"): "`runner` must be 'auto' or one of",
+    ("train_agent.py", "env.observation.groups=loss"): "`env.observation.groups` must be a list, a",
+    ("train_agent.py", "show_progress=no"): "`show_progress` must be true or false, got 'no'",
+    ("train_agent.py", "task.base_lr=abc"): "`task.base_lr` must be a number, got 'abc'",
+    ("train_agent.py", "task.base_lr=-1"): "`base_lr` must be positive, got -1",
+    ("train_agent.py", "task.total_steps=0"): "`task.total_steps` must be a whole number of at le",
+    ("train_agent.py", "+agent.lr=0.1"): "`agent.lr` must be one of ['num_envs', 'total_steps'",
+    ("train_agent.py", "+experiment=iclr2023_cifar"): "python scripts/reproduce.py experiment=iclr",
+    ("train_agent.py", "resume=nowhere"): "`resume` must be",
+    ("train_agent.py", "output_root=a_file/in"): "cannot use a_file/in",
+    ("evaluate.py", "num_seeds=many"): "`num_seeds` must be a whole number of at least 1, got 'man",
+    ("evaluate.py", "total_steps=ten"): "`total_steps` must be a whole number of at least 1, got",
+    ("evaluate.py", "initial_lr_factors=1"): "`initial_lr_factors` must be a list, as [a,b], got 1",
+    ("evaluate.py", "num_skipped_seeds=-1"): "`num_skipped_seeds` must be a whole number of at",
+    ("evaluate.py", "output_root=a_file/in"): "cannot use a_file/in",
+    ("reproduce.py", "quick=yes"): "`quick` must be true or false, got 'yes'",
+    ("reproduce.py", "experiment.compare.num_tuning=0"): "`experiment.compare.num_tuning` must be a",
+    ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
+    ("stress_nmf.py", "show_progress=false"): "policy",
+    ("stress_nmf.py", "policy=nowhere"): "no policy at nowhere",
+}
+SMALL = {
+    "train_agent.py": [argument for argument in TINY if not argument.startswith("task=")],
+    "evaluate.py": ["num_threads=1"],
+    "reproduce.py": ["num_threads=1"],
+    "stress_nmf.py": ["num_threads=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "a_file").touch()
+    commands = [
+        [script, "task=quadratic", *SMALL[script], mistake]
+        if script in ("train_agent.py", "evaluate.py")
+        else [script, *SMALL[script], mistake]
+        for script, mistake in MISTAKES
+    ]
+    commands.append(["train_agent.py", "task=small_networks", "+task/optimizer=adam"])
+    return dict(zip([*MISTAKES, "hybrid"], run_scripts(commands, folder), strict=True)), folder
+
+
+@pytest.mark.parametrize("case", MISTAKES, ids=" ".join)
+def test_a_mistake_is_named_in_one_line(answers, case):
+    code, _, err = answers[0][case]
+    assert code == 1
+    assert MISTAKES[case] in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1 or "full_key" in err
+
+
+def test_an_optimizer_for_a_task_that_draws_its_own_is_refused(answers):
+    code, _, err = answers[0]["hybrid"]
+    assert code == 1
+    assert err.startswith("`+task/optimizer=adam` must be left out: task=small_networks has its")
+    assert "task.optimizer.adam_share" in err
+
+
+def test_a_run_that_is_refused_leaves_no_results(answers):
+    left = {path.name for path in answers[1].rglob("*") if ".hydra" not in path.parts}
+    assert not {"config.yaml", "metrics.csv", "policy.safetensors"} & left

@@ -1,0 +1,132 @@
+"""A run folder belongs to one run, and a sweep's jobs fail alone."""
+
+import json
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.script_runs import ROOT, TINY, run_scripts
+
+pytestmark = pytest.mark.slow
+
+# names of run folders are made from a clock that stands still
+SAME_SECOND = """
+import datetime, hydra.core.utils
+
+class Still(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1)
+
+hydra.core.utils.datetime = Still
+"""
+EVALUATE = ["evaluate.py", "task=quadratic", "scheduler=[constant]", "num_seeds=1"]
+EVALUATE += ["task.total_steps=5", "initial_lr_factors=[1]", "show_progress=false"]
+BLANKS = "my (runs), lr=0.1 größe's"
+
+
+COMMANDS = {
+    "training": ["train_agent.py", *TINY, "seed=1"],
+    "another training": ["train_agent.py", *TINY, "seed=2"],
+    "evaluation": EVALUATE,
+    "another evaluation": EVALUATE,
+    "elsewhere": ["train_agent.py", "--config-dir", "more conf", *TINY[1:], "task=mine", "seed=1"],
+    "same folder": ["train_agent.py", *TINY, "seed=2"],
+    "of a file": [*EVALUATE, "hydra.run.dir=evaluated"],
+    # two jobs without their policy, and two good ones
+    "sweep": ["train_agent.py", "-m", *TINY, "agent.init_from=nowhere.safetensors,null"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    (root / BLANKS).mkdir()
+    (root / "more conf" / "task").mkdir(parents=True)
+    task = (ROOT / "conf" / "task" / "quadratic.yaml").read_text()
+    (root / "more conf" / "task" / "mine.yaml").write_text(task)
+    shipped = ROOT / "lrpilot" / "policies" / "small_networks.safetensors"
+    (root / "p.safetensors").write_bytes(shipped.read_bytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def answers(root):
+    """Exit code, output and errors of every command."""
+    blanks = str(root / BLANKS / "run").replace("'", r"\'")
+    more = {
+        "elsewhere": [f"hydra.run.dir='{blanks}'"],
+        "same folder": [f"hydra.run.dir='{blanks}'"],
+        "of a file": [f"policy={root}/p.safetensors", f"output_root={root}"],
+        "sweep": ["seed=1,2", f"hydra.sweep.dir={root}/sweep"],
+    }
+    commands = [[*command, *more.get(name, [])] for name, command in COMMANDS.items()]
+    found = run_scripts(commands, root, before=SAME_SECOND)
+    return dict(zip(COMMANDS, found, strict=True))
+
+
+def test_trainings_of_one_second_have_a_folder_each(answers, root):
+    assert [answers[name][0] for name in ("training", "another training")] == [0, 0]
+    folders = list((root / "outputs" / "train_agent").iterdir())
+    assert len(folders) == 2
+    seeds = {json.loads((folder / "summary.json").read_text())["seed"] for folder in folders}
+    assert seeds == {1, 2}
+
+
+def test_evaluations_of_one_second_have_a_folder_each(answers, root):
+    assert [answers[name][0] for name in ("evaluation", "another evaluation")] == [0, 0]
+    folders = list((root / "outputs" / "evaluate" / "quadratic").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "table.md").is_file() for folder in folders)
+
+
+def test_folder_with_results_is_refused_and_left_as_it_is(answers, root):
+    code, _, err = answers["same folder"]
+    assert code == 1
+    assert err.startswith("`hydra.run.dir` must be a folder without results, got ")
+    assert json.loads((root / BLANKS / "run" / "summary.json").read_text())["seed"] == 1
+
+
+def next_arguments(answers):
+    code, out, _ = answers["elsewhere"]
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("next "))
+    _, _, script, *arguments = shlex.split(line)
+    assert script == "scripts/evaluate.py"
+    return arguments
+
+
+def test_printed_next_command_survives_the_shell_and_hydra(answers, root):
+    (policy,) = (a for a in next_arguments(answers) if a.startswith("policy="))
+    (parsed,) = OverridesParser.create().parse_overrides([policy])
+    assert parsed.value() == f"{root}/{BLANKS}/run"
+
+
+def test_printed_next_command_keeps_the_folder_of_configurations(answers, root):
+    arguments = next_arguments(answers)
+    assert f"--config-dir={root}/more conf" in arguments
+    assert "task=mine" in arguments
+
+
+def test_results_hold_no_path_of_this_machine(answers, root):
+    assert answers["of a file"][0] == 0
+    files = [path for path in (root / "evaluated").iterdir() if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        assert str(root).encode() not in path.read_bytes(), path.name
+
+
+def test_sweep_goes_on_after_jobs_that_miss_something(answers, root):
+    finished = [(root / "sweep" / str(job) / "summary.json").is_file() for job in range(4)]
+    assert finished == [False, False, True, True]
+
+
+def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers, root):
+    code, _, err = answers["sweep"]
+    assert code == 1
+    lines = err.splitlines()[-3:]
+    assert lines[0] == "failed jobs: 2"
+    assert lines[1].startswith(f"  {root}/sweep/0: no policy at nowhere.safetensors")
+    assert lines[2].startswith(f"  {root}/sweep/1: no policy at nowhere.safetensors")
+    assert "Traceback" not in err
