@@ -20,8 +20,8 @@ class Tracker:
     def log(self, row: dict[str, Any], *, step: int) -> None:
         """Take one row of metrics at an env step."""
 
-    def close(self) -> None:
-        """Finish."""
+    def close(self, *, exit_code: int = 0) -> None:
+        """Finish; a training that broke off has an exit code other than 0."""
 
 
 class TensorBoardTracker(Tracker):
@@ -38,7 +38,7 @@ class TensorBoardTracker(Tracker):
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, *, exit_code: int = 0) -> None:
         """Flush the events."""
         self._writer.close()
 
@@ -91,11 +91,11 @@ class WandbTracker(Tracker):
             except Exception as error:
                 self._give_up(error)
 
-    def close(self) -> None:
-        """Finish the W&B run."""
+    def close(self, *, exit_code: int = 0) -> None:
+        """Finish the W&B run, so that the next one of this process has one of its own."""
         if self._run is not None:
             try:
-                self._run.finish()
+                self._run.finish(exit_code=exit_code)
             except Exception as error:
                 self._give_up(error)
 

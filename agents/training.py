@@ -81,6 +81,7 @@ def train_agent(
     Raises:
         CheckpointError: if the checkpoint is damaged, or one of another training.
     """
+    exit_code = 1
     try:
         if total_steps < 1:
             raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
@@ -119,9 +120,11 @@ def train_agent(
             trained_on = {**without_folders(card), "seed": seed}
             if kept["init_from"] is not None:
                 trained_on["init_from_fingerprint"] = kept["init_from"]
-            return _write_results(model, recorder, run_dir, trained_on, origin)
+            summary = _write_results(model, recorder, run_dir, trained_on, origin)
+            exit_code = 0
+            return summary
     finally:
-        tracker.close()
+        tracker.close(exit_code=exit_code)
 
 
 def _start(

@@ -28,6 +28,8 @@ from tasks.archives import DataError
 
 CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"
+# what a reader can mend: these say it in their message
+MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError)
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE}
 
@@ -45,7 +47,7 @@ def explain(error: BaseException) -> str | None:
         return f"cannot use {error.filename or 'a file'}: {error.strerror}"
     # errors of ours begin with the argument's name
     is_ours = isinstance(error, ValueError) and str(error).startswith("`")
-    if is_ours or isinstance(error, (CheckpointError, DataError, FileNotFoundError, PolicyFileError)):
+    if is_ours or isinstance(error, MENDABLE):
         return str(error)
     return None
 

@@ -7,6 +7,7 @@ the experiment says. The output folder holds the agent's run folder, and tables,
 
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -68,25 +69,28 @@ def train(cfg: DictConfig, agent_dir: Path) -> Path:
     experiment = cfg.experiment
     agent_dir.mkdir()
     task = instantiate(experiment.task, _convert_="all")
-    env = instantiate(experiment.env, _convert_="all")(task, experiment.agent.num_envs)
-    # not "auto", so that the card names what ran
-    experiment.env.runner = runner_of(env)
-    config = without_folders(plain(experiment))
+    algorithm = instantiate(experiment.agent.algorithm, _convert_="all")
     init_from = experiment.agent.get("init_from")
-    train_agent(
-        env,
-        algorithm=instantiate(experiment.agent.algorithm, _convert_="all"),
-        total_steps=experiment.agent.total_steps,
-        seed=cfg.seed,
-        run_dir=agent_dir,
-        tracker=Tracker(agent_dir, config),
-        card={key: config[key] for key in ("task", "env", "agent")},
-        checkpoint_steps=experiment.agent.checkpoint_steps,
-        provenance=describe_provenance(),
-        init_from=Policy.load(init_from) if init_from else None,
-        show_progress=cfg.show_progress,
-    )
-    env.close()
+    make_env = instantiate(experiment.env, _convert_="all")
+    with closing(make_env(task, experiment.agent.num_envs)) as env:
+        # not "auto", so that the card names what ran
+        experiment.env.runner = runner_of(env)
+        config = without_folders(plain(experiment))
+        summary = train_agent(
+            env,
+            algorithm=algorithm,
+            total_steps=experiment.agent.total_steps,
+            seed=cfg.seed,
+            run_dir=agent_dir,
+            tracker=Tracker(agent_dir, config),
+            card={key: config[key] for key in ("task", "env", "agent")},
+            checkpoint_steps=experiment.agent.checkpoint_steps,
+            provenance=describe_provenance(),
+            init_from=Policy.load(init_from) if init_from else None,
+            show_progress=cfg.show_progress,
+        )
+    if summary["stopped_by"]:
+        raise SystemExit(f"stopped by {summary['stopped_by']}; the agent's run is {agent_dir}")
     return agent_dir
 
 

@@ -99,25 +99,27 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         cfg = resumed_config(cfg, resume_from)
     torch.set_num_threads(cfg.num_threads)
     task = instantiate(cfg.task, _convert_="all")
-    env = instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)
-    # not "auto", so that the run is known, and resumed, as it was
-    cfg.env.runner = runner_of(env)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    config = plain(cfg)
-    init_from = cfg.agent.get("init_from")
-    with closing(env):
+    algorithm = instantiate(cfg.agent.algorithm, _convert_="all")
+    name = cfg.agent.get("init_from")
+    init_from = None if resume_from or not name else Policy.load(name)
+    provenance = describe_provenance()
+    with closing(instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)) as env:
+        # not "auto", so that the run is known, and resumed, as it was
+        cfg.env.runner = runner_of(env)
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        config = plain(cfg)
         summary = train_agent(
             env,
-            algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
+            algorithm=algorithm,
             total_steps=cfg.agent.total_steps,
             seed=cfg.seed,
             run_dir=run_dir,
             tracker=instantiate(cfg.logger)(run_dir, config),
             card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
             checkpoint_steps=cfg.agent.checkpoint_steps,
-            provenance=describe_provenance(),
+            provenance=provenance,
             resume_from=resume_from,
-            init_from=None if resume_from or not init_from else Policy.load(init_from),
+            init_from=init_from,
             show_progress=cfg.show_progress,
         )
     returns = summary["return_mean_last_rollouts"]

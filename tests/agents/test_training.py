@@ -275,7 +275,7 @@ class NoteAtClose(Tracker):
 
     names: tuple[str, ...] = ()
 
-    def close(self):
+    def close(self, *, exit_code=0):
         self.names = tuple(sorted(path.name for path in self.run_dir.iterdir()))
 
 

@@ -130,3 +130,12 @@ def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers, root)
     assert lines[1].startswith(f"  {root}/sweep/0: no policy at nowhere.safetensors")
     assert lines[2].startswith(f"  {root}/sweep/1: no policy at nowhere.safetensors")
     assert "Traceback" not in err
+
+
+def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(tmp_path):
+    command = ["train_agent.py", "-m", *TINY[:-1], "logger=wandb", "logger.mode=offline"]
+    wrong = "agent.algorithm.policy=Broken,MlpPolicy"
+    run_scripts([[*command, wrong, f"hydra.sweep.dir={tmp_path}/sweep"]], tmp_path)
+    for job in ("0", "1"):
+        (kept,) = (tmp_path / "sweep" / job).rglob("*.wandb")
+        assert kept.stat().st_size > 0
