@@ -68,6 +68,7 @@ class AdaptiveLR(TorchScheduler):
         ):
             raise ValueError(f"`optimizer` must have a positive learning rate, got {lrs}")
         self.cap = cap
+        self._uncapped: list[float] | None = None
         self.bound_by: str | None = None
         self.log = DecisionLog(log_size)
         super().__init__(optimizer)
@@ -120,16 +121,33 @@ class AdaptiveLR(TorchScheduler):
 
         `bound_by` is the name of the cap's guarantee if it bound, else None.
         """
-        self.bound_by = None
+        return self._within(lrs, self._ask_cap())
+
+    def _ask_cap(self) -> float:
         if self.cap is None:
-            return list(lrs)
-        eta_max, guarantee = ask_cap(self.cap)
+            return math.inf
+        eta_max, self._guarantee = ask_cap(self.cap)
+        return eta_max
+
+    def _within(self, lrs: Sequence[float], eta_max: float) -> list[float]:
+        self.bound_by = None
         largest = max(lrs)
         if largest <= eta_max:
             return list(lrs)
-        self.bound_by = guarantee
+        self.bound_by = self._guarantee
         # the products may round above the cap by a last digit
         return [min(lr * (eta_max / largest), eta_max) for lr in lrs]
+
+    def _lrs_before_cap(self) -> list[float]:
+        """The present learning rates if the cap had not shortened the last ones."""
+        lrs = self.current_lrs()
+        if self._uncapped is None:
+            return lrs
+        # what another scheduler has changed since is a factor
+        return [
+            free * (lr / last) if lr != last and last else free
+            for free, lr, last in zip(self._uncapped, lrs, self.last_lrs, strict=True)
+        ]
 
     def record(self, rule: str, signal: float, threshold: float, new_lr: float) -> None:
         """Log a change of the first group's learning rate to `new_lr`."""
@@ -154,7 +172,7 @@ class AdaptiveLR(TorchScheduler):
         }
 
     def _all_state_names(self) -> tuple[str, ...]:
-        return (*COUNTS, "bound_by", *self._state_names)
+        return (*COUNTS, "bound_by", "_uncapped", *self._state_names)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the continuation is bit-identical.

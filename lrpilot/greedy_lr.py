@@ -97,7 +97,7 @@ class GreedyLR(AdaptiveLR):
         changes leads to faster convergence. 2025.
     """
 
-    _state_names = ("_pending", "_uncapped")
+    _state_names = ("_pending",)
     _settings = ("semantics", "arguments")
 
     def __init__(
@@ -147,7 +147,6 @@ class GreedyLR(AdaptiveLR):
         self.arguments = resolve_arguments(semantics, given)
         self._rule, self._bounds = _build(semantics, self.arguments)
         self._pending: float | None = None
-        self._uncapped: list[float] | None = None
         self._move = 0
         super().__init__(optimizer, cap=cap, log_size=log_size)
         if verbose:
@@ -206,7 +205,10 @@ class GreedyLR(AdaptiveLR):
     def _next_lrs(self) -> list[float]:
         reason = ("cap", math.nan, math.nan)
         self._bounds.bound_by = ""
-        lrs = self._lrs_before_cap()
+        # a tensor is compared in its own precision
+        lrs: list[Any] = [group["lr"] for group in self.optimizer.param_groups]
+        if self._uncapped is not None:
+            lrs = self._lrs_before_cap()
         if self._move < 0 or (self._move > 0 and self.bound_by is None):
             reason = self._rule.reason
             lrs = self._moved(lrs, self._move)
@@ -229,15 +231,6 @@ class GreedyLR(AdaptiveLR):
         share = max(present) / max(self._uncapped)
         self._uncapped = self._uncapped + joined
         return [lr * share for lr in joined]
-
-    def _lrs_before_cap(self) -> list[float | Tensor]:
-        lrs = [group["lr"] for group in self.optimizer.param_groups]
-        if self._uncapped is None:
-            return lrs
-        return [
-            free * (float(lr) / float(last)) if bool(lr != last) and last else free
-            for free, lr, last in zip(self._uncapped, lrs, self.last_lrs, strict=True)
-        ]
 
     def _moved(self, lrs: list[float | Tensor], move: int) -> list[float | Tensor]:
         capped_share = 1.0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
-from lrpilot.caps import Cap, ask_cap
+from lrpilot.caps import Cap
 from lrpilot.decision_log import Decision
 from lrpilot.directions import LastStep
 from lrpilot.loss import check_loss_tensor, read_loss, read_numbers
@@ -27,6 +27,24 @@ def cosine(dot: float, left: float, right: float) -> float:
     """
     squares = left * right
     return 0.0 if squares == 0.0 else dot / math.sqrt(squares)
+
+
+def shortened_raises(before: list[float], after: list[float], eta_max: float) -> list[float]:
+    """Changed learning rates whose raises, all in the same proportion, end where one is at a cap.
+
+    What is above the cap already, since that has fallen, is not raised, and does not change.
+
+    >>> shortened_raises([0.25, 0.125], [0.75, 0.25], 0.5)
+    [0.5, 0.1875]
+    """
+    share = 1.0
+    for old, new in zip(before, after, strict=True):
+        if new > max(old, eta_max):
+            share = min(share, max(0.0, (eta_max - old) / (new - old)))
+    return [
+        min(old + share * (new - old), max(old, eta_max)) if new > old else new
+        for old, new in zip(before, after, strict=True)
+    ]
 
 
 def _with_closure_called(
@@ -86,7 +104,9 @@ class HypergradientLR(AdaptiveLR):
             diverge between its bounds if `hyper_lr` is too large and there is no cap.
         min_factor: lower bound over the initial learning rate, in [0, 1]; not moved below.
         max_factor: upper bound likewise, at least 1.
-        cap: asked before every optimizer step; no effective learning rate exceeds its answer.
+        cap: asked before every optimizer step; no effective learning rate exceeds its answer. It
+            shortens what is applied, not what the rules move, so that all is as before once it
+            ceases to bind; but nothing is raised past it.
         log_size: decisions that `log` keeps.
 
     Raises:
@@ -205,7 +225,7 @@ class HypergradientLR(AdaptiveLR):
     @property
     def scales(self) -> list[Tensor]:
         """Factors of the parameters' steps, in the optimizer's order; else empty."""
-        return [] if self._scales is None else self._scales.factors
+        return [] if self._scales is None else self._scales.applied
 
     def detach(self) -> None:
         """Leave the optimizer and its learning rates alone from now on."""
@@ -226,6 +246,8 @@ class HypergradientLR(AdaptiveLR):
         super().step()
 
     def _next_lrs(self) -> list[float]:
+        if self._uncapped is not None:
+            self._uncapped = self._lrs_before_cap()
         return self.current_lrs()  # as they were set within `optimizer.step()`
 
     def _start(self, *, at_milestone: bool) -> list[float]:
@@ -237,10 +259,20 @@ class HypergradientLR(AdaptiveLR):
             per_entry = self.level == "entry"
             self._scales = StepScales(self._last_step.parameters, per_entry=per_entry)
         self._mean_scale = 1.0
-        return self.limit(self._bases)
+        if self._scales is not None:
+            is_bound = self._scales.limit(self._ceilings(self._bases))
+            self.bound_by = self._guarantee if is_bound else None
+            return list(self._bases)
+        limited = self.limit(self._bases)
+        self._uncapped = list(self._bases) if self.bound_by is not None else None
+        return limited
 
     def _join(self, lrs: list[float]) -> list[float]:
         joined = super()._join(lrs) if self.level == "global" else lrs
+        if self._uncapped is not None:
+            lead = self._leader
+            share = self._uncapped[lead] / self.current_lrs()[lead]
+            self._uncapped = [*self._uncapped, *(lr * share for lr in joined)]
         self._set_bases()
         self._last_step.add_groups()
         if self._scales is not None:
@@ -252,7 +284,7 @@ class HypergradientLR(AdaptiveLR):
         return {
             **super().state_dict(),
             "last_step": self._last_step.state_dict(),
-            "scales": [scale.clone() for scale in self.scales],
+            "scales": None if self._scales is None else self._scales.state_dict(),
             "mean_scale": self._mean_scale,
         }
 
@@ -267,7 +299,7 @@ class HypergradientLR(AdaptiveLR):
             )
         if self._scales is not None:
             shapes = [tuple(p.shape) if self.level == "entry" else () for p in parameters]
-            theirs = [tuple(scale.shape) for scale in state["scales"]]
+            theirs = [tuple(factor.shape) for factor in state["scales"]["factors"]]
             if theirs != shapes:
                 raise ValueError(f"`state_dict` must have scales of shapes {shapes}, got {theirs}")
 
@@ -275,8 +307,8 @@ class HypergradientLR(AdaptiveLR):
         super()._load(state)
         self._set_bases()
         self._last_step.load_state_dict(state["last_step"])
-        for scale, loaded in zip(self.scales, state["scales"], strict=True):
-            scale.copy_(loaded)
+        if self._scales is not None:
+            self._scales.load_state_dict(state["scales"])
         self._mean_scale = state["mean_scale"]
 
     def _set_bases(self) -> None:
@@ -351,14 +383,18 @@ class HypergradientLR(AdaptiveLR):
 
     def _move(self, signals: list[float]) -> None:
         """Change the learning rates of the groups."""
-        before, lead = self.current_lrs(), self._leader
+        before, lead = self._lrs_before_cap(), self._leader
         moved = [self._next_lr(*x) for x in zip(before, self._bases, signals, strict=True)]
         lrs = [lr for lr, _ in moved]
         if self.level == "global" and lrs[lead] != before[lead]:
             lrs = [lrs[lead] * ratio for ratio in self._ratios]
-        limited = self.limit(lrs)
-        self.bound_by = self.bound_by or moved[lead][1]
-        if limited[0] != before[0]:
+        eta_max = self._ask_cap()
+        limited, self._uncapped = self._within(lrs, eta_max), None
+        if bound_by := self.bound_by:
+            self._uncapped = shortened_raises(before, lrs, eta_max)
+            limited = self._within(self._uncapped, eta_max)
+        self.bound_by = bound_by or moved[lead][1]
+        if limited[0] != self.current_lrs()[0]:
             rule = "cap" if lrs[0] == before[0] else self.update
             self.record(rule, signals[lead], 0.0, limited[0])
         self.set_lrs(limited)
@@ -384,6 +420,7 @@ class HypergradientLR(AdaptiveLR):
 
     def _rescale(self, scales: StepScales, signals: dict[int, Tensor]) -> None:
         """Change the factors of the tensors or entries."""
+        is_bound = scales.limit(self._ceilings(self.current_lrs()))
         if signals:
             if self.update == "additive":
                 bases = [self._bases[self._last_step.group_of[i]] for i in signals]
@@ -394,23 +431,24 @@ class HypergradientLR(AdaptiveLR):
                 changes = torch._foreach_mul(list(signals.values()), factors)
                 torch._foreach_mul_(changes, self.hyper_lr)
             by_index = dict(zip(signals, changes, strict=True))
-            scales.add(by_index, low=self.min_factor, high=self.max_factor)
-        self.bound_by = None
-        if self.cap is not None:
-            eta_max, guarantee = ask_cap(self.cap)
-            # the factors' own rounding must not exceed the cap
-            eta_max *= 1.0 - torch.finfo(torch.float32).eps
-            lrs = self.current_lrs()
-            ceilings = [eta_max / lr if lr > 0.0 else math.inf for lr in lrs]
-            if scales.limit([ceilings[k] for k in self._last_step.group_of]):
-                self.bound_by = guarantee
+            is_bound = scales.add(by_index, low=self.min_factor, high=self.max_factor)
+        self.bound_by = self._guarantee if is_bound else None
         self._record_means(scales, signals)
+
+    def _ceilings(self, lrs: list[float]) -> list[float] | None:
+        """The largest factor of every parameter that is within the cap, if there is one."""
+        if self.cap is None:
+            return None
+        # the factors' own rounding must not exceed the cap
+        eta_max = self._ask_cap() * (1.0 - torch.finfo(torch.float32).eps)
+        ceilings = [eta_max / lr if lr > 0.0 else math.inf for lr in lrs]
+        return [ceilings[k] for k in self._last_step.group_of]
 
     def _record_means(self, scales: StepScales, signals: dict[int, Tensor]) -> None:
         """Log the change of the first group's mean learning rate."""
         first = [i for i, k in enumerate(self._last_step.group_of) if k == 0]
-        count = max(1, sum(scales.factors[i].numel() for i in first))
-        terms = [scales.factors[i].sum() for i in first]
+        count = max(1, sum(scales.applied[i].numel() for i in first))
+        terms = [scales.applied[i].sum() for i in first]
         values = read_numbers(terms + [signals[i].sum() for i in first if i in signals])
         before, self._mean_scale = self._mean_scale, sum(values[: len(first)]) / count
         if self._mean_scale != before:

@@ -110,7 +110,8 @@ class LineSearchLR(AdaptiveLR):
             next search begins where this one ended if the loss still rose there, else where it
             began. (With Goldstein the longest step that passed Armijo is made instead.)
         max_factor: no learning rate exceeds this times the initial one.
-        cap: asked once per search; no group's learning rate exceeds its answer.
+        cap: asked once per search; no group's learning rate exceeds its answer. While it binds,
+            `reset` does not move where the next search begins.
         log_size: decisions that `log` keeps.
 
     Raises:
@@ -338,7 +339,9 @@ class LineSearchLR(AdaptiveLR):
             arguments = {"lr": factor, "slope": slope, "c": self.c}
             holds = goldstein_holds if is_goldstein and factor < largest else armijo_holds
             if holds(loss, new_loss, **arguments):
-                self._next_factor = self._after(factor)
+                # where a cap shortened the first trial, the next search begins where this one would
+                if not factor == largest < min(self._next_factor, self.max_factor):
+                    self._next_factor = self._after(factor)
                 rule = "backtracked" if factor < first else "lengthened"
                 return _Found(factor, "accepted" if factor == first else rule, fall, required)
             if armijo_holds(loss, new_loss, **arguments):

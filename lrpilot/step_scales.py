@@ -1,6 +1,7 @@
 """StepScales: an optimizer's step, multiplied tensor by tensor or entry by entry."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from lrpilot.loss import read_numbers
 
 class StepScales:
     """Factors s that turn an optimizer's step into w_{t-1} + s (w_t - w_{t-1}).
+
+    `factors` are those that change, `applied` the same within their ceilings.
 
     Args:
         parameters: the parameters, whose indices the methods take.
@@ -34,7 +37,7 @@ class StepScales:
 
     def add_parameters(self) -> None:
         """Give a factor to the parameters at the end of the list that have none."""
-        self.factors += [
+        self.factors = self.factors + [
             torch.ones(
                 p.shape if self._per_entry else (),
                 # increments would drown in the rounding of half precision
@@ -43,22 +46,37 @@ class StepScales:
             )
             for p in self._parameters[len(self.factors) :]
         ]
+        self.limit(None)
 
-    def add(self, changes: dict[int, Tensor], *, low: float, high: float) -> None:
-        """Change factors, and clamp them to [low, high]."""
+    def add(self, changes: dict[int, Tensor], *, low: float, high: float) -> bool:
+        """Change factors, and clamp them to [low, high]; whether a ceiling binds.
+
+        No factor is raised past its ceiling.
+        """
         factors = [self.factors[i] for i in changes]
+        ceilings = self._ceilings
+        if ceilings is not None:
+            tops = torch._foreach_clamp_min(factors, [ceilings[i] for i in changes])
         torch._foreach_add_(factors, list(changes.values()))
         torch._foreach_clamp_min_(factors, low)
         torch._foreach_clamp_max_(factors, high)
+        is_bound = self.limit(ceilings)
+        if is_bound:
+            torch._foreach_minimum_(factors, tops)
+        return is_bound
 
-    def limit(self, ceilings: Sequence[float]) -> bool:
-        """Clamp the factors of every parameter to its ceiling; whether one was above it."""
+    def limit(self, ceilings: Sequence[float] | None) -> bool:
+        """Apply no factor above its parameter's ceiling from now on; whether one is above it."""
+        self._ceilings = ceilings
+        self.applied = self.factors
+        if ceilings is None:
+            return False
         largest = read_numbers(
             [factor.amax() if factor.numel() else factor.new_zeros(()) for factor in self.factors]
         )
         if all(factor <= ceiling for factor, ceiling in zip(largest, ceilings, strict=True)):
             return False
-        torch._foreach_clamp_max_(self.factors, list(ceilings))
+        self.applied = list(torch._foreach_clamp_max(self.factors, list(ceilings)))
         return True
 
     def hold(self, indices: Iterable[int]) -> None:
@@ -72,5 +90,16 @@ class StepScales:
             parameters = [self._parameters[i] for i in held]
             steps = torch._foreach_sub(parameters, list(held.values()))
             # as an excess over the step made, so that a factor of 1 changes nothing
-            excesses = torch._foreach_sub([self.factors[i] for i in held], 1.0)
+            excesses = torch._foreach_sub([self.applied[i] for i in held], 1.0)
             torch._foreach_addcmul_(parameters, steps, excesses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors, copied, and their ceilings (loads with `weights_only=True`)."""
+        ceilings = None if self._ceilings is None else list(self._ceilings)
+        return {"factors": [factor.clone() for factor in self.factors], "ceilings": ceilings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for factor, loaded in zip(self.factors, state["factors"], strict=True):
+            factor.copy_(loaded)
+        self.limit(state["ceilings"])

@@ -1,7 +1,10 @@
 """What all schedulers have in common, the guard included."""
 
 import copy
+import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -276,3 +279,82 @@ def test_a_guard_around_a_sequence_refuses_the_state_of_another_scheduler_inside
     assert repr(mine.state_dict()) == before
     with pytest.raises(ValueError, match=r"`wraps` = 'SequentialLR\(LinearLR, GreedyLR\)' like"):
         mine.load_state_dict(MAKERS["Guard(Greedy)"](mine.optimizer).state_dict())
+
+
+# ---- caps
+
+CAPPED: dict[str, Callable[..., Any]] = {
+    "GreedyLR robust": partial(GreedyLR, window_size=10, significance=2.0),
+    "GreedyLR paper": partial(GreedyLR, semantics="paper", patience=50, min_lr=1e-6),
+    "GreedyLR transformers": partial(GreedyLR, semantics="transformers", patience=1),
+    "HypergradientLR global": partial(HypergradientLR, hyper_lr=0.02, level="global"),
+    "HypergradientLR group": partial(HypergradientLR, hyper_lr=0.02),
+    "HypergradientLR tensor": partial(HypergradientLR, hyper_lr=0.02, level="tensor"),
+    "HypergradientLR entry": partial(HypergradientLR, hyper_lr=0.02, level="entry"),
+    "LineSearchLR keep": partial(LineSearchLR, model=None, reset="keep", c=0.5),
+    "LineSearchLR grow": partial(LineSearchLR, model=None, reset="grow", c=0.5),
+    "LineSearchLR restart": partial(LineSearchLR, model=None, reset="restart", c=0.5),
+    "Guard": lambda o, cap: Guard(ConstantLR(o, 1.0), cap=cap),
+    "PolicyLR": partial(PolicyLR, policy="small_networks", interval_steps=10**6, total_steps=10**6),
+}
+
+
+class StillLoss:
+    """f = sum of w, along which nothing changes: whatever a scheduler measures stays the same."""
+
+    def __init__(self, name: str, cap: Callable[[], tuple[float, str]]) -> None:
+        self.w = [nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2)]
+        groups = [{"params": [w], "lr": lr} for w, lr in zip(self.w, (0.2, 0.1), strict=True)]
+        self.optimizer = torch.optim.SGD(groups)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.scheduler = CAPPED[name](self.optimizer, cap=cap)
+
+    def step(self) -> list[float]:
+        """The effective learning rates of one step, by what it moves."""
+        before = [w.detach().clone() for w in self.w]
+        if isinstance(self.scheduler, LineSearchLR):
+            self.scheduler.search(lambda: sum((w.sum() for w in self.w), torch.zeros(())))
+        for w in self.w:
+            w.grad = torch.ones_like(w)
+            if isinstance(self.scheduler, HypergradientLR):  # successive ones are orthogonal
+                w.grad[self.scheduler.last_epoch % 2] = 0.0
+        self.optimizer.step()
+        self.scheduler.step(1.0)
+        moved = zip(before, self.w, strict=True)
+        return [float((old - new.detach()).abs().max()) for old, new in moved]
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_a_cap_that_ceases_to_bind_leaves_no_trace(name: str) -> None:
+    eta_max = math.inf
+    training = StillLoss(name, lambda: (eta_max, "estimate"))
+    free = StillLoss(name, lambda: (math.inf, "estimate"))
+    usual = (math.nan, math.nan)
+    for step in range(1000):
+        eta_max = 1e-3 if 5 <= step < 995 else math.inf
+        expected, (first, second) = free.step(), training.step()
+        usual = (first, second) if step < 5 else usual
+        is_joint = "tensor" not in name and "entry" not in name
+        if 8 < step < 990:
+            assert first <= 1e-3 * 1.01
+            if is_joint:
+                assert first == pytest.approx(2 * second, rel=1e-2)
+        elif step < 5 or (step > 997 and "GreedyLR" not in name and "grow" not in name):
+            assert [first, second] == pytest.approx(expected, rel=1e-3)
+        elif step > 997 and "grow" in name:
+            assert 1.0 <= first / usual[0] <= 1.1
+
+
+def test_hypergradients_do_not_raise_what_a_cap_bounds() -> None:
+    eta_max = 0.15
+    w = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    scheduler = HypergradientLR(optimizer, hyper_lr=0.1, cap=lambda: (eta_max, "estimate"))
+    for _ in range(100):
+        w.grad = torch.ones(1)  # every step says: raise
+        optimizer.step()
+        scheduler.step()
+    eta_max = 10.0
+    optimizer.step()
+    assert lrs_of(optimizer) == [pytest.approx(0.165)]
