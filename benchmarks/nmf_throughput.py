@@ -37,7 +37,9 @@ TASK = partial(
     noise_range=(0.03, 1.0),
     cap_kind="segment",
 )
-ARGUMENTS: dict[str, Any] = {"action": ActionSpec(unit="cap", max_factor=1.0, start_factor=1.0)}
+ARGUMENTS: dict[str, Any] = {
+    "action": ActionSpec(anchor="constant", unit="cap", max_factor=1.0, start_factor=1.0)
+}
 
 
 def make_single() -> LRControlEnv:

@@ -45,6 +45,9 @@ class ActionSpec:
     Before the first decision m = factor = `start_factor`. The unit is the initial learning rate,
     or the present value of a step-size cap, asked at every step; then the factor is at most 1.
 
+    The defaults are those that agents are trained with (`conf/env`), and those of the policies
+    that ship.
+
     Args:
         kind: "multiplier" (cumulative) or "residual" (around the anchor).
         anchor: base schedule b: "constant", "linear" or "cosine".
@@ -58,16 +61,16 @@ class ActionSpec:
         ValueError: if an argument is outside its range.
 
     >>> spec = ActionSpec(max_log_change=math.log(2))
-    >>> spec.apply(1.0, multiplier=1.0, progress=0.5)
-    (2.0, 2.0)
+    >>> spec.apply(1.0, multiplier=0.5, progress=0.75)
+    (0.25, 1.0)
     """
 
     kind: str = "multiplier"
-    anchor: str = "constant"
-    max_log_change: float = 0.7
-    min_factor: float = 1e-3
-    max_factor: float = 1e3
-    start_factor: float = 1.0
+    anchor: str = "linear"
+    max_log_change: float = 1.0
+    min_factor: float = 1e-4
+    max_factor: float = 100.0
+    start_factor: float = 0.03
     unit: str = "initial_lr"
 
     def __post_init__(self) -> None:

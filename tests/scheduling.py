@@ -5,6 +5,16 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrpilot.action import ActionSpec
+
+
+def plain_action(
+    kind: str = "multiplier", anchor: str = "constant", **arguments: Any
+) -> ActionSpec:
+    """An action on the initial learning rate itself: no anchor, a wide box, started at 1."""
+    plain = {"max_log_change": 0.7, "min_factor": 1e-3, "max_factor": 1e3, "start_factor": 1.0}
+    return ActionSpec(kind, anchor, **{**plain, **arguments})
+
 
 def lrs_of(optimizer: Optimizer) -> list[float]:
     """The learning rate of each parameter group."""

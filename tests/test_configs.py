@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from agents.tracking import Tracker
 from envs import LRControlEnv
+from lrpilot import ActionSpec, Policy
 from tasks.runs import Task
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -53,6 +54,12 @@ def test_environment_instantiates():
     env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"), 2)
     assert isinstance(env.envs[0], LRControlEnv)
     assert env.reset().shape == (2, 12)
+
+
+def test_the_defaults_of_an_action_are_those_of_the_configuration_and_of_the_shipped_policies():
+    configured = instantiate(composed("train_agent").env.action, _convert_="all")
+    shipped = [Policy.load(name).action for name in ("cifar", "small_networks")]
+    assert [configured, *shipped] == [ActionSpec()] * 3
 
 
 def test_agent_instantiates():

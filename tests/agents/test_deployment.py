@@ -9,9 +9,10 @@ import torch
 from envs import LRControlEnv
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation.grid import Method, train
-from lrpilot import ActionSpec, Policy, PolicyLR
+from lrpilot import Policy, PolicyLR
 from tasks.cnn import ImageTask
 from tasks.quadratic import QuadraticTask
+from tests.scheduling import plain_action
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
 TASKS = {
@@ -41,7 +42,7 @@ def random_policy(env: LRControlEnv, *, output: str, is_recurrent: bool) -> Poli
 )
 def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(name, output, is_recurrent):
     task = TASKS[name](name=name, optimizer=SGD, base_lr=0.02, total_steps=23)
-    action = ActionSpec(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0)
+    action = plain_action(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0)
     env = LRControlEnv(task, action=action, num_decisions=8, horizon_factors=(0.5, 2.0))
     policy = random_policy(env, output=output, is_recurrent=is_recurrent)
     seed, factor, steps = FIRST_EVALUATION_SEED + 3, 0.7, 37

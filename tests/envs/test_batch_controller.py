@@ -10,10 +10,11 @@ import torch
 
 from envs import LRControlEnv, LRControlVecEnv
 from envs.batch_controller import BatchController
-from lrpilot import ActionSpec, ObservationSpec
+from lrpilot import ObservationSpec
 from lrpilot.controller import Controller
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
+from tests.scheduling import plain_action
 
 GROUPS = ("progress", "loss", "lr")
 SPEC = ObservationSpec(groups=GROUPS, num_entries=4)
@@ -32,7 +33,7 @@ NAMES = tuple(LOSSES)
 def batch_controller(num_runs: int, spec: ObservationSpec = SPEC) -> BatchController:
     return BatchController(
         spec,
-        ActionSpec(start_factor=0.1),
+        plain_action(start_factor=0.1),
         read_weights=lambda: torch.zeros(num_runs, 1),
         read_gradients=lambda: torch.zeros(num_runs, 1),
         num_runs=num_runs,
@@ -43,7 +44,7 @@ def controllers(num_runs: int, total_steps: list[int], interval_steps: int) -> l
     return [
         Controller(
             SPEC,
-            ActionSpec(start_factor=0.1),
+            plain_action(start_factor=0.1),
             parameters=[torch.zeros(1)],
             interval_steps=interval_steps,
             total_steps=total_steps[i],

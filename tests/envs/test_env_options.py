@@ -13,7 +13,7 @@ from stable_baselines3.common import env_checker as sb3_env_checker
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
-from lrpilot import ActionSpec, ObservationSpec
+from lrpilot import ObservationSpec
 from lrpilot.observation import FEATURES
 from tasks.cnn import ImageTask
 from tasks.image_models import mlp
@@ -22,6 +22,7 @@ from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.small_networks import SmallNetworkTask
 from tests.running import through_file
+from tests.scheduling import plain_action
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 WITH_CURVATURE = ObservationSpec(groups=(*FEATURES, "curvature"))
@@ -268,7 +269,7 @@ def test_a_run_that_is_at_its_end_is_terminated_and_not_truncated() -> None:
 
 
 def test_a_run_that_diverged_is_terminated_and_not_truncated() -> None:
-    env = LRControlEnv(quadratic(), num_decisions=6, action=ActionSpec(), max_decisions=1)
+    env = LRControlEnv(quadratic(), num_decisions=6, action=plain_action(), max_decisions=1)
     env.reset(seed=0, options={"initial_lr": 1e4})
     *_, terminated, truncated, info = env.step(np.zeros(1, np.float32))
     assert (terminated, truncated, info["is_diverged"]) == (True, False, True)
@@ -320,7 +321,7 @@ def test_rewards_are_summed_over_their_interval_and_everything_else_is_the_same(
 def test_a_divergence_is_penalized_at_once() -> None:
     env = LRControlEnv(quadratic(), num_decisions=6, reward_interval=100)
     env.reset(seed=0, options={"initial_lr": 0.3})
-    env.action = env.controller.action = ActionSpec(max_log_change=9.0, max_factor=1e9)
+    env.action = env.controller.action = plain_action(max_log_change=9.0, max_factor=1e9)
     _, reward, terminated, _, info = env.step(np.ones(1, np.float32))
     assert (terminated, info["is_diverged"]) == (True, True)
     assert -math.inf < reward < -1.0

@@ -26,6 +26,7 @@ from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import OptimizerFactory, Task
 from tests.running import through_file
+from tests.scheduling import plain_action
 
 TASKS = ("quadratic", "nmf", "digits")
 OPTIMIZERS: dict[str, OptimizerFactory] = {
@@ -159,7 +160,7 @@ def capped_env(**arguments: Any) -> LRControlEnv:
 
 
 def in_units_of_the_cap() -> ActionSpec:
-    return ActionSpec(unit="cap", max_factor=1.0, start_factor=0.3)
+    return plain_action(unit="cap", max_factor=1.0, start_factor=0.3)
 
 
 def documented_info() -> tuple[set[str], set[str], set[str]]:
@@ -196,7 +197,7 @@ def test_the_docstring_names_exactly_the_keys_of_info_under_a_cap(
 
 
 def test_without_use_cap_a_task_with_a_cap_is_not_bound_by_it() -> None:
-    _, info = capped_env().reset(seed=0, options={"initial_lr": 0.5})
+    _, info = capped_env(action=plain_action()).reset(seed=0, options={"initial_lr": 0.5})
 
     assert info["lr"] == 0.5
     assert "num_capped" not in info
@@ -332,7 +333,7 @@ def test_a_range_of_one_point_draws_the_tasks_own_values() -> None:
 
 
 def test_the_first_interval_runs_at_the_start_factor() -> None:
-    env = make_env(action=ActionSpec(start_factor=0.125), num_decisions=5)
+    env = make_env(action=plain_action(start_factor=0.125), num_decisions=5)
     _, info = env.reset(seed=0, options={"initial_lr": 0.5})
 
     assert info["lr"] == 0.0625
@@ -459,7 +460,7 @@ def test_divergence_terminates_with_a_finite_penalty_and_observation(
     name: str, reward: str
 ) -> None:
     # The first interval is stable; the decisions then raise the learning rate 50-fold each.
-    action = ActionSpec(max_log_change=math.log(50), max_factor=1e6, min_factor=1e-6)
+    action = plain_action(max_log_change=math.log(50), max_factor=1e6, min_factor=1e-6)
     env = make_env(name, num_decisions=10, action=action, reward=reward)
     env.reset(seed=0, options={"initial_lr": 0.02})
     rewards, terminated = [], False
@@ -481,7 +482,7 @@ def test_divergence_terminates_with_a_finite_penalty_and_observation(
 def test_a_huge_initial_lr_at_start_factor_one_diverges_and_ends_the_episode(
     name: str, initial_lr: float
 ) -> None:
-    env = make_env(name, num_decisions=4, action=ActionSpec(start_factor=1.0))
+    env = make_env(name, num_decisions=4, action=plain_action(start_factor=1.0))
     observation, info = env.reset(seed=0, options={"initial_lr": initial_lr})
     assert env.observation_space.contains(observation)
     assert info["is_diverged"]
@@ -514,7 +515,7 @@ def test_whatever_the_lr_observations_are_in_the_space_and_returns_are_bounded(
 
 @pytest.mark.parametrize("groups", [ObservationSpec().groups, ("progress", "lr")])
 def test_info_says_so_when_finite_losses_end_the_episode(groups: tuple[str, ...]) -> None:
-    action = ActionSpec(max_log_change=5.0)
+    action = plain_action(max_log_change=5.0)
     env = make_env(num_decisions=11, action=action, observation=ObservationSpec(groups))
     env.reset(seed=0, options={"initial_lr": 0.1})
     _, _, terminated, _, info = env.step(np.ones(1))
@@ -585,9 +586,9 @@ def deploy(env: LRControlEnv, policy: Policy, *, seed: int, factor: float, steps
 @pytest.mark.parametrize(
     "action",
     [
-        ActionSpec(max_log_change=0.3),
-        ActionSpec(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0),
-        ActionSpec(kind="residual", anchor="cosine", max_log_change=0.5),
+        plain_action(max_log_change=0.3),
+        plain_action(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0),
+        plain_action(kind="residual", anchor="cosine", max_log_change=0.5),
     ],
     ids=lambda action: f"{action.kind}-{action.anchor}",
 )
@@ -628,7 +629,7 @@ def test_the_env_equals_the_scheduler_for_any_clock_and_policy(
     env = LRControlEnv(
         make_task("nmf", "momentum"),
         observation=ObservationSpec(num_entries=num_entries),
-        action=ActionSpec(max_log_change=0.2, max_factor=2.0),
+        action=plain_action(max_log_change=0.2, max_factor=2.0),
         num_decisions=num_decisions,
         divergence_factor=1e6,
     )
@@ -675,7 +676,7 @@ def test_a_saved_and_loaded_policy_equals_the_env(tmp_path: Any) -> None:
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000), spread=st.floats(1.0, 100.0))
 def test_learning_rates_stay_in_the_box(seed: int, spread: float) -> None:
-    action = ActionSpec(
+    action = plain_action(
         anchor="linear", max_log_change=3.0, min_factor=1 / spread, max_factor=spread
     )
     env = make_env(num_decisions=12, action=action)
@@ -699,7 +700,7 @@ def test_num_decisions_below_one_is_refused() -> None:
 
 def test_a_reversed_box_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`min_factor` must not exceed `max_factor`, got 2.0"):
-        ActionSpec(min_factor=2.0, max_factor=1.0)
+        plain_action(min_factor=2.0, max_factor=1.0)
 
 
 @pytest.mark.parametrize("name", ["horizon_factors", "initial_lr_factors"])

@@ -7,20 +7,21 @@ import torch
 from stable_baselines3 import PPO
 
 from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
-from lrpilot import ActionSpec, ObservationSpec
+from lrpilot import ObservationSpec
 from tasks.cnn import ImageTask
 from tasks.image_models import mlp, small_cnn
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tests.running import through_file
+from tests.scheduling import plain_action
 
-CAPPED = ActionSpec(unit="cap", anchor="linear", max_factor=1.0, start_factor=0.3)
+CAPPED = plain_action(unit="cap", anchor="linear", max_factor=1.0, start_factor=0.3)
 VARIANTS = {
-    "minibatch": ({}, {"action": ActionSpec(start_factor=0.1)}),
+    "minibatch": ({}, {"action": plain_action(start_factor=0.1)}),
     "capped": ({"noise": "gaussian", "cap_kind": "segment"}, {"action": CAPPED}),
     "ball": (
         {"noise": "relative", "cap_kind": "ball"},
-        {"use_cap": True, "reward": "training", "action": ActionSpec(anchor="cosine")},
+        {"use_cap": True, "reward": "training", "action": plain_action(anchor="cosine")},
     ),
     "sizes": (
         {
@@ -36,7 +37,7 @@ VARIANTS = {
     ),
     "alternating": (
         {"noise": "none", "cap_kind": "block", "update": "alternating"},
-        {"action": ActionSpec(unit="cap", kind="residual", max_factor=1.0, start_factor=0.5)},
+        {"action": plain_action(unit="cap", kind="residual", max_factor=1.0, start_factor=0.5)},
     ),
 }
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot import ClockSpec, ObservationSpec, Policy
 from tasks.quadratic import QuadraticTask
+from tests.scheduling import plain_action
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +19,5 @@ def policy():
         (rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[1]).astype(np.float32))
         for shape in ((12, 8), (8, 1))
     ]
-    action = ActionSpec(min_factor=0.01, max_factor=10.0)
+    action = plain_action(min_factor=0.01, max_factor=10.0)
     return Policy(layers, ObservationSpec(), action, ClockSpec(num_decisions=10))

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from evaluation.batch_trials import PolicyControl, run_trial
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
+from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from tasks.nmf import NMFTask
+from tests.scheduling import plain_action
 
 
 def test_trials_of_a_recurrent_policy_equal_policy_lr_with_a_memory_per_run():
@@ -24,7 +25,7 @@ def test_trials_of_a_recurrent_policy_equal_policy_lr_with_a_memory_per_run():
     policy = Policy(
         [(arrays[2], arrays[3])],
         ObservationSpec(("loss", "lr")),
-        ActionSpec(max_log_change=0.5, max_factor=2.0),
+        plain_action(max_log_change=0.5, max_factor=2.0),
         ClockSpec(num_decisions=10),
         lstm=(arrays[0], arrays[1]),
     )

@@ -9,12 +9,13 @@ import torch
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation import schedules
 from evaluation.grid import Method, Result, train, train_grid
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
+from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from tasks.cnn import ImageTask
 from tasks.mixture import MixtureTask
 from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import Task
+from tests.scheduling import plain_action
 
 TASKS = ("quadratic", "nmf", "digits")
 SEEDS = [FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 1]
@@ -41,7 +42,7 @@ def make_policy() -> Policy:
     return Policy(
         [(weight, np.zeros(1, np.float32))],
         observation,
-        ActionSpec(start_factor=0.5),
+        plain_action(start_factor=0.5),
         ClockSpec(num_decisions=6),
     )
 

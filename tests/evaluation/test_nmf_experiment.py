@@ -14,11 +14,12 @@ from evaluation.batch_trials import (
     schedule_factors,
 )
 from evaluation.grid import Method, train
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
+from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from tasks.nmf import NMFTask
+from tests.scheduling import plain_action
 
 SEEDS = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 6)
-FRACTION_OF_CAP = ActionSpec(unit="cap", max_factor=1.0, start_factor=0.8)
+FRACTION_OF_CAP = plain_action(unit="cap", max_factor=1.0, start_factor=0.8)
 
 
 def make_task(**changes):
@@ -107,13 +108,13 @@ def test_policy_in_units_of_the_cap_needs_a_cap():
 
 def test_policy_at_the_whole_cap_says_which_guarantee_bound_it():
     run = make_task(noise="none").start(0)
-    policy = make_policy(ActionSpec(unit="cap", max_factor=1.0, start_factor=1.0))
+    policy = make_policy(plain_action(unit="cap", max_factor=1.0, start_factor=1.0))
     assert PolicyLR(run.optimizer, policy, total_steps=9, cap=run.cap).bound_by == "deterministic"
 
 
 def test_factor_above_the_cap_is_refused():
     with pytest.raises(ValueError, match="`max_factor` must be at most 1 in units of the cap"):
-        ActionSpec(unit="cap", max_factor=2.0)
+        plain_action(unit="cap", max_factor=2.0)
 
 
 def test_clipped_and_fraction_never_exceed_the_cap():

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrpilot.action import ANCHORS, KINDS, ActionSpec, anchor_factor
+from tests.scheduling import plain_action
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> ActionSpec:
     low, start, high = sorted(draw(st.lists(st.floats(1e-6, 1e6), min_size=3, max_size=3)))
-    return ActionSpec(
+    return plain_action(
         kind=draw(st.sampled_from(KINDS)),
         anchor=draw(st.sampled_from(ANCHORS)),
         max_log_change=draw(st.floats(1e-3, 19.9)),
@@ -54,7 +55,7 @@ def test_a_zero_action_keeps_the_multiplier(spec: ActionSpec, progress: float) -
 
 
 def test_a_multiplier_accumulates() -> None:
-    spec = ActionSpec(max_log_change=math.log(2))
+    spec = plain_action(max_log_change=math.log(2))
     factor, multiplier = 1.0, 1.0
     for _ in range(3):
         factor, multiplier = spec.apply(1.0, multiplier=multiplier, progress=0.5)
@@ -62,20 +63,20 @@ def test_a_multiplier_accumulates() -> None:
 
 
 def test_a_multiplier_rides_on_its_anchor() -> None:
-    spec = ActionSpec(anchor="linear", max_log_change=math.log(2))
+    spec = plain_action(anchor="linear", max_log_change=math.log(2))
     factor, multiplier = spec.apply(1.0, multiplier=3.0, progress=0.75)
     assert (factor, multiplier) == pytest.approx((0.25 * 6.0, 6.0), rel=1e-15)
 
 
 def test_a_residual_forgets_the_last_action() -> None:
-    spec = ActionSpec(kind="residual", anchor="cosine", max_log_change=math.log(4))
+    spec = plain_action(kind="residual", anchor="cosine", max_log_change=math.log(4))
     factor, multiplier = spec.apply(0.5, multiplier=1.0, progress=0.5)
     assert factor == pytest.approx(0.5 * 2.0, rel=1e-15)
     assert multiplier == 1.0
 
 
 def test_a_multiplier_at_the_edge_of_the_box_does_not_wind_up() -> None:
-    spec = ActionSpec(max_log_change=1.0, max_factor=2.0)
+    spec = plain_action(max_log_change=1.0, max_factor=2.0)
     multiplier = 1.0
     for _ in range(50):
         factor, multiplier = spec.apply(1.0, multiplier=multiplier, progress=0.5)
@@ -88,7 +89,7 @@ def test_a_multiplier_at_the_edge_of_the_box_does_not_wind_up() -> None:
 def test_an_anchor_that_reached_zero_leaves_the_lower_end_of_the_box(
     kind: str, anchor: str
 ) -> None:
-    spec = ActionSpec(kind=kind, anchor=anchor, min_factor=0.01)
+    spec = plain_action(kind=kind, anchor=anchor, min_factor=0.01)
     assert spec.apply(1.0, multiplier=1.0, progress=1.0)[0] == 0.01
 
 
@@ -112,7 +113,7 @@ def test_anchors_lie_between_zero_and_one(anchor: str, progress: float) -> None:
 
 @pytest.mark.parametrize(("anchor", "needed"), [("constant", False), ("linear", True)])
 def test_only_a_moving_anchor_needs_progress(anchor: str, needed: bool) -> None:
-    assert ActionSpec(anchor=anchor).needs_progress is needed
+    assert plain_action(anchor=anchor).needs_progress is needed
 
 
 @given(spec=specs())
@@ -123,7 +124,7 @@ def test_the_specification_survives_its_dictionary(spec: ActionSpec) -> None:
 @pytest.mark.parametrize("action", [1.0000001, -1.1, math.nan, math.inf])
 def test_an_action_outside_its_range_is_refused(action: float) -> None:
     with pytest.raises(ValueError, match=r"`action` must be in \[-1, 1\], got"):
-        ActionSpec().apply(action, multiplier=1.0, progress=0.0)
+        plain_action().apply(action, multiplier=1.0, progress=0.0)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +147,4 @@ def test_an_action_outside_its_range_is_refused(action: float) -> None:
 )
 def test_a_wrong_specification_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ActionSpec(**arguments)
+        plain_action(**arguments)

@@ -12,6 +12,7 @@ from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec, Controller
 from lrpilot.observation import ObservationSpec
 from tests.running import through_file
+from tests.scheduling import plain_action
 
 
 def controller(
@@ -22,7 +23,7 @@ def controller(
 ) -> Controller:
     return Controller(
         ObservationSpec(groups),
-        action or ActionSpec(max_log_change=math.log(2)),
+        action or plain_action(max_log_change=math.log(2)),
         **{"parameters": [torch.ones(3)], "interval_steps": 4, "total_steps": 40, **arguments},
     )
 
@@ -133,11 +134,11 @@ def test_progress_is_zero_when_the_length_of_the_run_is_unknown() -> None:
 
 
 def test_the_factor_before_the_first_decision_is_the_start_factor() -> None:
-    assert controller(action=ActionSpec(start_factor=0.25)).factor == 0.25
+    assert controller(action=plain_action(start_factor=0.25)).factor == 0.25
 
 
 def test_a_multiplier_grows_from_the_start_factor() -> None:
-    control = controller(action=ActionSpec(start_factor=0.25, max_log_change=math.log(2)))
+    control = controller(action=plain_action(start_factor=0.25, max_log_change=math.log(2)))
     assert control.act(1.0) == 0.25 * math.exp(math.log(2))
 
 
@@ -192,7 +193,7 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("kind", ["multiplier", "residual"])
 def test_an_anchor_needs_the_length_of_the_run(kind: str) -> None:
     with pytest.raises(ValueError, match="`total_steps` is required"):
-        controller(groups=("loss",), action=ActionSpec(kind, "linear"), total_steps=None)
+        controller(groups=("loss",), action=plain_action(kind, "linear"), total_steps=None)
 
 
 # ---- state

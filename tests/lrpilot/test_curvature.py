@@ -12,7 +12,6 @@ from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
-from lrpilot.action import ActionSpec
 from lrpilot.caps import ask_cap
 from lrpilot.controller import ClockSpec
 from lrpilot.curvature import LARGEST_CAP, CurvatureCap
@@ -23,6 +22,7 @@ from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
 from tests.running import through_file
+from tests.scheduling import plain_action
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -442,7 +442,7 @@ def test_a_resumed_cap_continues_bit_identically(num_steps: int) -> None:
 def policy() -> Policy:
     observation = ObservationSpec(("loss",))
     layers = [(np.zeros((len(observation.names), 1), np.float32), np.ones(1, np.float32))]
-    return Policy(layers, observation, ActionSpec(), ClockSpec(num_decisions=10))
+    return Policy(layers, observation, plain_action(), ClockSpec(num_decisions=10))
 
 
 @pytest.mark.parametrize("name", ["policy", "guarded cosine"])

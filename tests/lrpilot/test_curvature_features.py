@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from envs import LRControlEnv
 from evaluation.grid import Method, train
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
+from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.edge_distance import EdgeDistance
 from lrpilot.observation import FEATURES, Observer
 from tasks.cnn import ImageTask
 from tasks.image_models import mlp, small_cnn
 from tasks.runs import OptimizerFactory, Run
 from tests.running import through_file
+from tests.scheduling import plain_action
 
 CURVATURES = torch.tensor([4.0, 1.0, 0.5])
 ALL_GROUPS = (*FEATURES, "curvature")
@@ -64,7 +65,7 @@ def random_policy(groups: tuple[str, ...] = ALL_GROUPS, scale: float = 1.0) -> P
         )
         for a, b in itertools.pairwise(sizes)
     ]
-    return Policy(layers, observation, ActionSpec(max_log_change=0.4), ClockSpec(num_decisions=6))
+    return Policy(layers, observation, plain_action(max_log_change=0.4), ClockSpec(num_decisions=6))
 
 
 def scheduler_of(policy: Policy, run: Run, **arguments: Any) -> PolicyLR:

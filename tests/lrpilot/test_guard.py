@@ -25,7 +25,6 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from lrpilot.action import ActionSpec
 from lrpilot.adaptive_lr import idle_optimizer
 from lrpilot.controller import ClockSpec
 from lrpilot.greedy_lr import GreedyLR
@@ -38,7 +37,7 @@ from lrpilot.policy_lr import PolicyLR
 from lrpilot.snapshot import Snapshot
 from lrpilot.spike_detector import SpikeDetector
 from tests.running import through_file
-from tests.scheduling import lrs_of, run
+from tests.scheduling import lrs_of, plain_action, run
 
 NAN, INF = math.nan, math.inf
 
@@ -48,7 +47,7 @@ def policy() -> Policy:
     observation = ObservationSpec(("progress", "loss", "lr"))
     layer = rng.normal(size=(len(observation.names), 1)).astype(np.float32)
     layers = [(layer, np.zeros(1, np.float32))]
-    return Policy(layers, observation, ActionSpec(), ClockSpec(num_decisions=10))
+    return Policy(layers, observation, plain_action(), ClockSpec(num_decisions=10))
 
 
 def warm_up(optimizer: Optimizer, main: LRScheduler) -> SequentialLR:

@@ -30,10 +30,10 @@ from lrpilot.observation import FEATURES, ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
 from tests.running import through_file
-from tests.scheduling import lrs_of, run, run_composed
+from tests.scheduling import lrs_of, plain_action, run, run_composed
 
 NAN = math.nan
-HALVE = ActionSpec(max_log_change=math.log(2))
+HALVE = plain_action(max_log_change=math.log(2))
 
 
 def random_policy(
@@ -58,7 +58,7 @@ def random_policy(
     return Policy(
         layers=layers,
         observation=observation,
-        action=action or ActionSpec(),
+        action=action or plain_action(),
         clock=clock or ClockSpec(num_decisions=10),
     )
 
@@ -168,7 +168,7 @@ def test_last_epoch_counts_every_step() -> None:
 def test_the_lr_equals_a_controller_driven_by_hand(
     kind: str, anchor: str, warmup_steps: int
 ) -> None:
-    policy = random_policy(action=ActionSpec(kind, anchor, start_factor=0.5))
+    policy = random_policy(action=plain_action(kind, anchor, start_factor=0.5))
     scheduler = PolicyLR(sgd(0.1), policy, total_steps=50, warmup_steps=warmup_steps)
     control = Controller(
         policy.observation,
@@ -325,7 +325,7 @@ def test_the_lr_never_leaves_the_box(
 @pytest.mark.filterwarnings("ignore:`loss` should be finite")
 def test_the_lr_stays_in_the_box_for_two_thousand_random_policies() -> None:
     rng = np.random.default_rng(0)
-    action = ActionSpec(max_log_change=3.0, min_factor=0.1, max_factor=10.0)
+    action = plain_action(max_log_change=3.0, min_factor=0.1, max_factor=10.0)
     for seed in range(2000):
         scheduler = PolicyLR(
             sgd(0.1), random_policy(seed, scale=10.0, action=action), total_steps=8
@@ -572,7 +572,7 @@ OTHERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
 def test_in_a_chain_the_lr_is_the_product_of_both_schedules(
     other: str, first: str, capped: bool
 ) -> None:
-    policy = constant_policy(1.0, action=ActionSpec(max_log_change=0.2, start_factor=0.5))
+    policy = constant_policy(1.0, action=plain_action(max_log_change=0.2, start_factor=0.5))
     arguments = {"interval_steps": 3, "cap": (lambda: (1e6, "estimate")) if capped else None}
     values = losses(20)
     composed, inner = chained(first, OTHERS[other], policy, **arguments)
@@ -677,7 +677,7 @@ class Training:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_goes_well_under_every_optimizer(name: str) -> None:
-    policy = random_policy(3, groups=tuple(FEATURES), action=ActionSpec(max_log_change=0.1))
+    policy = random_policy(3, groups=tuple(FEATURES), action=plain_action(max_log_change=0.1))
     training = Training(OPTIMIZERS[name], policy, {"total_steps": 60})
     lrs = [training.step() for _ in range(60)]
     assert len(set(lrs)) > 5
@@ -929,7 +929,7 @@ def test_an_interval_that_is_no_whole_number_is_refused(interval_steps: float) -
 
 
 def test_an_anchor_needs_the_number_of_steps() -> None:
-    policy = random_policy(groups=("loss",), action=ActionSpec(anchor="cosine"))
+    policy = random_policy(groups=("loss",), action=plain_action(anchor="cosine"))
     with pytest.raises(ValueError, match="`total_steps` is required"):
         PolicyLR(sgd(), policy, interval_steps=5)
 
@@ -1052,7 +1052,7 @@ def recurrent_policy() -> Policy:
     return Policy(
         [layer(3, 1)],
         ObservationSpec(("loss",)),
-        ActionSpec(),
+        plain_action(),
         ClockSpec(num_decisions=10),
         lstm=layer(5 + 3, 4 * 3),
     )

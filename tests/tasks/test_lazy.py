@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.func import jacrev
 
 from envs import LRControlEnv
-from lrpilot import ActionSpec, CurvatureCap
+from lrpilot import CurvatureCap
 from lrpilot.eigenvalue import flatten, largest_eigenvalue
 from tasks.data import load_image_data
 from tasks.lazy import LazyRun, LazyTask
 from tasks.lazy_batch import BatchedLazyRuns
 from tasks.linearized import LinearizedModel
 from tests.running import check_batched_environments, through_file
+from tests.scheduling import plain_action
 
 ACTIVATIONS = ("relu", "linear")
 
@@ -203,7 +204,7 @@ def test_the_linearized_model_converges_below_the_limit_and_diverges_above(
 
 def test_an_environment_under_the_cap_never_raises_the_loss_of_the_linearized_model() -> None:
     env = LRControlEnv(
-        make_task(linearized=True), action=ActionSpec(start_factor=1.0), use_cap=True
+        make_task(linearized=True), action=plain_action(start_factor=1.0), use_cap=True
     )
     _, info = env.reset(seed=0, options={"initial_lr": 1e6})
     losses, terminated = list(info["losses"]), False

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lrpilot import ActionSpec
 from tasks.quadratic import QuadraticTask, best_return
+from tests.scheduling import plain_action
 
 NUM_SEEDS = 1500
 # A mean of NUM_SEEDS must lie within this many standard errors; the seeds are fixed.
@@ -158,11 +159,13 @@ def test_a_step_of_the_best_size_reaches_the_best_mean_power() -> None:
 
 
 ACTIONS = {
-    "constant": ActionSpec(max_log_change=0.5, min_factor=0.01, max_factor=10.0),
-    "box binds": ActionSpec(max_log_change=1.0, min_factor=0.3, max_factor=2.0),
-    "linear": ActionSpec(anchor="linear", max_log_change=0.7, min_factor=0.01, max_factor=30.0),
-    "cosine": ActionSpec(anchor="cosine", max_log_change=0.7, min_factor=0.01, max_factor=30.0),
-    "cautious": ActionSpec(max_log_change=0.7, min_factor=1e-3, max_factor=10.0, start_factor=0.03),
+    "constant": plain_action(max_log_change=0.5, min_factor=0.01, max_factor=10.0),
+    "box binds": plain_action(max_log_change=1.0, min_factor=0.3, max_factor=2.0),
+    "linear": plain_action(anchor="linear", max_log_change=0.7, min_factor=0.01, max_factor=30.0),
+    "cosine": plain_action(anchor="cosine", max_log_change=0.7, min_factor=0.01, max_factor=30.0),
+    "cautious": plain_action(
+        max_log_change=0.7, min_factor=1e-3, max_factor=10.0, start_factor=0.03
+    ),
 }
 
 
@@ -242,7 +245,7 @@ def test_best_return_uses_only_moves_that_actions_can_make(
 ) -> None:
     # One decision towards a far optimum: the best action is known to be +1.
     task = make_task()
-    spec = ActionSpec(
+    spec = plain_action(
         max_log_change=max_log_change,
         min_factor=0.01,
         max_factor=10.0,
@@ -255,7 +258,7 @@ def test_best_return_uses_only_moves_that_actions_can_make(
 
 
 def test_best_return_is_finite_when_a_factor_of_the_grid_is_the_newton_step() -> None:
-    task, spec = make_task(curvature=1.0), ActionSpec(min_factor=1e-3, max_factor=10.0)
+    task, spec = make_task(curvature=1.0), plain_action(min_factor=1e-3, max_factor=10.0)
 
     assert math.isfinite(best_return(task, spec, initial_lr=0.1, interval_steps=1, num_intervals=2))
 
@@ -287,7 +290,7 @@ def test_best_return_stays_below_the_unlimited_optimum(
 
 def test_best_return_comes_close_to_the_unlimited_optimum_under_wide_limits() -> None:
     task = make_task()
-    spec = ActionSpec(max_log_change=5.0, min_factor=1e-3, max_factor=1e3)
+    spec = plain_action(max_log_change=5.0, min_factor=1e-3, max_factor=1e3)
     # the first interval is no decision, so it is given the best step itself
     best = best_return(
         task, spec, initial_lr=3.0 / 6.3, interval_steps=1, num_intervals=10, grid_size=3001
@@ -301,7 +304,7 @@ def test_best_return_comes_close_to_the_unlimited_optimum_under_wide_limits() ->
 
 def test_best_return_of_one_interval_is_that_of_the_start_factor() -> None:
     task = make_task()
-    spec = ActionSpec(start_factor=0.5)
+    spec = plain_action(start_factor=0.5)
     best = best_return(task, spec, initial_lr=0.2, interval_steps=2, num_intervals=1)
     v = one_step(task, one_step(task, 1.5, 0.1), 0.1)
 
@@ -310,7 +313,7 @@ def test_best_return_of_one_interval_is_that_of_the_start_factor() -> None:
 
 def test_best_return_works_when_the_box_is_a_single_factor() -> None:
     task = make_task()
-    spec = ActionSpec(min_factor=1.0, max_factor=1.0)
+    spec = plain_action(min_factor=1.0, max_factor=1.0)
     best = best_return(task, spec, initial_lr=0.1, interval_steps=1, num_intervals=2)
 
     assert best == pytest.approx(math.log(1.5 / one_step(task, one_step(task, 1.5, 0.1), 0.1)))
@@ -320,7 +323,7 @@ def test_best_return_refuses_actions_that_are_not_cumulative() -> None:
     with pytest.raises(ValueError, match="`action` must be of kind 'multiplier', got 'residual'"):
         best_return(
             make_task(),
-            ActionSpec(kind="residual"),
+            plain_action(kind="residual"),
             initial_lr=0.1,
             interval_steps=1,
             num_intervals=2,

@@ -20,13 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.integrations.distributed import mean_over_ranks
 from lrpilot.observation import ObservationSpec
 from lrpilot.policy import Policy
 from lrpilot.policy_lr import PolicyLR
 from tests.lrpilot.integrations.loss_lr import LossLR
+from tests.scheduling import plain_action
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -91,7 +91,7 @@ def moving_policy() -> Policy:
     observation = ObservationSpec(("movement", "gradient"), num_entries=8)
     weights = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)).numpy()
     layers = [(weights, np.zeros(1, np.float32))]
-    return Policy(layers, observation, ActionSpec(), ClockSpec(num_decisions=12))
+    return Policy(layers, observation, plain_action(), ClockSpec(num_decisions=12))
 
 
 def rates_of(strategy: str, make_scheduler: Any, *, is_reduced: bool = True) -> list[float]:

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from lrpilot.action import ActionSpec
 from lrpilot.controller import ClockSpec
 from lrpilot.greedy_lr import GreedyLR
 from lrpilot.guard import Guard
@@ -35,6 +34,7 @@ from transformers import (
 )
 
 from lrpilot.integrations.huggingface import LossCallback
+from tests.scheduling import plain_action
 
 
 class Regression(torch.nn.Module):
@@ -95,7 +95,7 @@ def random_policy(*groups: str) -> Policy:
         (rng.normal(0.0, 1.0, pair).astype(np.float32), np.zeros(pair[1], np.float32))
         for pair in pairwise(sizes)
     ]
-    return Policy(layers, observation, ActionSpec(), ClockSpec(num_decisions=10))
+    return Policy(layers, observation, plain_action(), ClockSpec(num_decisions=10))
 
 
 def make_trainer(
