@@ -13,7 +13,26 @@ LIBRARIES = ("transformers", "lightning", "accelerate", "torch_schedule_anything
 
 
 def test_every_section_has_one_snippet() -> None:
-    assert PAGE.count("\n## ") == PAGE.count("```python") == len(SECTIONS) == 8
+    assert PAGE.count("\n## ") == PAGE.count("```python") == len(SECTIONS) == 9
+
+
+def test_the_versions_on_the_page_are_those_that_are_tested() -> None:
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    named = re.findall(r"([a-z]+(?:-[a-z]+)*) (\d+\.\d+\.\d+)", PAGE)
+    assert len(named) == 5
+    for library, version in named:
+        assert tested[library] == version
+
+
+def test_what_the_page_installs_is_in_a_clone() -> None:
+    (line,) = re.findall(r"^pip install .*$", PAGE, re.M)
+    assert line == 'pip install -c constraints.txt ".[integrations]"'
+    assert "\nintegrations = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_loop_that_a_policy_runs_in_shows_one_with_its_horizon() -> None:
+    without = [section for section, code in SECTIONS.items() if "total_steps=" not in code]
+    assert without == ["Momentum and weight decay, with schedule-anything"]
 
 
 @pytest.mark.slow
@@ -29,4 +48,14 @@ def test_the_snippet_runs(section: str, tmp_path: Path) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [sys.executable, *launcher, "snippet.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=240)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+    # the horizon is the loop's, and one that the policy knows
+    assert "`total_steps`" not in done.stderr
