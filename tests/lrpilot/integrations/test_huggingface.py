@@ -108,7 +108,8 @@ def make_trainer(
     trainer_options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> Trainer:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
     data = points() if isinstance(model, Regression) else sentences()
     defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "no"}
     trainer = trainer_class(
@@ -375,3 +376,80 @@ def test_a_resumed_training_has_the_horizon_of_the_whole(tmp_path: Path) -> None
     resumed = make_trainer(tmp_path, regression(), **options)
     checkpoint = str(tmp_path / "checkpoint-6")
     assert not warned(lambda: resumed.train(resume_from_checkpoint=checkpoint))
+
+
+class Transfer(Regression):
+    """A frozen body under a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().forward(self.body(x).tanh(), labels)
+
+
+class Unfreeze(TrainerCallback):
+    """The body joins the optimizer in the second epoch, at a tenth of the head's initial rate."""
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **kwargs: Any
+    ) -> None:
+        if state.epoch == 1.0:
+            model.body.requires_grad_(True)
+            optimizer.add_param_group({"params": list(model.body.parameters()), "lr": 0.005})
+
+
+def small_networks(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return PolicyLR(optimizer, "small_networks", total_steps=14)
+
+
+def greedy(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return GreedyLR(optimizer, semantics="paper", patience=0, min_lr=1e-4)
+
+
+def guarded(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return Guard(greedy(optimizer))
+
+
+@pytest.mark.filterwarnings("ignore:`total_steps`")
+@pytest.mark.parametrize("scheduler", [small_networks, greedy, guarded])
+def test_what_a_callback_unfreezes_joins_at_its_own_rate(tmp_path: Path, scheduler: Any) -> None:
+    torch.manual_seed(0)
+    trainer = make_trainer(tmp_path, Transfer(), scheduler=scheduler)
+    before = trainer.model.body.weight.detach().clone()
+    trainer.add_callback(Unfreeze())
+    assert train(trainer).last_epoch == 14
+    head, body = (group["lr"] for group in trainer.optimizer.param_groups)
+    assert body == pytest.approx(head / 10)
+    assert not torch.equal(trainer.model.body.weight, before)
+
+
+def test_a_second_training_under_a_policy_that_has_ended_is_warned_of_once(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        regression(),
+        scheduler=lambda optimizer: PolicyLR(
+            optimizer, random_policy("progress", "loss"), total_steps=14
+        ),
+    )
+    assert not warned(trainer.train)
+    (message,) = warned(trainer.train)
+    assert "14" in message
+
+
+def test_a_checkpoint_of_another_horizon_is_refused_by_name(tmp_path: Path) -> None:
+    def build(total_steps: int) -> Trainer:
+        return make_trainer(
+            tmp_path,
+            regression(),
+            scheduler=lambda optimizer: PolicyLR(
+                optimizer, random_policy("progress", "loss"), total_steps=total_steps
+            ),
+            save_strategy="steps",
+            save_steps=6,
+        )
+
+    build(14).train()
+    with pytest.raises(ValueError, match="`total_steps`"):
+        build(28).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))

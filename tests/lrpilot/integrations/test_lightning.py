@@ -16,7 +16,7 @@ from tests.lrpilot.integrations.loss_lr import LossLR
 pytest.importorskip("lightning")
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -452,3 +452,39 @@ def test_a_scheduler_that_steps_less_often_than_the_optimizer_is_warned_of_once(
 def test_with_manual_optimization_nothing_is_known_of_the_clock(tmp_path: Path) -> None:
     model = Manual(make_scheduler=horizon(20), config={"interval": "epoch"})
     assert not warned(lambda: fit(model, make_trainer(tmp_path, LossCallback())))
+
+
+class Transfer(Regression):
+    """A frozen backbone under a head."""
+
+    def __init__(self, make_scheduler: Any) -> None:
+        super().__init__(make_scheduler)
+        self.backbone = torch.nn.Linear(3, 3)
+        self.seen: list[list[float]] = []
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        if self.trainer.training:
+            self.seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+        return (self.layer(self.backbone(x).tanh())[:, 0] - y).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.05)
+        self.scheduler = self.make_scheduler(optimizer)
+        config = {"scheduler": self.scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+@pytest.mark.filterwarnings("ignore:`total_steps`")
+@pytest.mark.parametrize("make_scheduler", [greedy, policy_lr, guarded])
+def test_lightnings_own_callback_unfreezes_a_backbone(tmp_path: Path, make_scheduler: Any) -> None:
+    unfreezing = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    model = Transfer(make_scheduler)
+    before = model.backbone.weight.detach().clone()
+    fit(model, make_trainer(tmp_path, LossCallback(), unfreezing))
+    assert [len(lrs) for lrs in model.seen] == [1] * 7 + [2] * 7
+    assert model.scheduler.last_epoch == 14
+    # from its first step on it has the factor of the head
+    ratios = [backbone / head for head, backbone in model.seen[8:]]
+    assert ratios == pytest.approx([ratios[0]] * 6)
+    assert not torch.equal(model.backbone.weight, before)
