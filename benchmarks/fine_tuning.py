@@ -110,7 +110,7 @@ PROBLEMS = {
         start_lora,
         partial(shortened, "shakespeare"),
         LORA.total_steps,
-        (1e-3, 3e-3),
+        (1e-4, 1e-3, 3e-3),
         "test_loss",
     ),
 }

@@ -423,33 +423,3 @@ def test_what_a_callback_unfreezes_joins_at_its_own_rate(tmp_path: Path, schedul
     head, body = (group["lr"] for group in trainer.optimizer.param_groups)
     assert body == pytest.approx(head / 10)
     assert not torch.equal(trainer.model.body.weight, before)
-
-
-def test_a_second_training_under_a_policy_that_has_ended_is_warned_of_once(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path,
-        regression(),
-        scheduler=lambda optimizer: PolicyLR(
-            optimizer, random_policy("progress", "loss"), total_steps=14
-        ),
-    )
-    assert not warned(trainer.train)
-    (message,) = warned(trainer.train)
-    assert "14" in message
-
-
-def test_a_checkpoint_of_another_horizon_is_refused_by_name(tmp_path: Path) -> None:
-    def build(total_steps: int) -> Trainer:
-        return make_trainer(
-            tmp_path,
-            regression(),
-            scheduler=lambda optimizer: PolicyLR(
-                optimizer, random_policy("progress", "loss"), total_steps=total_steps
-            ),
-            save_strategy="steps",
-            save_steps=6,
-        )
-
-    build(14).train()
-    with pytest.raises(ValueError, match="`total_steps`"):
-        build(28).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
