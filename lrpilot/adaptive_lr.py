@@ -132,7 +132,7 @@ class AdaptiveLR(TorchScheduler):
     def _within(self, lrs: Sequence[float], eta_max: float) -> list[float]:
         self.bound_by = None
         largest = max(lrs)
-        if largest <= eta_max:
+        if not largest > eta_max:  # NaN is beyond no cap
             return list(lrs)
         self.bound_by = self._guarantee
         # the products may round above the cap by a last digit
