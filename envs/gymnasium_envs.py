@@ -48,7 +48,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
         if options:
             raise ValueError(f"`options` must be empty, got {options}")
         if isinstance(seed, list):
-            self._env._seeds = list(seed)
+            self._env.seed_each(seed)
         elif seed is not None:
             self._env.seed(seed)
         return self._env.reset(), {}

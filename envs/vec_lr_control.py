@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.batch_controller import BatchController, Floats, Mask
+from envs.indices import selected
 from envs.lr_control import LEVEL_FLOOR, LRControlEnv
 from tasks.runs import Task
 
@@ -50,6 +51,7 @@ class LRControlVecEnv(VecEnv):
         self.runs = self.single.task.start_batch(num_envs)
         super().__init__(num_envs, self.single.observation_space, self.single.action_space)
         self.render_mode = None
+        self._next_seeds: list[int | None] = [None] * num_envs
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self.controller = BatchController(
             self.single.observation,
@@ -70,12 +72,21 @@ class LRControlVecEnv(VecEnv):
         self._episodes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._actions: Array | None = None
 
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Seed instance i with seed + i at the next reset."""
+        self.seed_each(list(super().seed(seed)))
+        return list(self._next_seeds)
+
+    def seed_each(self, seeds: list[int | None]) -> None:
+        """Seed each instance at the next reset; None leaves its generator as it is."""
+        self._next_seeds = list(seeds)
+
     def reset(self) -> Array:
         """Start all episodes; returns observations of shape (B, features)."""
-        for i, seed in enumerate(self._seeds):
+        for i, seed in enumerate(self._next_seeds):
             if seed is not None:
                 self._rngs[i] = seeding.np_random(seed)[0]
-        self._reset_seeds()
+        self._next_seeds = [None] * self.num_envs
         return self._start(list(range(self.num_envs)))
 
     def _start(self, rows: list[int]) -> Array:
@@ -203,11 +214,11 @@ class LRControlVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """An attribute of the shared specification, once per instance."""
-        return [getattr(self.single, attr_name) for _ in self._get_indices(indices)]
+        return [getattr(self.single, attr_name) for _ in selected(indices, self.num_envs)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of the specification, for all instances together."""
-        if len(list(self._get_indices(indices))) != self.num_envs:
+        if len(selected(indices, self.num_envs)) != self.num_envs:
             raise ValueError("`indices` must name all instances: they share one specification")
         setattr(self.single, attr_name, value)
 
@@ -216,11 +227,11 @@ class LRControlVecEnv(VecEnv):
     ) -> list[Any]:
         """Call a method of the shared specification, once per instance."""
         method = getattr(self.single, method_name)
-        return [method(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+        return [method(*method_args, **method_kwargs) for _ in selected(indices, self.num_envs)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         """No instance is wrapped."""
-        return [False for _ in self._get_indices(indices)]
+        return [False for _ in selected(indices, self.num_envs)]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all episodes and generators, in plain values and copied tensors."""

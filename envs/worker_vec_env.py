@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import CloudpickleWrapper, DummyVecEnv, VecEnv
 
+from envs.indices import selected
+
 Array = NDArray[np.float32]
 
 
@@ -169,7 +171,6 @@ class WorkerVecEnv(VecEnv):
         """Start all episodes; returns observations of shape (B, features)."""
         for worker in range(len(self._shares)):
             self._send(worker, "reset")
-        self._reset_seeds()
         return np.concatenate(self._receive(range(len(self._shares))))
 
     def step_async(self, actions: Array) -> None:
@@ -204,7 +205,7 @@ class WorkerVecEnv(VecEnv):
 
     def _ask(self, name: str, *args: Any, indices: Any, **kwargs: Any) -> list[Any]:
         """Call a `DummyVecEnv` method that answers with a list, once per worker concerned."""
-        wanted = list(self._get_indices(indices))
+        wanted = selected(indices, self.num_envs)
         asked = []
         for worker, share in enumerate(self._shares):
             mine = [i for i in wanted if i in share]
