@@ -22,7 +22,7 @@ from envs.lr_control import LRControlEnv
 from envs.vec_lr_control import LRControlVecEnv
 from envs.worker_vec_env import WorkerVecEnv
 from lrpilot.files import write_whole
-from tasks.cache import cache_folder
+from tasks.files import cache_folder
 from tasks.runs import Task
 from tasks.shipped import load_task
 

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.cache import cache_folder
-from tasks.files import local_folders, read_files, source_of
+from tasks.files import cache_folder, local_folders, read_files, source_of
 from tasks.shared_tensors import share_tensors
 
 _ImagesAndLabels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]

@@ -100,6 +100,15 @@ def local_folders(data_dir: str | None) -> tuple[Path, ...]:
     return (Path(folder).expanduser().absolute(),)
 
 
+def cache_folder() -> Path:
+    """The folder of the environment variable `LRPILOT_CACHE`, else one in the user's cache."""
+    if folder := os.environ.get("LRPILOT_CACHE"):
+        return Path(folder).expanduser().absolute()
+    import pooch
+
+    return Path(pooch.os_cache("lrpilot"))
+
+
 def read_files(name: str, folders: tuple[Path, ...]) -> dict[str, bytes]:
     """Verified content of each file of a set, in the order in which what they hold lies in it.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tasks.cache import cache_folder
+from tasks.files import cache_folder
 from tasks.gpt import GPTTask
 from tasks.language import seeded
 from tasks.shared_tensors import share_tensors

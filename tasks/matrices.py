@@ -10,8 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tasks.cache import cache_folder
-from tasks.files import local_folders, read_files
+from tasks.files import cache_folder, local_folders, read_files
 
 REAL_MATRICES = ("olivetti", "digits", "shakespeare")
 NUM_TERMS = 1000

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrpilot.files import remove_leftovers, write_whole
-from tasks.cache import one_at_a_time
+from tasks.lock import one_at_a_time
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.cache import cache_folder
-from tasks.files import local_folders, read_files
+from tasks.files import cache_folder, local_folders, read_files
 from tasks.transformer import PADDING
 
 TEXTS = ("shakespeare", "sst2")

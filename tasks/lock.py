@@ -1,7 +1,6 @@
-"""The cache folder, whose files are made by one process at a time."""
+"""A lock, so that a file of the cache is made by one process at a time."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +12,6 @@ SECONDS_BEFORE_NOTICE = 5
 SECONDS_BEFORE_GOING_ON = 600
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """The folder of the environment variable `LRPILOT_CACHE`, else one in the user's cache."""
-    if folder := os.environ.get("LRPILOT_CACHE"):
-        return Path(folder).expanduser().absolute()
-    import pooch
-
-    return Path(pooch.os_cache("lrpilot"))
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import cache
-from tasks.cache import one_at_a_time
+from tasks import lock
+from tasks.lock import one_at_a_time
 from tasks.shared_tensors import share_tensors
 
 HOLD = "import fcntl, time; f = open({!r}, 'w'); fcntl.flock(f, 2); print(flush=True); {}"
@@ -28,8 +28,8 @@ def _hung(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SECONDS_BEFORE_NOTICE", 0.1, raising=False)
-    monkeypatch.setattr(cache, "SECONDS_BEFORE_GOING_ON", 0.3, raising=False)
+    monkeypatch.setattr(lock, "SECONDS_BEFORE_NOTICE", 0.1, raising=False)
+    monkeypatch.setattr(lock, "SECONDS_BEFORE_GOING_ON", 0.3, raising=False)
 
 
 @pytest.mark.usefixtures("_hung", "_impatient")
