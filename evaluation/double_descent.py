@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluation import double_descent_report as report
 from evaluation.grid import Method, deployed, train
-from evaluation.report import write_rows
+from evaluation.report import describe_spread, write_rows, write_table
 from evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_TUNING_SEED
 from evaluation.statistics import Rows, select, unique
 from lrpilot import Policy
@@ -41,6 +41,7 @@ def compare_widths(
     out_dir: Path,
     origin: str,
     progress: Progress,
+    is_quick: bool = False,
 ) -> None:
     """Train every method at every width, and write table, figure and runs.
 
@@ -55,6 +56,7 @@ def compare_widths(
         out_dir: gets tuning.csv, runs.csv, table_double_descent.md and double_descent.png.
         origin: machine, versions and commit.
         progress: called as `progress(iterable, total=..., desc=...)`.
+        is_quick: whether this is the experiment's quick version.
     """
     methods = {name: Method(name, make) for name, make in schedulers.items()}
     methods["policy"] = Method("policy", partial(deployed, policy=policy))
@@ -85,14 +87,13 @@ def compare_widths(
     interpolation_width = task.interpolation_width
     report.draw(rows, tuning_rows, interpolation_width, out_dir / "double_descent.png")
     text = (
-        f"double descent: {num_seeds} unseen seeds, mean [95 % bootstrap interval]; initial "
+        f"double descent: {num_seeds} unseen seeds, {describe_spread(num_seeds)}; initial "
         f"learning rates, of {len(initial_lr_factors)}, chosen per width on {num_tuning} other "
         f"seeds; as many parameters as numbers to fit at width {interpolation_width:.1f}\n"
         f"({task.total_steps} steps per run; policy {policy.fingerprint[:12]}; {origin})\n\n"
         f"{report.peak_table(rows, interpolation_width)}\n\n{report.width_table(rows)}\n"
     )
-    (out_dir / "table_double_descent.md").write_text(text)
-    print(f"\n{text}")
+    write_table(text, out_dir / "table_double_descent.md", is_quick=is_quick)
 
 
 def choose(tuning_rows: Rows, column: str) -> list[Case]:

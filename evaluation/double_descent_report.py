@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from evaluation.report import POLICY_COLOR, format_interval, format_table
-from evaluation.statistics import Rows, mean_and_interval, select, unique
+from evaluation.report import POLICY_COLOR, format_interval, format_table, write_figure
+from evaluation.statistics import Rows, mean_and_spread, select, unique
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -146,8 +146,7 @@ def draw(rows: Rows, tuning_rows: Rows, interpolation_width: float, path: Path) 
     axes[1, 0].set_ylim(0.1, 0.55)
     for axis in axes[1]:
         axis.set_xlabel("width (hidden units)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _draw_lines(column: Sequence[Axes], rows: Rows, *, label: str, color: object) -> None:
@@ -155,7 +154,7 @@ def _draw_lines(column: Sequence[Axes], rows: Rows, *, label: str, color: object
     widths = unique(rows, "width")
     by_width = [select(rows, width=width) for width in widths]
     for axis, measure in zip(column, MEASURES.values(), strict=True):
-        means, lows, highs = np.transpose([mean_and_interval(measure(r)) for r in by_width])
+        means, lows, highs = np.transpose([mean_and_spread(measure(r)) for r in by_width])
         is_policy = color == POLICY_COLOR
         style: dict[str, Any] = {
             "linewidth": 2.2 if is_policy else 1.4,

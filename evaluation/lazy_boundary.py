@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from evaluation.lazy_report import boundary_table, draw, sweep_table
-from evaluation.report import write_rows
+from evaluation.report import write_rows, write_table
 from evaluation.seeds import FIRST_EVALUATION_SEED
 from evaluation.statistics import select
 from lrpilot import Policy
@@ -42,6 +42,7 @@ def compare_boundaries(
     out_dir: Path,
     origin: str,
     progress: Callable[..., Iterable[Any]],
+    is_quick: bool = False,
 ) -> None:
     """Measure boundaries over activations and widths, and write tables, figure and runs.
 
@@ -60,6 +61,7 @@ def compare_boundaries(
             lazy_boundary.png.
         origin: machine, versions and commit.
         progress: called as `progress(iterable, total=..., desc=...)`.
+        is_quick: whether this is the experiment's quick version.
     """
     cases = [
         (replace(task, activation=activation, width=width), FIRST_EVALUATION_SEED + i)
@@ -87,8 +89,7 @@ def compare_boundaries(
         f"{num_growth}; {origin})\n\n{boundary_table(boundaries, sweep)}\n\n"
         f"width {shown_width}, medians\n\n{sweep_table(shown)}\n"
     )
-    (out_dir / "table_lazy_boundary.md").write_text(text)
-    print(f"\n{text}")
+    write_table(text, out_dir / "table_lazy_boundary.md", is_quick=is_quick)
 
 
 def train(

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from evaluation.report import format_table
+from evaluation.report import format_table, write_figure
 from evaluation.statistics import Rows, select, unique
 
 matplotlib.use("Agg")
@@ -91,8 +91,7 @@ def draw(boundaries: Rows, sweep: Rows, curves: Rows, path: Path) -> None:
     _draw_curves(axes[1, 0], curves, sweep[0]["width"])
     _draw_eigenvalues(axes[1, 1], sweep)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _draw_boundaries(

@@ -5,7 +5,6 @@ reported on evaluation seeds, which no training and no choice has seen; placebos
 policy did on a third range of seeds.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from evaluation import report
 from evaluation.grid import Method, deployed, train_grid
 from evaluation.placebos import placebos_of, record_policy
 from evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
-from evaluation.statistics import Rows, best_factor, mean_and_interval, select, unique
+from evaluation.statistics import Rows, best_factor, judge, select, unique
 from lrpilot import Policy
 from tasks.runs import Task
 
@@ -36,6 +35,7 @@ def compare_schedulers(
     out_dir: Path,
     origin: str,
     progress: Progress,
+    is_quick: bool = False,
 ) -> None:
     """Train every method at every initial learning rate, and write table, figure and runs.
 
@@ -50,6 +50,7 @@ def compare_schedulers(
         out_dir: gets runs.csv, tuning.csv, curves.csv, curves.png and table.md.
         origin: machine, versions and commit.
         progress: called as `progress(iterable, total=..., desc=...)`.
+        is_quick: whether this is the experiment's quick version, which judges nothing.
     """
     seeds = range(FIRST_REPLAY_SEED, FIRST_REPLAY_SEED + num_replay)
     recording = record_policy(task, policy, initial_lr_factors=initial_lr_factors, seeds=seeds)
@@ -78,15 +79,15 @@ def compare_schedulers(
     shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
     report.draw_curves(shown, curves, out_dir / "curves.png", tuning_rows)
     text = (
-        f"{task.name}: {num_seeds} unseen seeds, mean [95 % bootstrap interval]; initial learning "
-        f"rates chosen on {num_tuning} other seeds\n"
+        f"{task.name}: {num_seeds} unseen seeds, {report.describe_spread(num_seeds)}; initial "
+        f"learning rates chosen on {num_tuning} other seeds\n"
         f"({task.total_steps} steps per run; {describe_search(task, policy, rows, num_tuning)}; "
         f"{origin})\n\n"
-        f"{report.tuned_table(rows, tuning_rows)}\n\n{report.robustness_table(rows)}\n\n"
-        f"{verdict(rows, tuning_rows)}\n"
+        f"{report.tuned_table(rows, tuning_rows)}\n\n{report.robustness_table(rows)}\n"
     )
-    (out_dir / "table.md").write_text(text)
-    print(f"\n{text}")
+    if not is_quick:
+        text += f"\n{verdict(rows, tuning_rows)}\n"
+    report.write_table(text, out_dir / "table.md", is_quick=is_quick)
 
 
 def describe_search(task: Task, policy: Policy, rows: Rows, num_tuning: int) -> str:
@@ -136,16 +137,6 @@ def verdict(rows: Rows, tuning_rows: Rows) -> str:
         best = min(schedules, key=lambda name: float(np.mean(losses(name))))
         for rival in (best, *placebos):
             difference = [a - b for a, b in zip(losses("policy"), losses(rival), strict=True)]
-            lines.append(f"{title}: policy minus {rival}: {_judged(difference)}")
+            judged = judge(difference, lower="lower", higher="higher")
+            lines.append(f"{title}: policy minus {rival}: {judged}")
     return "\n".join(lines)
-
-
-def _judged(difference: Sequence[float]) -> str:
-    if not all(map(math.isfinite, difference)):
-        num_lower = sum(value < 0 for value in difference)
-        return f"lower on {num_lower} of {len(difference)} seeds; a run diverged"
-    mean, low, high = mean_and_interval(difference)
-    if len(difference) == 1:
-        return f"{mean:+.4f} on one seed"
-    word = "lower" if high < 0 else "higher" if low > 0 else "not different"
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], {word}"

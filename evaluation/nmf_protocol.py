@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import nmf_experiment, nmf_report
+from evaluation.report import describe_spread, write_table
 from lrpilot import Policy
 from tasks.nmf import NMFTask
 
@@ -28,6 +29,7 @@ def compare_on_problems(
     out_dir: Path,
     origin: str,
     progress: Progress,
+    is_quick: bool = False,
 ) -> None:
     """Random problems, then real matrices; a table, a figure and a CSV of runs for each.
 
@@ -45,6 +47,7 @@ def compare_on_problems(
         out_dir: gets outcomes_<problem>.csv, table_<problem>.md and curves_<problem>.png.
         origin: machine, versions and commit.
         progress: called as `progress(iterable, desc=...)`.
+        is_quick: whether this is the experiment's quick version, which judges nothing.
     """
 
     def compare(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
@@ -70,13 +73,14 @@ def compare_on_problems(
         )
         text = (
             f"{name}: {num_held_out} held-out runs, tuned on {num_tuning} others, "
-            f"{task.total_steps} steps; mean [95 % bootstrap interval]\n({origin})\n\n"
-            f"{nmf_report.comparison_table(outcomes)}\n\n{nmf_report.verdict(outcomes)}\n"
+            f"{task.total_steps} steps; {describe_spread(num_held_out)}\n({origin})\n\n"
+            f"{nmf_report.comparison_table(outcomes)}\n"
         )
-        (out_dir / f"table_{name}.md").write_text(text)
+        if not is_quick:
+            text += f"\n{nmf_report.verdict(outcomes)}\n"
+        write_table(text, out_dir / f"table_{name}.md", is_quick=is_quick)
         nmf_report.write_outcomes(outcomes, name, out_dir / f"outcomes_{name}.csv")
         nmf_report.draw_outcomes(outcomes, f"NMF, {name}", out_dir / f"curves_{name}.png")
-        print(f"\n{text}")
 
     compare("random", task, num_tuning, num_held_out)
     for matrix, rank in real_matrices.items():

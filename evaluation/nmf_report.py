@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 
 from evaluation.nmf_experiment import Outcome
-from evaluation.report import POLICY_COLOR, format_interval, format_table, write_rows
-from evaluation.statistics import mean_and_interval
+from evaluation.report import POLICY_COLOR, format_interval, format_table, write_figure, write_rows
+from evaluation.statistics import judge
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -60,9 +60,8 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         ("replay of its mean schedule", by_name["placebo: replay"]),
         ("exact line oracle", by_name["oracle: exact line"]),
     ):
-        mean, low, high = mean_and_interval(list(policy - other.trial.scores))
-        word = "better" if high < 0 else "worse" if low > 0 else "not different"
-        lines.append(f"policy against {title}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], {word}")
+        judged = judge(list(policy - other.trial.scores), lower="better", higher="worse")
+        lines.append(f"policy against {title}: {judged}")
     return "\n".join(lines)
 
 
@@ -118,5 +117,4 @@ def draw_outcomes(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, frameon=False)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)

@@ -1,6 +1,7 @@
 """Tables and figures of a comparison."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,22 +9,41 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from evaluation.grid import Result
-from evaluation.statistics import Rows, best_factor, mean_and_interval, select, unique
+from evaluation.statistics import MIN_SEEDS, Rows, best_factor, mean_and_spread, select, unique
+from lrpilot.files import write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 POLICY_COLOR = "#d62728"
+QUICK_NOTE = "quick: shows that everything runs, means nothing"
 
 
 def write_rows(rows: Rows, path: Path) -> None:
     """Write rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, file.getvalue())
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, and close it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)
+    write_whole(path, file.getvalue())
+
+
+def write_table(text: str, path: Path, *, is_quick: bool = False) -> None:
+    """Write a table with what belongs to it, and print it; a quick version's says what it is."""
+    text = f"{QUICK_NOTE}\n\n{text}" if is_quick else text
+    write_whole(path, text)
+    print(f"\n{text}")
 
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -39,12 +59,25 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_interval(values: Sequence[float]) -> str:
-    """Mean and 95 % bootstrap interval over seeds, to the digits that show the interval."""
-    mean, low, high = mean_and_interval(values)
-    if not np.isfinite(low):
+    """Mean and interval, or of few seeds the least and the largest, to the digits that show them.
+
+    >>> format_interval([0.1, 0.2]), format_interval([0.1, 0.2, 0.3, 0.4, 0.5])
+    ('0.15 (0.10 to 0.20)', '0.30 [0.18, 0.42]')
+    """
+    mean, low, high = mean_and_spread(values)
+    if not np.isfinite(low) or len(values) == 1:
         return f"{mean:.4g}"
     digits = max(2, 1 - math.floor(math.log10(high - low))) if high > low else 3
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    ends = f"{low:.{digits}f}", f"{high:.{digits}f}"
+    spread = f"({' to '.join(ends)})" if len(values) < MIN_SEEDS else f"[{', '.join(ends)}]"
+    return f"{mean:.{digits}f} {spread}"
+
+
+def describe_spread(num_seeds: int) -> str:
+    """What `format_interval` shows of so many seeds, for the head of a table."""
+    if num_seeds == 1:
+        return "one value"
+    return "mean [95 % bootstrap interval]" if num_seeds >= MIN_SEEDS else "mean (least to largest)"
 
 
 def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> str:
@@ -165,5 +198,4 @@ def draw_curves(rows: Rows, curves: Rows, path: Path, tuning_rows: Rows | None =
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)

@@ -23,7 +23,6 @@ from evaluation import report
 from evaluation.grid import Method, deployed, train_grid
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy
-from lrpilot.files import write_whole
 from scripts.jobs import run_job, run_script
 
 
@@ -103,12 +102,11 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
     if len(factors) > 1:
         tables += "\n\n" + report.robustness_table(rows)
     text = (
-        f"{task.name}: seeds {seeds[0]} to {seeds[-1]}, mean [95 % bootstrap interval]; each "
+        f"{task.name}: seeds {seeds[0]} to {seeds[-1]}, {report.describe_spread(len(seeds))}; each "
         f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"
         f"({cfg.total_steps or task.total_steps} steps per run; {source}; {origin})\n\n{tables}\n"
     )
-    write_whole(out_dir / "table.md", text)
-    print("\n" + text)
+    report.write_table(text, out_dir / "table.md")
     for name in ("runs.csv", "curves.csv", "curves.png", "table.md"):
         print(out_dir / name)
 

@@ -42,10 +42,12 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
-def names_key(override: str, key: str) -> bool:
-    """Whether an override sets a key, a part of it, or what it is a part of."""
-    given = key_of(override).replace("/", ".")
-    return f"{given}.".startswith(f"{key}.") or f"{key}.".startswith(f"{given}.")
+def is_given(key: str) -> bool:
+    """Whether an override sets the value of a key, of a part of it, or of what it is a part of."""
+    keys = [key_of(override) for override in given_overrides() if not _is_choice(override)]
+    return any(
+        f"{a}.".startswith(f"{b}.") for given in keys for a, b in ((given, key), (key, given))
+    )
 
 
 def as_argument(key: str, value: object) -> str:

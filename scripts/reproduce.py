@@ -25,7 +25,7 @@ from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy
 from scripts.jobs import run_job, run_script, write_config
-from scripts.overrides import given_overrides, names_key, plain
+from scripts.overrides import is_given, plain
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reproduce")
@@ -39,7 +39,7 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     start = time.perf_counter()
     experiment = cfg.experiment
     if cfg.quick:
-        shorten(experiment, given_overrides())
+        shorten(experiment)
         write_config(cfg, out_dir)
     torch.set_num_threads(cfg.num_threads)
     # reads the commit now, not after hours of training
@@ -52,15 +52,16 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
         policy=None if path is None else Policy.load(path),
         out_dir=out_dir,
         origin=origin,
+        is_quick=cfg.quick,
         progress=partial(tqdm, disable=not cfg.show_progress, leave=False),
     )
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")
 
 
-def shorten(experiment: DictConfig, overrides: list[str]) -> None:
+def shorten(experiment: DictConfig) -> None:
     """Take the values of the experiment's quick version, but for those that were given."""
     for key, value in experiment.quick.items():
-        if not any(names_key(override, f"experiment.{key}") for override in overrides):
+        if not is_given(f"experiment.{key}"):
             OmegaConf.update(experiment, key, value, merge=False)
 
 

@@ -20,9 +20,8 @@ from tqdm import tqdm
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation.nmf_stress import count_diverged, transfer_row
 from evaluation.provenance import describe_provenance
-from evaluation.report import format_table
+from evaluation.report import format_table, write_table
 from lrpilot import Policy
-from lrpilot.files import write_whole
 from scripts.jobs import run_job, run_script
 
 
@@ -53,10 +52,9 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
         for name, case in tqdm(transfers, unit=" cases", **bar)
     ]
     header = ["problem", "runs", "policy", "linear", "policy minus linear", "diverged"]
-    text = f"log10 f(T)/f(0), mean [95 % bootstrap interval]\n({origin})\n\n"
+    text = f"log10 f(T)/f(0), mean [95 % bootstrap interval] or (least to largest)\n({origin})\n\n"
     text += format_table(header, lines)
-    write_whole(out_dir / "transfer.md", text + "\n")
-    print("\n" + text + "\n")
+    write_table(f"{text}\n", out_dir / "transfer.md")
     lines = [
         count_diverged(make_task(**case.task), num_runs=case.num_runs, hold=case.hold, name=name)
         for name, case in tqdm(cfg.safety.items(), unit=" cases", **bar)
@@ -66,8 +64,7 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
         f"noise level log-uniform in [0.01, 10], fraction of the cap in [0.01, 1]\n({origin})\n\n"
     )
     text += format_table(header, lines)
-    write_whole(out_dir / "safety.md", text + "\n")
-    print(text + "\n")
+    write_table(f"{text}\n", out_dir / "safety.md")
     print(f"{out_dir / 'transfer.md'}\n{out_dir / 'safety.md'}")
 
 

@@ -99,6 +99,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         cfg = resumed_config(cfg, resume_from)
     torch.set_num_threads(cfg.num_threads)
     task = instantiate(cfg.task, _convert_="all")
+    print(describe_budget(cfg))
     algorithm = instantiate(cfg.agent.algorithm, _convert_="all")
     name = cfg.agent.get("init_from")
     init_from = None if resume_from or not name else Policy.load(name)
@@ -134,6 +135,14 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         again = as_argument("resume", run_dir)
         raise SystemExit(f"stopped by {summary['stopped_by']}; continue with {again}")
     print(f"next                   {next_command(task.name, run_dir)}")
+
+
+def describe_budget(cfg: DictConfig) -> str:
+    """How long the agent is trained, and what changes it."""
+    return (
+        f"{cfg.task.name}: {cfg.agent.total_steps} env steps in {cfg.agent.num_envs} "
+        f"environments; agent.total_steps=... and agent.num_envs=... change that"
+    )
 
 
 def next_command(task: str, run_dir: Path) -> str:

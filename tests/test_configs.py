@@ -19,6 +19,7 @@ TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.yaml"))
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
 
 
@@ -126,4 +127,22 @@ def test_mistyped_key_is_an_error(key):
 
 
 def test_task_without_a_budget_of_its_own_gets_the_default_one():
-    assert composed("train_agent", "task.name=new").agent.total_steps == 20000
+    assert composed("train_agent", "task=quadratic").agent.total_steps == 20000
+
+
+def test_small_networks_is_trained_as_the_policy_that_ships_was():
+    agent = composed("train_agent", "task=small_networks").agent
+    card = Policy.load("small_networks").card["agent"]
+    for name in ("num_envs", "total_steps"):
+        assert agent[name] == card[name]
+    assert agent.algorithm.batch_size == card["algorithm"]["batch_size"]
+
+
+def test_command_line_overrides_the_budget_of_a_task():
+    agent = composed("train_agent", "task=small_networks", "agent.total_steps=7").agent
+    assert (agent.total_steps, agent.num_envs) == (7, 512)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_budget_belongs_to_a_task(budget):
+    assert budget in TASKS

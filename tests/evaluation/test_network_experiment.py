@@ -102,7 +102,33 @@ def test_median_is_taken_over_initial_lrs_for_each_seed():
 
 
 def test_verdict_is_paired_by_seed():
-    assert "tuned: policy minus cosine: -0.2500 [-0.3000, -0.2000], lower" in verdict(ROWS, TUNING)
+    rows = [{**r, "seed": 2 * i + r["seed"]} for i in range(3) for r in ROWS]
+    text = verdict(rows, TUNING)
+    assert "tuned: policy minus cosine: -0.2500 [-0.2833, -0.2167], lower" in text
+
+
+def test_no_verdict_is_passed_on_fewer_than_five_seeds():
+    line = "tuned: policy minus cosine: -0.2500 (-0.3000 to -0.2000), lower on 2 of 2 seeds"
+    assert f"{line}: too few for a verdict" in verdict(ROWS, TUNING)
+
+
+def test_quick_version_says_so_in_its_table_and_passes_no_verdict(task, policy, tmp_path):
+    compare_schedulers(
+        task=task,
+        schedulers={"cosine": schedules.cosine},
+        initial_lr_factors=[1.0],
+        num_tuning=1,
+        num_seeds=1,
+        num_replay=1,
+        policy=policy,
+        out_dir=tmp_path,
+        origin="machine of this test",
+        progress=no_bar,
+        is_quick=True,
+    )
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("quick: shows that everything runs, means nothing\n")
+    assert "policy minus" not in text
 
 
 def test_verdict_counts_seeds_where_a_rival_diverged():

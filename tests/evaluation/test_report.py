@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation import report
 from evaluation.grid import Result
+from tests.full_disk import full_disk
 
 SCHEDULERS = ("policy", "constant", "cosine")
 FACTORS = (0.1, 1.0, 10.0)
@@ -158,7 +159,32 @@ def test_an_interval_of_one_seed_is_printed_as_its_mean() -> None:
 
 
 def test_an_interval_of_equal_values_is_printed_with_its_ends() -> None:
-    assert report.format_interval([2.0, 2.0, 2.0]) == "2.000 [2.000, 2.000]"
+    assert report.format_interval([2.0] * 5) == "2.000 [2.000, 2.000]"
+
+
+def test_of_fewer_than_five_values_the_least_and_the_largest_are_printed() -> None:
+    assert report.format_interval([2.0, 2.5, 1.0]) == "1.83 (1.00 to 2.50)"
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "figure.png", "table.md"])
+def test_a_result_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_text("old")
+    rows = rows_of(make_results())
+    write: dict[str, Any] = {
+        "rows.csv": lambda: report.write_rows(rows, path),
+        "figure.png": lambda: draw(make_results(), path),
+        "table.md": lambda: report.write_table("x" * 2000, path),
+    }
+
+    with full_disk(), pytest.raises(OSError, match=name):
+        write[name]()
+
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+    report.plt.close("all")
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,7 +9,7 @@ from evaluation.statistics import best_factor, mean_and_interval, select, unique
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=5, max_size=30))
 def test_the_interval_contains_the_mean_and_lies_in_the_data(values: list[float]) -> None:
     mean, low, high = mean_and_interval(values, num_resamples=1000)
     rounding = 1e-12 * max(map(abs, values))
@@ -48,7 +48,7 @@ def test_a_higher_confidence_gives_a_wider_interval() -> None:
 
 
 def test_the_interval_is_the_same_on_every_call() -> None:
-    values = [0.3, 0.1, 0.7, 0.2]
+    values = [0.3, 0.1, 0.7, 0.2, 0.4]
 
     assert mean_and_interval(values) == mean_and_interval(values)
 
@@ -61,10 +61,11 @@ def test_one_value_that_is_not_finite_makes_everything_infinite(
     assert mean_and_interval([*others, bad]) == (math.inf, math.inf, math.inf)
 
 
-def test_a_single_seed_has_a_mean_and_no_interval() -> None:
-    mean, low, high = mean_and_interval([3.0])
+@pytest.mark.parametrize("num_seeds", [1, 2, 3, 4])
+def test_fewer_than_five_seeds_have_a_mean_and_no_interval(num_seeds: int) -> None:
+    mean, low, high = mean_and_interval([3.0, 1.0, 2.0, 2.0][:num_seeds])
 
-    assert mean == 3.0
+    assert mean == np.mean([3.0, 1.0, 2.0, 2.0][:num_seeds])
     assert math.isnan(low)
     assert math.isnan(high)
 
