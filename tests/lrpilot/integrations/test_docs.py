@@ -3,11 +3,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrpilot.policy import Policy
+
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "integrations.md").read_text()
+FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE, re.S | re.M))
 LIBRARIES = ("transformers", "lightning", "accelerate", "torch_schedule_anything", "tensorboard")
 
@@ -33,6 +37,23 @@ def test_what_the_page_installs_is_in_a_clone() -> None:
 def test_every_loop_that_a_policy_runs_in_shows_one_with_its_horizon() -> None:
     without = [section for section, code in SECTIONS.items() if "total_steps=" not in code]
     assert without == ["Momentum and weight decay, with schedule-anything"]
+
+
+@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+def test_the_box_that_the_page_names_is_the_policies(name: str) -> None:
+    action = Policy.load(name).action
+    text = " ".join(FINE_TUNING.split())
+    assert f"start at {action.start_factor} of it" in text
+    assert f"between {action.min_factor} and {action.max_factor:g} times" in text
+
+
+def test_the_recipe_of_fine_tuning_runs_and_stays_below_its_learning_rate() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", FINE_TUNING, re.S)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    scheduler = namespace["scheduler"]
+    assert scheduler.last_epoch == 300
+    assert max(decision.new_lr for decision in scheduler.log) <= 3e-4
 
 
 @pytest.mark.slow
