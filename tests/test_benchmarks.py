@@ -27,7 +27,7 @@ def test_case_for_a_gpu_runs_on_a_cpu(case: Case) -> None:
 
 @pytest.mark.parametrize("policy", ["small_networks", "cifar"])
 def test_a_fine_tuning_with_max_factor_1_never_exceeds_its_learning_rate(policy: str) -> None:
-    problem = PROBLEMS["digits"]._replace(total_steps=300)
+    problem = PROBLEMS["digits"]
     made = schedulers(problem, [policy], [1.0])
     unbounded = fine_tune(problem, 0, 1e-5, made[policy])
     bounded = fine_tune(problem, 0, 1e-5, made[f"{policy}, max_factor=1"])
