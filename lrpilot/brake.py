@@ -102,6 +102,11 @@ class Brake:
             self._ceiling = -math.inf
         return None
 
+    @property
+    def is_high(self) -> bool:
+        """Whether m has not come back below half of its threshold since the last alarm."""
+        return self._ceiling > -math.inf
+
     def _begin(self, loss: float) -> None:
         self.num_losses = 1
         self.mean = self._slow_mean = loss

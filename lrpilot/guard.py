@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.adaptive_lr import AdaptiveLR, idle_optimizer
+from lrpilot.brake import Brake
 from lrpilot.caps import Cap
 from lrpilot.decision_log import Decision
 from lrpilot.loss import read_loss
@@ -41,7 +43,10 @@ class Guard(AdaptiveLR):
 
     - "nan": the loss is NaN or infinite;
     - "spike": the loss stands out of its noise (`SpikeDetector`), and, if it has not come back
-      since the last alarm, more than twice as far as then.
+      since the last alarm, more than twice as far as then;
+    - "explosion" or "divergence": the mean of the last losses is ten times the recent ones or the
+      first ones (`Brake`), however noisy they are. As long as it stays there no step is healthy,
+      and after `recovery_steps` it is a divergence again, so that a run that died ends in an error.
 
     The other rules are "recovered", "rollback" (its signal is the steps lost) and "cap" (which now
     limits the wrapped scheduler, at another value than before)::
@@ -56,8 +61,9 @@ class Guard(AdaptiveLR):
 
     With `model`, an alarm also puts model (with BatchNorm's buffers) and optimizer (with its step
     counters) back to a snapshot. It is taken when the guard is made, and then every
-    `snapshot_steps`, if everything is finite and the loss at or below its mean. For its memory see
-    `Snapshot`. The loss of the weights in it is seen only at the next step: if a single step ruins
+    `snapshot_steps`, if everything is finite and the loss at or below its mean. For its memory, and
+    what is in it, see `Snapshot`; if the loss is NaN again right after a rollback, a warning says
+    so. The loss of the weights in it is seen only at the next step: if a single step ruins
     a calm run just then, the retries do not help, and the error says so.
 
     The wrapped scheduler sees its own learning rates and healthy losses only: at an alarm it
@@ -110,6 +116,9 @@ class Guard(AdaptiveLR):
         "_has_recovered",
         "_ceiling",
         "_snapshot_epoch",
+        "_high_steps",
+        "_rollback_epoch",
+        "_has_warned",
         "_own_lrs",
         "_cap_lr",
         "_observed",
@@ -154,6 +163,7 @@ class Guard(AdaptiveLR):
         self.recovery_steps = recovery_steps
         self.max_retries = max_retries
         self.detector = SpikeDetector(deviations=spike_deviations, ratio=spike_ratio)
+        self.brake = Brake()
         first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
         self._wrapped_step: Callable[..., None] = scheduler.step
         self._takes_loss = (
@@ -173,6 +183,9 @@ class Guard(AdaptiveLR):
         self._observed: float | None = None
         self._snapshot = None if model is None else Snapshot(model, scheduler.optimizer)
         self._snapshot_epoch = 0
+        self._high_steps = 0
+        self._rollback_epoch = -1
+        self._has_warned = False
         self._num_steps = -1
         self._is_undone = False
         super().__init__(scheduler.optimizer, cap=cap, log_size=log_size)
@@ -244,31 +257,31 @@ class Guard(AdaptiveLR):
             super().step()
             return
         observed, self._observed = self._observed, None
-        if loss is None:
-            loss = observed
-            if loss is None:
-                raise RuntimeError(
-                    "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
-                )
-        value = loss if type(loss) is float else read_loss(loss)
+        value = loss if type(loss) is float else _read(loss, observed)
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
         self._num_steps += 1
         decision = None
-        if not math.isfinite(value):
-            decision = self._back_off("nan", value, math.nan)
-        elif self.detector.is_spike(value):
+        rule = self.brake.update(value)
+        is_spike = rule != "nan" and self.detector.is_spike(value)
+        if is_spike:
             self._healthy_steps = 0
             if value > self._ceiling:
                 self._ceiling = 2.0 * value - self.detector.mean
-                decision = self._back_off("spike", value, self.detector.threshold)
-        else:
+                rule = rule or "spike"
+        if rule is None and self.brake.is_high:
+            self._high_steps += 1
+            if self._high_steps == self.recovery_steps:
+                rule = "divergence"
+        elif rule is None and not is_spike:
             self._healthy_loss = value
             self._ceiling = -math.inf
             if self.num_retries or self._has_recovered:
                 decision = self._recover()
             if self._snapshot is not None:
                 self._refresh(self._snapshot, value)
+        if rule is not None:
+            decision = self._back_off(rule, value)
         if decision is None and self._own_lrs is None and self.cap is None:
             self._step_wrapped()
             return
@@ -324,6 +337,8 @@ class Guard(AdaptiveLR):
         return None
 
     def _refresh(self, snapshot: Snapshot, loss: float) -> None:
+        if self.last_epoch == 1:
+            snapshot.take_missing()  # what the first forward pass has created
         if (
             self.last_epoch - self._snapshot_epoch >= self.snapshot_steps
             and loss <= self.detector.mean
@@ -331,16 +346,21 @@ class Guard(AdaptiveLR):
         ):
             self._snapshot_epoch = self.last_epoch
 
-    def _back_off(self, rule: str, loss: float, threshold: float) -> tuple[str, float, float]:
+    def _back_off(self, rule: str, loss: float) -> tuple[str, float, float]:
         if self._has_recovered:
             self._wait *= 2
             self._has_recovered = False
-        self._healthy_steps = 0
+        self._healthy_steps = self._high_steps = 0
+        threshold = {"nan": math.nan, "spike": self.detector.threshold}.get(
+            rule, self.brake.threshold
+        )
         if self._snapshot is not None:
+            self._warn_of_return(rule)
             self._snapshot.restore()
+            self.brake.rewind()
             lr = self.current_lrs()[0]
             self._log(("rollback", self.last_epoch - self._snapshot_epoch, math.nan), lr, lr)
-            self._snapshot_epoch = self.last_epoch
+            self._snapshot_epoch = self._rollback_epoch = self.last_epoch
         if self.num_retries == self.max_retries:
             raise DivergenceError(
                 f"the loss is {loss:g} after step {self.last_epoch}, with {self.max_retries} "
@@ -353,6 +373,18 @@ class Guard(AdaptiveLR):
             )
         self.num_retries += 1
         return rule, loss, threshold
+
+    def _warn_of_return(self, rule: str) -> None:
+        if rule == "nan" and self.last_epoch - 1 == self._rollback_epoch and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the loss is NaN or infinite again right after a rollback (step "
+                f"{self.last_epoch}): the cause is in the data, or in what the guard cannot put "
+                "back: give it the whole `model`, and a scheduler of the optimizer that holds the "
+                "state (further returns are not reported)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     @property
     def last_epoch(self) -> int:
@@ -383,6 +415,8 @@ class Guard(AdaptiveLR):
     def _join(self, lrs: list[float]) -> list[float]:
         if self._own_lrs is not None:
             self._own_lrs = self._own_lrs + lrs
+        if self._snapshot is not None:
+            self._snapshot.take_missing()
         return [lr * self.factor for lr in lrs]
 
     def state_dict(self) -> dict[str, Any]:
@@ -390,6 +424,7 @@ class Guard(AdaptiveLR):
         return {
             **super().state_dict(),
             "detector": self.detector.state_dict(),
+            "brake": self.brake.state_dict(),
             "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
@@ -406,9 +441,20 @@ class Guard(AdaptiveLR):
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
         self.detector.load_state_dict(state["detector"])
+        self.brake.load_state_dict(state["brake"])
         self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         if self._snapshot is not None:
             self._snapshot.load_state_dict(state["snapshot"])
+
+
+def _read(loss: float | Tensor | None, observed: float | None) -> float:
+    if loss is not None:
+        return read_loss(loss)
+    if observed is None:
+        raise RuntimeError(
+            "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
+        )
+    return observed
 
 
 def _moves_before_step(scheduler: Any) -> bool:

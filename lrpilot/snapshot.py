@@ -1,15 +1,22 @@
 """Snapshot: a model and its optimizer, put back when a training goes wrong."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 
 class Snapshot:
     """One copy of a model (parameters and buffers) and of an optimizer's state, on their devices.
+
+    Tensors are held by name, and those that are there at the time: what a first forward pass
+    creates (buffers, the parameters of lazy modules) is held from the next `take` or
+    `take_missing` on. Frozen parameters of the model are left out. With an optimizer that wraps
+    another (as SAM does) the state of the inner one is held, too; what else a wrapper keeps is not.
 
     Its memory: the parameters and the buffers, and as much again as the optimizer keeps (SGD
     nothing, with momentum the parameters once, Adam twice). What an optimizer keeps in its
@@ -26,72 +33,110 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._model = model
-        self._optimizer = optimizer
-        self._tensors: list[Tensor] = []
-        self._states: list[dict[str, Any]] = []
+        self._optimizers = list(_with_inner(optimizer))
+        self._tensors: dict[str, Tensor] = {}
+        self._states: list[dict[str, dict[str, Any]]] = [{} for _ in self._optimizers]
         self._copy()
 
-    def _live(self) -> tuple[list[Tensor], list[Tensor]]:
-        """All tensors of the model and the optimizer, and those of the optimizer alone."""
-        own = [p for group in self._optimizer.param_groups for p in group["params"]]
-        everything = [*self._model.parameters(), *self._model.buffers(), *own]
-        return list({id(tensor): tensor for tensor in everything}.values()), own
+    def _live(self) -> dict[str, Tensor]:
+        """All tensors that a training changes, by name; a shared one has one name."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        trained = {id(p) for group in groups for p in group["params"]}
+        named = {
+            **{
+                f"model.{name}": p
+                for name, p in self._model.named_parameters()
+                if p.requires_grad or id(p) in trained
+            },
+            **{f"model.{name}": buffer for name, buffer in self._model.named_buffers()},
+        }
+        known = {id(tensor) for tensor in named.values()}
+        for k, group in enumerate(groups):
+            for i, p in enumerate(group["params"]):
+                if id(p) not in known:
+                    named[f"group.{k}.{i}"] = p
+                    known.add(id(p))
+        return {name: tensor for name, tensor in named.items() if not is_lazy(tensor)}
 
     @torch.no_grad()
     def _copy(self) -> None:
-        tensors, own = self._live()
-        olds: list[Any] = self._tensors or [None] * len(tensors)
-        self._tensors = [_copied(live, old) for live, old in zip(tensors, olds, strict=True)]
-        states: list[dict[str, Any]] = self._states or [{} for _ in own]
+        live = self._live()
+        self._tensors = {n: _copied(tensor, self._tensors.get(n)) for n, tensor in live.items()}
         self._states = [
             {
-                name: _copied(v, old.get(name))
-                for name, v in self._optimizer.state.get(p, {}).items()
+                name: {k: _copied(v, old.get(name, {}).get(k)) for k, v in state.items()}
+                for name, tensor in live.items()
+                if (state := optimizer.state.get(tensor))
             }
-            for p, old in zip(own, states, strict=True)
+            for optimizer, old in zip(self._optimizers, self._states, strict=True)
         ]
 
     def take(self) -> bool:
         """Replace the copy, unless a value is not finite; returns whether it was replaced."""
-        tensors, own = self._live()
-        states = [v for p in own for v in self._optimizer.state.get(p, {}).values()]
-        values = [v for v in (*tensors, *states) if isinstance(v, Tensor)]
-        if not all(bool(value.isfinite().all()) for value in values):
+        live = self._live().values()
+        states = [optimizer.state.get(t, {}) for optimizer in self._optimizers for t in live]
+        values = [*live, *(value for state in states for value in state.values())]
+        if not all(_is_finite(value) for value in values):
             return False
         self._copy()
         return True
 
     @torch.no_grad()
+    def take_missing(self) -> None:
+        """Copy the tensors that have appeared since the last copy, and are finite."""
+        for name, tensor in self._live().items():
+            if name not in self._tensors and _is_finite(tensor):
+                self._tensors[name] = _copied(tensor, None)
+
+    @torch.no_grad()
     def restore(self) -> None:
-        """Write the copy back, in place."""
-        tensors, own = self._live()
-        for live, saved in zip(tensors, self._tensors, strict=True):
-            live.copy_(saved)
-        for parameter, state in zip(own, self._states, strict=True):
-            live_state = self._optimizer.state.pop(parameter, {})
-            if state:
-                self._optimizer.state[parameter] = {
-                    name: _copied(saved, live_state.get(name)) for name, saved in state.items()
-                }
+        """Write the copy back, in place, where there still is such a tensor."""
+        for name, tensor in self._live().items():
+            saved = self._tensors.get(name)
+            if saved is None or saved.shape != tensor.shape:
+                continue
+            tensor.copy_(saved)
+            for optimizer, states in zip(self._optimizers, self._states, strict=True):
+                old = optimizer.state.pop(tensor, {})
+                if state := states.get(name):
+                    optimizer.state[tensor] = {k: _copied(v, old.get(k)) for k, v in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The copy, copied (loads with `weights_only=True`)."""
         return copy.deepcopy({"tensors": self._tensors, "states": self._states})
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError unless the state is of a model of the same shapes."""
-        mine, theirs = ([tuple(t.shape) for t in ts] for ts in (self._tensors, state["tensors"]))
-        if mine != theirs:
-            raise ValueError(
-                f"`state_dict` must have a snapshot of tensors of shapes {mine}, got {theirs}"
-            )
+        """Raise ValueError unless the state has all tensors of this model, in their shapes."""
+        theirs = {name: tuple(tensor.shape) for name, tensor in state["tensors"].items()}
+        for name, tensor in self._tensors.items():
+            if theirs.get(name) != tuple(tensor.shape):
+                raise ValueError(
+                    f"`state_dict` must have a snapshot with {name!r} of shape "
+                    f"{tuple(tensor.shape)}, got {theirs.get(name, 'none')}"
+                )
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Hold the copy of a `state_dict()`."""
-        with torch.no_grad():
-            for mine, saved in zip(self._tensors, state_dict["tensors"], strict=True):
-                mine.copy_(saved)
+        for name, saved in state_dict["tensors"].items():
+            self._tensors[name] = _copied(saved, self._tensors.get(name))
         self._states = copy.deepcopy(state_dict["states"])
+
+
+def _with_inner(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimizer and those that it wraps."""
+    yield optimizer
+    for value in vars(optimizer).values():
+        if isinstance(value, Optimizer):
+            yield from _with_inner(value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value has no NaN or infinity; one that is no tensor of floats has none."""
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return True
+    # torch tells it for no float of 8 bits
+    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
 
 
 def _copied(value: Any, old: Any) -> Any:

@@ -3,6 +3,10 @@
 import math
 from typing import Any
 
+_NUM_FIRST = 5
+_LARGEST_FALL = 2.0  # in y; no positive loss falls further
+_LARGEST = 1e300  # sums of larger losses would overflow
+
 
 class SpikeDetector:
     """Tells a spike of the loss from its noise, whatever the loss's scale and sign.
@@ -15,7 +19,8 @@ class SpikeDetector:
     that stands out of it. asinh is linear for small arguments and logarithmic for large ones, so
     that the heavy tails of small batches raise no alarm. In d, a loss above its mean counts at most
     as d, so that a rising loss does not pass for noise; a spike counts as a loss at the threshold,
-    so that a lasting change of level becomes the usual level.
+    so that a lasting change of level becomes the usual level. If one of the first five losses is
+    below 1e-4 of the mean before it, the means start anew, since that was no scale.
 
     Args:
         deviations: threshold in mean absolute deviations.
@@ -52,9 +57,12 @@ class SpikeDetector:
 
     def is_spike(self, loss: float) -> bool:
         """Whether a finite loss is a spike; counts it."""
+        if not -_LARGEST < loss < _LARGEST:
+            loss = math.copysign(_LARGEST, loss)
         count, mean, deviation = self.num_losses, self.mean, self.deviation
         scale = self.scale
-        if scale == 0.0:  # no loss yet, or none but 0
+        # no loss yet, none but 0, or a first one of 1e300, which was no scale
+        if scale == 0.0 or (count < _NUM_FIRST and 0.0 < abs(loss) < 1e-4 * scale):
             self.num_losses, self.mean, self.scale = 1, loss, abs(loss)
             return False
         y = math.asinh((loss - mean) / scale)
@@ -65,6 +73,9 @@ class SpikeDetector:
         elif limit > self._LARGEST_LIMIT:
             limit = self._LARGEST_LIMIT
         is_spike = y > limit
+        if y < -_LARGEST_FALL:
+            y = -_LARGEST_FALL
+            loss = mean - scale * math.sinh(_LARGEST_FALL)
         if is_spike:
             loss = self.threshold = mean + scale * math.sinh(limit)
             count = self.window

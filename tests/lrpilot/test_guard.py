@@ -237,7 +237,7 @@ def test_a_spike_backs_off_and_is_logged_with_its_threshold() -> None:
 
 def test_a_loss_that_stays_high_after_a_spike_is_one_alarm() -> None:
     guard = Guard(constant())
-    run(guard, [*noise(30), *(10.0 * loss for loss in noise(400))])
+    run(guard, [*noise(30), *(4.0 * loss for loss in noise(400))])
     assert rules(guard).count("spike") == 1
     assert guard.num_retries == 0
 
@@ -245,7 +245,8 @@ def test_a_loss_that_stays_high_after_a_spike_is_one_alarm() -> None:
 def test_a_loss_that_keeps_growing_is_one_alarm_after_another() -> None:
     guard = Guard(constant())
     run(guard, [*noise(30), *(10.0 * 2.5**step for step in range(6))])
-    assert rules(guard) == ["spike"] * 6
+    assert len(rules(guard)) == 6
+    assert set(rules(guard)) == {"spike", "divergence"}
 
 
 def test_each_retry_is_taken_back_after_as_many_healthy_steps() -> None:
@@ -499,18 +500,25 @@ def test_weights_that_are_not_finite_are_never_in_a_snapshot() -> None:
     assert math.isfinite(training.step())
 
 
+def held_by(snapshot: Snapshot) -> list[torch.Tensor]:
+    return [
+        *snapshot._tensors.values(),
+        *(v for states in snapshot._states for state in states.values() for v in state.values()),
+    ]
+
+
 def test_a_snapshot_needs_one_copy_of_model_and_optimizer_state() -> None:
     training = Training(OPTIMIZERS["AdamW"])
     training.step()
     snapshot = Snapshot(training.model, training.optimizer)
     sizes = [t.numel() for t in training.model.state_dict().values()]
     sizes += [v.numel() for state in training.optimizer.state.values() for v in state.values()]
-    held = [*snapshot._tensors, *(v for state in snapshot._states for v in state.values())]
+    held = held_by(snapshot)
     assert sum(tensor.numel() for tensor in held) == sum(sizes)
     before = [tensor.data_ptr() for tensor in held]
     training.step()
     assert snapshot.take()
-    held = [*snapshot._tensors, *(v for state in snapshot._states for v in state.values())]
+    held = held_by(snapshot)
     assert [tensor.data_ptr() for tensor in held] == before
 
 
@@ -518,7 +526,8 @@ def test_the_error_leaves_the_model_at_the_snapshot() -> None:
     training = Training(partial(SGD, lr=0.01), max_retries=2)
     before = training.tensors()
     training.step(factor=INF)
-    training.step(factor=INF)
+    with pytest.warns(RuntimeWarning, match="again right after a rollback"):
+        training.step(factor=INF)
     with pytest.raises(DivergenceError, match="look at the data"):
         training.step(factor=INF)
     assert_equal(training.tensors(), before)
