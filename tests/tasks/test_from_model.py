@@ -248,7 +248,7 @@ def test_a_scheduler_drives_a_run() -> None:
 def test_the_held_out_loss_is_the_mean_over_all_examples() -> None:
     task = make_task(data=points(3000), held_out_share=0.5)
     run = task.start(0)
-    outputs = run.model(task.splits.held_out_x)
+    outputs = run.model(task.splits.held_out_x).detach()
     expected = float(functional.cross_entropy(outputs, task.splits.held_out_y))
     assert run.evaluate() == {"held_out_loss": pytest.approx(expected, rel=1e-12)}
 

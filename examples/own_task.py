@@ -1,0 +1,127 @@
+"""A policy for a training of your own, learned in a minute: `python examples/own_task.py`.
+
+The task is an autoencoder of scikit-learn's digits: squared error and AdamW, hundreds of runs of
+which are one computation. The policy is compared with cosine decay on networks it never trained.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from sklearn.datasets import load_digits
+from stable_baselines3 import PPO
+from torch import nn
+from tqdm import tqdm
+
+from agents.tracking import Tracker
+from agents.training import train_agent
+from envs import make_vec_env
+from envs.lr_control import FIRST_EVALUATION_SEED
+from evaluation.grid import Method, deployed, train_grid
+from evaluation.schedules import cosine
+from lrpilot import ActionSpec, Policy
+from tasks.from_model import ModelTask, from_model
+
+NUM_ENVS = 64
+EPISODE = 29  # decisions of an agent in a run: one for each of 30 intervals but the first
+
+
+def autoencoder() -> nn.Module:
+    """64 pixels through 12 numbers."""
+    return nn.Sequential(
+        nn.Linear(64, 32),
+        nn.GELU(),
+        nn.Linear(32, 12),
+        nn.Linear(12, 32),
+        nn.GELU(),
+        nn.Linear(32, 64),
+    )
+
+
+def make_task() -> ModelTask:
+    """What is trained; the learning rate is the one that one would try first."""
+    images = torch.tensor(load_digits().data, dtype=torch.float32) / 16.0
+    return from_model(
+        name="autoencoder",
+        model=autoencoder,
+        loss=nn.functional.mse_loss,
+        data=(images, images),
+        optimizer=torch.optim.AdamW,
+        base_lr=0.01,
+        total_steps=300,
+        reward_scale=2.0,
+    )
+
+
+def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
+    """A policy that an agent has learned in so many decisions."""
+    action = ActionSpec(
+        anchor="linear", max_log_change=1.0, min_factor=1e-4, max_factor=100.0, start_factor=0.03
+    )
+    env = make_vec_env(task, NUM_ENVS, runner="batched", action=action, horizon_factors=(0.5, 1.0))
+    algorithm = partial(
+        PPO,
+        "MlpPolicy",
+        learning_rate=1e-3,
+        n_steps=EPISODE,
+        batch_size=EPISODE * NUM_ENVS // 8,
+        n_epochs=8,
+        gamma=1.0,
+        policy_kwargs={"net_arch": [64, 64], "log_std_init": -0.7},
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    train_agent(
+        env,
+        algorithm=algorithm,
+        total_steps=total_steps,
+        seed=0,
+        run_dir=run_dir,
+        tracker=Tracker(run_dir, {}),
+        card={"task": {"name": task.name}},
+        checkpoint_steps=total_steps,
+    )
+    return Policy.load(run_dir)
+
+
+def compare(task: ModelTask, policy: Policy, *, num_seeds: int) -> None:
+    """Print held-out losses at five initial learning rates, on seeds that no agent saw."""
+    methods = [Method("policy", partial(deployed, policy=policy)), Method("cosine", cosine)]
+    factors = [0.1, 0.3, 1.0, 3.0, 10.0]
+    seeds = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + num_seeds)
+    grid = train_grid(task, methods, initial_lr_factors=factors, seeds=seeds)
+    num_runs = len(methods) * len(factors) * num_seeds
+    rows = [result.row for result in tqdm(grid, total=num_runs, unit=" runs")]
+    print("held-out loss at initial lr" + "".join(f"{task.base_lr * f:>9g}" for f in factors))
+    for method in methods:
+        means = [
+            sum(row["held_out_loss"] for row in rows if key(row) == (method.name, factor))
+            / num_seeds
+            for factor in factors
+        ]
+        print(f"{method.name:27}" + "".join(f"{mean:9.4f}" for mean in means))
+
+
+def key(row: dict[str, object]) -> tuple[object, object]:
+    """What a row of the table belongs to."""
+    return row["scheduler"], row["initial_lr_factor"]
+
+
+def main() -> None:
+    """Learn, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--agent-steps", type=int, default=12_000, help="decisions to learn from")
+    parser.add_argument("--num-seeds", type=int, default=2)
+    parser.add_argument("--run-dir", type=Path, default=Path("outputs/own_task"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    task = make_task()
+    policy = learn(task, total_steps=arguments.agent_steps, run_dir=arguments.run_dir)
+    compare(task, policy, num_seeds=arguments.num_seeds)
+
+
+if __name__ == "__main__":
+    main()

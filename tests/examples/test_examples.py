@@ -1,0 +1,71 @@
+"""The examples as their reader runs them: a subprocess, in an empty folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrpilot import Policy, PolicyLR
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def returns(output: str) -> list[float]:
+    return [float(value) for value in re.findall(r"return ([+-]\d+\.\d+)", output)]
+
+
+def rows(output: str) -> dict[str, list[float]]:
+    """The numbers of the table's lines, by the scheduler's name."""
+    lines = re.findall(r"^(policy|cosine) +(.+)$", output, re.M)
+    return {name: [float(value) for value in values.split()] for name, values in lines}
+
+
+@pytest.mark.slow
+def test_ppo_learns_and_leaves_a_policy_that_runs(tmp_path: Path) -> None:
+    arguments = ["--task", "quadratic", "--num-envs", "8", "--num-updates", "8"]
+    found = returns(run("ppo.py", *arguments, cwd=tmp_path))
+    assert len(found) == 8
+    assert sum(found[-2:]) > sum(found[:2]) + 1.0
+    policy = Policy.load(tmp_path / "ppo_policy.safetensors")
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scheduler = PolicyLR(optimizer, policy, total_steps=60)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    assert float(loss.detach()) < 3.0
+
+
+@pytest.mark.slow
+def test_ppo_trains_on_batched_environments(tmp_path: Path) -> None:
+    output = run("ppo.py", "--num-envs", "4", "--num-updates", "2", cwd=tmp_path)
+    assert len(returns(output)) == 2
+
+
+@pytest.mark.slow
+def test_the_own_loop_compares_policy_and_cosine(tmp_path: Path) -> None:
+    table = rows(run("own_loop.py", "--num-seeds", "1", "--total-steps", "150", cwd=tmp_path))
+    assert set(table) == {"policy", "cosine"}
+    # the policy is good from every initial learning rate; cosine is not
+    assert min(table["policy"]) > 0.8 > min(table["cosine"])
+
+
+@pytest.mark.slow
+def test_the_own_task_learns_and_compares(tmp_path: Path) -> None:
+    arguments = ["--agent-steps", "1856", "--num-seeds", "1"]
+    table = rows(run("own_task.py", *arguments, cwd=tmp_path))
+    assert [len(values) for values in table.values()] == [5, 5]
+    assert (tmp_path / "outputs" / "own_task" / "policy.safetensors").is_file()
