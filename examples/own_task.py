@@ -23,7 +23,7 @@ from envs import make_vec_env
 from envs.lr_control import FIRST_EVALUATION_SEED
 from evaluation.grid import Method, deployed, train_grid
 from evaluation.schedules import cosine
-from lrpilot import ActionSpec, Policy
+from lrpilot import Policy
 from tasks.from_model import ModelTask, from_model
 
 NUM_ENVS = 64
@@ -59,10 +59,7 @@ def make_task() -> ModelTask:
 
 def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
     """A policy that an agent has learned in so many decisions."""
-    action = ActionSpec(
-        anchor="linear", max_log_change=1.0, min_factor=1e-4, max_factor=100.0, start_factor=0.03
-    )
-    env = make_vec_env(task, NUM_ENVS, runner="batched", action=action, horizon_factors=(0.5, 1.0))
+    env = make_vec_env(task, NUM_ENVS, runner="batched", horizon_factors=(0.5, 1.0))
     algorithm = partial(
         PPO,
         "MlpPolicy",

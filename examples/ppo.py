@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=64, help="training runs at a time")
     parser.add_argument("--num-updates", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("ppo_policy.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/ppo.safetensors"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     agent, _ = train(
@@ -178,6 +178,7 @@ def main() -> None:
         num_updates=arguments.num_updates,
         seed=arguments.seed,
     )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     to_policy(agent, arguments.task).save(arguments.out)
     print(f'PolicyLR(optimizer, "{arguments.out}", total_steps=...) runs what was learned')
 

@@ -36,7 +36,7 @@ def test_ppo_learns_and_leaves_a_policy_that_runs(tmp_path: Path) -> None:
     found = returns(run("ppo.py", *arguments, cwd=tmp_path))
     assert len(found) == 8
     assert sum(found[-2:]) > sum(found[:2]) + 1.0
-    policy = Policy.load(tmp_path / "ppo_policy.safetensors")
+    policy = Policy.load(tmp_path / "outputs" / "ppo.safetensors")
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scheduler = PolicyLR(optimizer, policy, total_steps=60)
