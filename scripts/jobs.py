@@ -4,9 +4,11 @@ A script is `main(cfg)`, which calls `run_job(work, cfg)`, and is started by `ru
 """
 
 import os
+import re
 import secrets
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +80,7 @@ def run_job(work: Callable[[DictConfig, Path], None], cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         check_overrides(cfg)
-        with claimed(run_dir, cfg):
+        with claimed(run_dir, cfg), each_warning_once():
             work(cfg, run_dir)
     except Exception as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -86,6 +88,26 @@ def run_job(work: Callable[[DictConfig, Path], None], cfg: DictConfig) -> None:
         text = explain(error) or traceback.format_exc().strip()
         print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
         write_whole(run_dir / ERROR_FILE, f"{text}\n")
+
+
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Show a warning once, whatever numbers it names: a thousand runs may have the same to say."""
+    show, shown = warnings.showwarning, set()
+
+    def show_first(
+        message: Warning | str, category: type[Warning], *where: Any, **more: Any
+    ) -> None:
+        kind = category, re.sub(r"[\d.]+", "", str(message))
+        if kind not in shown:
+            shown.add(kind)
+            show(message, category, *where, **more)
+
+    warnings.showwarning = show_first
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 @contextmanager

@@ -77,3 +77,18 @@ def test_an_optimizer_for_a_task_that_draws_its_own_is_refused(answers):
 def test_a_run_that_is_refused_leaves_no_results(answers):
     left = {path.name for path in answers[1].rglob("*") if ".hydra" not in path.parts}
     assert not {"config.yaml", "metrics.csv", "policy.safetensors"} & left
+
+
+@pytest.mark.parametrize("num_bytes", [100, 20_000])
+def test_a_full_disk_ends_in_one_line(tmp_path, num_bytes):
+    """No file grows beyond the limit: Hydra's own the first time, the results the second."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, -1))\n"
+    commands = [
+        ["train_agent.py", *TINY],
+        ["evaluate.py", "task=quadratic", "task.total_steps=5", "scheduler=[constant]"],
+    ]
+    for code, _, err in run_scripts(commands, tmp_path, before=limit):
+        assert code == 1
+        assert err.splitlines()[-1].startswith("cannot use ")
+        assert "File too large" in err
+        assert "Traceback" not in err
