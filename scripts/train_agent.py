@@ -1,7 +1,9 @@
 """Train an agent that controls learning rates: `python scripts/train_agent.py task=cifar`.
 
 The run folder (printed at the end; `hydra.run.dir=...` moves it) holds policy.safetensors,
-agent.zip, metrics.csv, summary.json, config.yaml and checkpoint.pt.
+agent.zip, metrics.csv, summary.json, config.yaml and checkpoint.pt. `resume=<run folder>` continues
+in a new folder, from checkpoint.pt alone, and runs no code from it. agent.zip is for users of
+Stable-Baselines3, and to load it is to run what is in it.
 """
 
 import shlex
@@ -15,15 +17,16 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from agents.training import train_agent
 from envs import runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy
-from scripts.jobs import run_job, run_script
+from scripts.jobs import run_job, run_script, write_config
 from scripts.overrides import as_argument, given_overrides, key_of, plain
 from scripts.resuming import find_run_dir, resumed_config, settings_of
+
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
 def main(cfg: DictConfig) -> None:
@@ -47,7 +50,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     with closing(instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)) as env:
         # not "auto", so that the run is known, and resumed, as it was
         cfg.env.runner = runner_of(env)
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        write_config(cfg, run_dir)
         config = plain(cfg)
         summary = train_agent(
             env,

@@ -1,6 +1,6 @@
 """Kill trainings between their last checkpoint and their results, and resume each of them.
 
-`python tests/killing.py FOLDER NUM` prints how many were killed there, and what became of them.
+`python -m tests.killing FOLDER NUM` prints how many were killed there, and what became of them.
 Every training is a fork of this process, so that it starts at once, and runs `train_agent.py`.
 """
 
@@ -14,13 +14,11 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# what the forks need is imported once; torch's optimizers import `_dynamo`
+import torch._dynamo
 
-import torch
-
-import scripts.train_agent  # noqa: F401 (what the forks need is imported once)
-from tests.script_runs import TINY
+import scripts.train_agent  # noqa: F401
+from tests.script_runs import ROOT, TINY
 
 RESULTS = ("agent.zip", "metrics.csv", "policy.safetensors", "summary.json")
 

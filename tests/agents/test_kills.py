@@ -1,0 +1,25 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.script_runs import ROOT
+
+NUM_KILLS = 18
+
+
+@pytest.mark.slow
+def test_every_run_that_is_killed_between_its_last_checkpoint_and_its_results_ends_bit_identically(
+    tmp_path,
+):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killing", str(tmp_path), str(NUM_KILLS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts = json.loads(done.stdout)
+    assert counts["killed_before_results"] >= NUM_KILLS // 2
+    assert (counts["other_policies"], counts["tracebacks"]) == (0, 0)
