@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from agents.checkpoint import CheckpointError
 from agents.training import without_folders
+from envs import WorkerError
 from lrpilot import PolicyFileError
 from lrpilot.files import write_whole
 from scripts.overrides import check_overrides, plain
@@ -31,7 +32,7 @@ from tasks.archives import DataError
 CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"
 # what a reader can mend: these say it in their message
-MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError)
+MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE}
 

@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from agents import checkpoint
 from agents.training import train_agent
-from envs import runner_of
+from envs import WorkerError, runner_of
 from evaluation.provenance import describe_provenance
 from lrpilot import Policy
 from scripts.jobs import run_job, run_script, write_config
@@ -52,21 +53,26 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         cfg.env.runner = runner_of(env)
         write_config(cfg, run_dir)
         config = plain(cfg)
-        summary = train_agent(
-            env,
-            algorithm=algorithm,
-            total_steps=cfg.agent.total_steps,
-            seed=cfg.seed,
-            run_dir=run_dir,
-            tracker=instantiate(cfg.logger)(run_dir, config),
-            card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
-            checkpoint_steps=cfg.agent.checkpoint_steps,
-            settings=settings_of(cfg, overrides),
-            provenance=provenance,
-            resume_from=resume_from,
-            init_from=init_from,
-            show_progress=cfg.show_progress,
-        )
+        try:
+            summary = train_agent(
+                env,
+                algorithm=algorithm,
+                total_steps=cfg.agent.total_steps,
+                seed=cfg.seed,
+                run_dir=run_dir,
+                tracker=instantiate(cfg.logger)(run_dir, config),
+                card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
+                checkpoint_steps=cfg.agent.checkpoint_steps,
+                settings=settings_of(cfg, overrides),
+                provenance=provenance,
+                resume_from=resume_from,
+                init_from=init_from,
+                show_progress=cfg.show_progress,
+            )
+        except WorkerError as error:
+            if not (run_dir / checkpoint.FILE_NAME).exists():
+                raise
+            raise WorkerError(f"{error}; continue with {as_argument('resume', run_dir)}") from error
     returns = summary["return_mean_last_rollouts"]
     print(f"\ntask                   {task.name}")
     print(f"env steps              {summary['num_env_steps']}")

@@ -1,0 +1,79 @@
+"""Trainings that break off from outside end in a line, and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lrpilot import Policy
+from tests.script_runs import ROOT, TINY, run_scripts
+
+pytestmark = pytest.mark.slow
+
+WORKERS = [*TINY, "env.runner=subprocess", "agent.total_steps=1000000"]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a training in a session of its own, which ends with the test."""
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / "train_agent.py"), *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LRPILOT_CACHE": str(tmp_path)},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def workers_of(process):
+    command = ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, command in lines if "spawn_main" in command]
+
+
+def wait_for(found, process):
+    while not found():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return found()
+
+
+def test_a_killed_worker_is_named_with_the_command_that_goes_on(start, tmp_path):
+    process = start(*WORKERS, "hydra.run.dir=cut")
+    metrics = tmp_path / "cut" / "metrics.csv"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert errors.strip().endswith(f"continue with resume={tmp_path}/cut")
+    more = ["resume=cut", "agent.total_steps=58", "hydra.run.dir=rest"]
+    ((code, _, errors),) = run_scripts([["train_agent.py", *more]], tmp_path)
+    assert code == 0, errors
+    assert Policy.load(tmp_path / "rest").card["num_env_steps"] >= 116
+
+
+def test_ctrl_c_while_workers_start_leaves_one_word(start):
+    process = start(*WORKERS)
+    wait_for(lambda: workers_of(process), process)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors == "interrupted\n"
