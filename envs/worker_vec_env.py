@@ -8,7 +8,8 @@ import pickle
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -81,7 +82,8 @@ class WorkerVecEnv(VecEnv):
                 connection, remote = context.Pipe()
                 args = (remote, CloudpickleWrapper(make_env), len(share))
                 process = context.Process(target=_work, args=args, daemon=True)
-                process.start()
+                with _deaf_to_ctrl_c():
+                    process.start()
                 remote.close()
                 self.processes.append(process)
                 self._connections.append(connection)
@@ -239,6 +241,18 @@ class WorkerVecEnv(VecEnv):
     ) -> list[bool]:
         """Whether each environment has this wrapper."""
         return self._ask("env_is_wrapped", wrapper_class, indices=indices)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started here is not ended by Ctrl-C while it imports; this process is, afterwards."""
+    # where this starts, it lets the signals through
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, make_env: CloudpickleWrapper, num_envs: int) -> None:
