@@ -2,8 +2,10 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.optim import Optimizer
 
 from lrpilot.caps import Cap, ask_cap
 from lrpilot.decision_log import Decision, DecisionLog
-from lrpilot.torch_scheduler import COUNTS, TorchScheduler
+from lrpilot.torch_scheduler import COUNTS, TorchScheduler, all_parts
 
 STATE_VERSION = 1
 
@@ -23,6 +25,28 @@ def idle_optimizer(initial_lr: float) -> Optimizer:
     0.1
     """
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=initial_lr)
+
+
+_made: WeakKeyDictionary[Optimizer, "WeakSet[AdaptiveLR]"] = WeakKeyDictionary()
+
+
+def _warn_of_another(scheduler: "AdaptiveLR", optimizer: Optimizer) -> None:
+    """Warn if another scheduler has moved the learning rates at which this one begins."""
+    others = _made.setdefault(optimizer, WeakSet())
+    inside = all_parts(scheduler)
+    present = [float(group["lr"]) for group in optimizer.param_groups]
+    for other in others:
+        if other not in inside and other.last_epoch > 0 and other.last_lrs == present:
+            mine, theirs = type(scheduler).__name__, type(other).__name__
+            warnings.warn(
+                f"`optimizer` has a {theirs} already, which has set its learning rates to "
+                f"{present}: this {mine} begins there. Set `lr` of the parameter groups first, or "
+                f"go on with that {theirs}",
+                UserWarning,
+                stacklevel=4,
+            )
+            break
+    others.add(scheduler)
 
 
 class AdaptiveLR(TorchScheduler):
@@ -71,6 +95,7 @@ class AdaptiveLR(TorchScheduler):
         self._uncapped: list[float] | None = None
         self.bound_by: str | None = None
         self.log = DecisionLog(log_size)
+        _warn_of_another(self, optimizer)
         super().__init__(optimizer)
 
     def _start(self, *, at_milestone: bool) -> list[float]:

@@ -100,7 +100,8 @@ class CurvatureCap:
         max_products: Hessian-vector products per measurement, at most.
 
     Raises:
-        TypeError: if the optimizer is another one, whose P is not known.
+        TypeError: if the optimizer is another one, whose P is not known, or `loss_fn` is no
+            function that returns a tensor.
         ValueError: if an argument is out of range, or the optimizer maximises.
         RuntimeError: by a call, if the first measurement is not finite.
 
@@ -131,6 +132,8 @@ class CurvatureCap:
             raise TypeError(
                 f"`optimizer` must be SGD, Adam or AdamW, got {type(optimizer).__name__}"
             )
+        if not callable(loss_fn):
+            raise TypeError(f"`loss_fn` must be a function that returns the loss, got {loss_fn!r}")
         if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("`optimizer` must hold a parameter that requires gradients, got none")
         if any(group["maximize"] for group in optimizer.param_groups):
@@ -167,7 +170,7 @@ class CurvatureCap:
         parameters = [parameter for _, parameter in members]
         with _undisturbed(self.model, parameters[0].device):
             gradient = torch.autograd.grad(
-                self.loss_fn(), parameters, create_graph=True, materialize_grads=True
+                self._loss(), parameters, create_graph=True, materialize_grads=True
             )
             root, decay = self._preconditioner(members, gradient)
 
@@ -185,6 +188,21 @@ class CurvatureCap:
                 f"`loss_fn` must have a finite Hessian when it is first measured, got {pair.value}"
             )
         return pair
+
+    def _loss(self) -> Tensor:
+        loss = self.loss_fn()
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"`loss_fn` must return the loss as a tensor, got {loss!r}")
+        if loss.numel() != 1:
+            raise ValueError(
+                f"`loss_fn` must return a loss of one element, got shape {tuple(loss.shape)}"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "`loss_fn` must return a loss that depends on the optimizer's parameters, got "
+                f"{loss!r} without a graph: do not detach it, or call `item()` on it"
+            )
+        return loss
 
     def _limit(self, curvature: float) -> float:
         decay = max(
@@ -228,8 +246,8 @@ class CurvatureCap:
         """The last eigenvector with a little noise, so that another one may overtake it."""
         generator = torch.Generator(like.device).manual_seed(self.num_calls)
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-        if self.eigenpair is None:
-            return noise
+        if self.eigenpair is None or self.eigenpair.vector.shape != noise.shape:
+            return noise  # also where a parameter was unfrozen, or joined in a new group
         return noise * (_NOISE / float(noise.norm())) + self.eigenpair.vector.to(like)
 
     def state_dict(self) -> dict[str, Any]:

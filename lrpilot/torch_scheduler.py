@@ -119,6 +119,11 @@ def parts_of(scheduler: Any) -> Sequence[Any]:
     return _chained(scheduler) or (() if wrapped is None else (wrapped,))
 
 
+def all_parts(scheduler: Any) -> list[Any]:
+    """The schedulers in a composition, those in its parts included."""
+    return [inner for part in parts_of(scheduler) for inner in [part, *all_parts(part)]]
+
+
 def _chained(scheduler: Any) -> Sequence[Any]:
     return getattr(scheduler, "_schedulers", ())
 

@@ -534,3 +534,39 @@ def test_a_scheduler_under_a_measured_cap_resumes_identically_from_its_own_state
 def test_an_optimizer_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold a parameter that requires gradients, got none"):
         CurvatureCap(SGD([torch.zeros(2)], lr=0.1), lambda: torch.zeros(()))
+
+
+@pytest.mark.parametrize("loss_fn", [0.5, None, torch.tensor(1.0)], ids=repr)
+def test_a_loss_function_that_is_none_is_refused(loss_fn: Any) -> None:
+    optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1)
+    with pytest.raises(TypeError, match="`loss_fn` must be a function that returns the loss, got"):
+        CurvatureCap(optimizer, loss_fn)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda w: 0.5, "`loss_fn` must return the loss as a tensor, got 0.5"),
+        (lambda w: w.sum().item(), "`loss_fn` must return the loss as a tensor, got 2.0"),
+        (lambda w: 2.0 * w, r"must return a loss of one element, got shape \(2,\)"),
+        (lambda w: w.detach().sum(), "must return a loss that depends on the optimizer's"),
+    ],
+)
+def test_what_a_loss_function_must_return_is_said(loss: Any, message: str) -> None:
+    w = torch.ones(2, requires_grad=True)
+    cap = CurvatureCap(torch.optim.SGD([w], lr=0.1), lambda: loss(w))
+    with pytest.raises((TypeError, ValueError), match=message):
+        cap()
+
+
+@pytest.mark.parametrize("how", ["added", "unfrozen"])
+def test_parameters_that_join_are_measured(how: str) -> None:
+    w, late = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=how == "added")
+    optimizer = torch.optim.SGD([w] if how == "added" else [w, late], lr=0.1)
+    cap = CurvatureCap(optimizer, lambda: w.square().sum() + 8.0 * late.square().sum(), safety=1.0)
+    assert cap()[0] == pytest.approx(1.0)
+    if how == "added":
+        optimizer.add_param_group({"params": [late]})
+    else:
+        late.requires_grad_(True)
+    assert cap()[0] == pytest.approx(0.125)

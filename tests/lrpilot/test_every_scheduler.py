@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     ConstantLR,
     CosineAnnealingLR,
     LinearLR,
@@ -358,3 +359,41 @@ def test_hypergradients_do_not_raise_what_a_cap_bounds() -> None:
     eta_max = 10.0
     optimizer.step()
     assert lrs_of(optimizer) == [pytest.approx(0.165)]
+
+
+# ---- a second scheduler
+
+
+def trained(scheduler: Any, num_steps: int = 30) -> Any:
+    for step in range(num_steps):
+        scheduler.optimizer.step()
+        scheduler.step(2.0 * 0.97**step)
+    return scheduler
+
+
+def test_a_second_scheduler_that_begins_where_the_first_one_left_is_warned_of() -> None:
+    optimizer = sgd(0.1)
+    first = trained(PolicyLR(optimizer, "small_networks", total_steps=90))
+    lr = lrs_of(optimizer)
+    with pytest.warns(UserWarning, match="has a PolicyLR already, .* this GreedyLR begins") as all_:
+        second = GreedyLR(optimizer)
+    assert len(all_) == 1
+    assert all_[0].filename == __file__
+    assert second.base_lrs == lr != [0.1]
+    del first
+
+
+def test_no_second_scheduler_is_warned_of_where_the_user_has_set_the_lr() -> None:
+    optimizer = sgd(0.1)
+    first = trained(PolicyLR(optimizer, "small_networks", total_steps=90))
+    optimizer.param_groups[0]["lr"] = 0.01
+    assert GreedyLR(optimizer).base_lrs == [0.01]
+    del first
+
+
+def test_compositions_and_guards_are_no_second_scheduler() -> None:
+    optimizer = sgd(0.1)
+    chain = ChainedScheduler([GreedyLR(optimizer), HypergradientLR(optimizer, hyper_lr=0.1)])
+    assert lrs_of(chain.optimizer) == [0.1]
+    scheduler = trained(GreedyLR(sgd(0.1)))
+    assert Guard(Guard(scheduler)).base_lrs == lrs_of(scheduler.optimizer)
