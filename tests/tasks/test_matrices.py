@@ -1,9 +1,9 @@
 import functools
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -118,7 +118,7 @@ def test_a_pickle_in_the_cache_is_not_opened(tmp_path: Path) -> None:
     # where scikit-learn stores what it downloaded
     cache = tmp_path / "cache"
     cache.mkdir()
-    (cache / "olivetti_py3.pkz").write_bytes(pickle.dumps(_Payload(tmp_path / "executed")))
+    joblib.dump(_Payload(tmp_path / "executed"), cache / "olivetti_py3.pkz", compress=6)
     with pytest.raises(DataError):
         load_matrix("olivetti")
     assert not (tmp_path / "executed").exists()
