@@ -25,6 +25,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet9": partial(resnet9, widths=WIDTHS),
     "resnet18": partial(resnet18, widths=WIDTHS),
 }
+# one residual network is enough for the fast set
+NAMES = ["mlp", "small_cnn", "resnet9", pytest.param("resnet18", marks=pytest.mark.slow)]
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 NEEDS_CIFAR10 = pytest.mark.skipif(
     not os.environ.get("LRPILOT_DATA"), reason="needs the image files: set LRPILOT_DATA"
@@ -165,7 +167,7 @@ def test_a_resnet_run_equals_a_plain_training_loop(
     assert run.privileged_loss() == held_out_loss
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_two_augmented_runs_of_one_seed_are_identical(model: str) -> None:
     task = make_task(model, augment=True)
     first, second = task.start(3), task.start(3)
@@ -184,7 +186,7 @@ def test_runs_of_different_seeds_are_augmented_differently() -> None:
     assert len(losses) == 3
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 # digits has 18 batches of 64: inside epoch 1 and inside epoch 2
 @pytest.mark.parametrize("num_steps", [7, 23])
 def test_state_through_a_file_continues_bit_identically(model: str, num_steps: int) -> None:
@@ -202,7 +204,7 @@ def test_state_through_a_file_continues_bit_identically(model: str, num_steps: i
     assert all(map(torch.equal, state["buffers"], before["buffers"]))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_measuring_a_run_changes_nothing_that_follows(model: str) -> None:
     task = make_task(model, augment=True)
     measured, plain = task.start(0), task.start(0)
@@ -257,7 +259,7 @@ def test_running_statistics_follow_the_training_batches() -> None:
     assert int(first.num_batches_tracked or 0) == 2
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_the_closure_of_a_step_sees_one_minibatch_however_often_it_is_called(model: str) -> None:
     run = make_task(model, augment=True).start(0)
     losses: list[float] = []
@@ -288,7 +290,7 @@ def test_a_line_search_trains_a_run_with_batch_normalization() -> None:
     assert {int(counter) for counter in counters if counter is not None} == {40}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_a_trained_network_classifies_digits(model: str) -> None:
     run = make_task(model).start(0)
     advance(run, 150)
@@ -296,7 +298,7 @@ def test_a_trained_network_classifies_digits(model: str) -> None:
     assert run.evaluate()["test_accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_bfloat16_trains_almost_as_float32(model: str) -> None:
     single = make_task(model).start(0)
     half = make_task(model, precision="bfloat16").start(0)
@@ -314,7 +316,7 @@ def test_an_mlp_learns_the_size_of_the_images_from_the_data() -> None:
     assert run.parameters[0].shape == (64, 64)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_both_environment_checkers_pass_without_a_warning(model: str) -> None:
     task = make_task(model, augment=True, total_steps=20, batch_size=16, num_privileged=32)
     check_environment(task)

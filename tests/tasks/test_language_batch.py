@@ -151,8 +151,8 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: 
 @pytest.mark.parametrize(
     ("name", "dropout"), [("gpt", 0.0), ("gpt", 0.2), ("sst2", 0.0), ("sst2", 0.2), ("lora", 0.2)]
 )
-def test_runs_equal_single_runs_for_50_steps_in_float64(name: str, dropout: float) -> None:
-    compare(make_task(name, dropout=dropout), 50, tolerance=1e-9)
+def test_runs_equal_single_runs_for_20_steps_in_float64(name: str, dropout: float) -> None:
+    compare(make_task(name, dropout=dropout), 20, tolerance=1e-9)
 
 
 # Adam divides by the root of tiny second moments, so that rounding grows
@@ -160,10 +160,10 @@ def test_runs_equal_single_runs_for_50_steps_in_float64(name: str, dropout: floa
     ("name", "optimizer", "tolerance"),
     [("gpt", "nesterov", 1e-5), ("gpt", "adamw", 5e-3), ("sst2", "nesterov", 1e-5)],
 )
-def test_runs_equal_single_runs_for_50_steps_in_float32(
+def test_runs_equal_single_runs_for_20_steps_in_float32(
     name: str, optimizer: str, tolerance: float
 ) -> None:
-    compare(make_task(name, optimizer, is_double=False), 50, tolerance=tolerance)
+    compare(make_task(name, optimizer, is_double=False), 20, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "nesterov"])

@@ -103,16 +103,16 @@ def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
-def test_runs_equal_single_runs_for_50_steps_in_float64(model: str, optimizer: str) -> None:
-    compare(make_task(model, optimizer), 50, tolerance=1e-9)
+def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: str) -> None:
+    compare(make_task(model, optimizer), 20, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_runs_equal_single_runs_for_50_steps_in_float32(model: str, optimizer: str) -> None:
+def test_runs_equal_single_runs_for_20_steps_in_float32(model: str, optimizer: str) -> None:
     # Adam divides by the root of tiny second moments, so that rounding grows
     tolerance = 5e-3 if "adam" in optimizer else 1e-5
-    compare(make_task(optimizer=optimizer, model=MODELS[model]), 50, tolerance=tolerance)
+    compare(make_task(optimizer=optimizer, model=MODELS[model]), 20, tolerance=tolerance)
 
 
 NORMALIZED: dict[str, Any] = {
@@ -123,8 +123,8 @@ NORMALIZED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("model", NORMALIZED)
-def test_runs_with_batch_normalization_equal_single_runs_for_50_steps(model: str) -> None:
-    compare(make_task(model=Double(NORMALIZED[model])), 50, tolerance=1e-9)
+def test_runs_with_batch_normalization_equal_single_runs_for_20_steps(model: str) -> None:
+    compare(make_task(model=Double(NORMALIZED[model])), 20, tolerance=1e-9)
 
 
 def test_running_statistics_are_those_of_single_runs() -> None:
