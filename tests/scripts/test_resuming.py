@@ -7,6 +7,7 @@ import torch
 from hydra import initialize_config_dir
 
 from agents import checkpoint
+from scripts import resuming
 from tests.script_runs import ROOT, TINY, run_scripts
 
 RESULTS = ("agent.zip", "metrics.csv", "policy.safetensors", "summary.json")
@@ -135,7 +136,6 @@ def test_another_agent_is_named_with_both_values(answers):
 
 @pytest.fixture(scope="module")
 def is_plain_override():
-    resuming = pytest.importorskip("scripts.resuming")
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         yield resuming.is_plain_override
 
