@@ -84,7 +84,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     if summary["stopped_by"]:
         again = as_argument("resume", run_dir)
         raise SystemExit(f"stopped by {summary['stopped_by']}; continue with {again}")
-    print(f"next                   {next_command(task.name, run_dir)}")
+    print(f"next                   {next_command(task.name, overrides, run_dir)}")
 
 
 def describe_budget(cfg: DictConfig) -> str:
@@ -95,11 +95,11 @@ def describe_budget(cfg: DictConfig) -> str:
     )
 
 
-def next_command(task: str, run_dir: Path) -> str:
+def next_command(task: str, overrides: list[str], run_dir: Path) -> str:
     """The command that compares the policy with schedules on the task that it was trained on."""
     sources = HydraConfig.get().runtime.config_sources
     folders = [source.path for source in sources if source.provider == "command-line"]
-    chosen = [override for override in given_overrides() if key_of(override).startswith("task")]
+    chosen = [override for override in overrides if key_of(override).startswith("task")]
     return " ".join(
         [
             shlex.quote(sys.executable),

@@ -139,3 +139,11 @@ def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(tmp
     for job in ("0", "1"):
         (kept,) = (tmp_path / "sweep" / job).rglob("*.wandb")
         assert kept.stat().st_size > 0
+
+
+def test_next_command_of_a_resumed_run_keeps_the_task_that_was_chosen(answers, root):
+    (run_dir, *_) = (root / "outputs" / "train_agent").iterdir()
+    command = ["train_agent.py", f"resume={run_dir}", "agent.total_steps=116"]
+    ((code, out, err),) = run_scripts([[*command, f"hydra.run.dir={root}/rest"]], root)
+    assert code == 0, err
+    assert " task=quadratic task.total_steps=60 " in out.splitlines()[-1]
