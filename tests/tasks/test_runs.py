@@ -56,7 +56,13 @@ def make_task(name: str, optimizer: str = "momentum") -> Task:
             noise_range=(0.1, 1.0),
             cap_kind="segment",
         )
-    small: dict[str, Any] = {"num_heads": 2, "width": 16, "num_privileged": 8, "dropout": 0.2}
+    small: dict[str, Any] = {
+        "num_layers": 1,
+        "num_heads": 2,
+        "width": 16,
+        "num_privileged": 8,
+        "dropout": 0.2,
+    }
     if name == "gpt":
         return GPTTask(**common, **small, batch_size=6, context=16, max_gradient_norm=0.5)
     if name == "sst2":
