@@ -166,7 +166,7 @@ class GreedyLR(AdaptiveLR):
             epoch: replaces the count of the calls in `last_epoch`; nothing depends on it.
             metrics: another name of `loss`.
         """
-        if self.is_waiting:
+        if self.last_epoch < 0:
             super().step()
             return
         if type(loss) is not float:

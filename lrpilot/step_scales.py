@@ -20,7 +20,7 @@ class StepScales:
 
     >>> w = torch.ones(2)
     >>> scales = StepScales([w], per_entry=False)
-    >>> scales.add({0: torch.tensor(1.0)}, low=0.5, high=1.5)
+    >>> is_bound = scales.add({0: torch.tensor(1.0)}, low=0.5, high=1.5)
     >>> scales.hold([0])
     >>> w -= 0.2  # the optimizer's step
     >>> scales.apply()
