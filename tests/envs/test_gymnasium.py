@@ -58,13 +58,14 @@ def play(env: Any, num_steps: int) -> list[tuple[Any, ...]]:
 # ---- the name
 
 
-def test_the_name_is_known_once_lrpilot_is_imported() -> None:
-    program = f"import gymnasium, lrpilot; print(gymnasium.make('{ENV_ID}', task='quadratic'))"
-    assert "<LRControlEnv<lrpilot/LRControl-v0>>" in run_python(program)
-
-
-def test_the_name_is_known_in_any_order_with_its_module() -> None:
-    program = f"import lrpilot, gymnasium; print(gymnasium.make('envs:{ENV_ID}', task='quadratic'))"
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("imports", "name"), [("gymnasium, lrpilot", ENV_ID), ("lrpilot, gymnasium", f"envs:{ENV_ID}")]
+)
+def test_the_name_is_known_once_lrpilot_is_imported_and_in_any_order_with_its_module(
+    imports: str, name: str
+) -> None:
+    program = f"import {imports}; print(gymnasium.make('{name}', task='quadratic'))"
     assert "<LRControlEnv<lrpilot/LRControl-v0>>" in run_python(program)
 
 
