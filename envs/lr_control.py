@@ -238,8 +238,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             if self.use_cap or not losses:
                 self._lr = self._next_lr()
             losses.append(run.step(self._lr))
-            controller.observe(losses[-1])
-            decision_due = controller.advance()
+            decision_due = controller.step(losses[-1])
         return read_numbers(losses)
 
     def _next_lr(self) -> float:

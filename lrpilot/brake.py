@@ -8,6 +8,7 @@ DIVERGENCE_FACTOR = 10.0
 
 _NUM_FIRST = 5
 _NUM_SLOW = 100
+_MEMORY = 0.9
 _LARGEST = 1e300  # sums of larger losses would overflow
 
 
@@ -29,7 +30,7 @@ class Brake:
     mean before it, the means start anew, since that was no scale (a first loss of 1e300).
 
     After an alarm only a loss that is twice as high raises the next one, until m is below half of
-    its threshold again.
+    its threshold again. Losses that are not finite count as one alarm for a row of them.
 
     >>> brake = Brake()
     >>> [brake.update(loss) for loss in [2.0, 1.9, 2.1, 900.0, 1.8, 900.0, 900.0]]
@@ -46,6 +47,10 @@ class Brake:
         "_least_size",
         "_highest",
         "_ceiling",
+        "loss",
+        "relief",
+        "_excess",
+        "_is_lost",
     )
 
     def __init__(self) -> None:
@@ -55,6 +60,15 @@ class Brake:
         """m; it stops at its threshold."""
         self.threshold = math.inf
         """What m exceeded at the last alarm."""
+        self.loss = math.nan
+        """The loss of the last alarm."""
+        self.relief = 1.0
+        """What to leave of the next step. After an alarm: threshold / loss, where a high loss is
+        forgotten by a tenth per step, as momentum forgets its gradient. 0 after a loss above the
+        threshold before any alarm, so that the next ones tell whether the training explodes, and
+        after one that is not finite. Else 1."""
+        self._excess = 1.0
+        self._is_lost = False
         self._slow_mean = self._slow_size = self._least_size = 0.0
         self._highest = math.inf
         self._ceiling = -math.inf
@@ -64,9 +78,12 @@ class Brake:
         # no min(), max() and abs(): this runs at every step of a training
         if not -_LARGEST < loss < _LARGEST:
             if not math.isfinite(loss):
-                self.num_alarms += 1
-                return "nan"
+                return self._lose(loss)
             loss = math.copysign(_LARGEST, loss)
+        if self.relief != 1.0:
+            self._excess *= _MEMORY
+            self.relief = 1.0 / self._excess if self._excess > 1.0 else 1.0
+            self._is_lost = False
         count, slow, size = self.num_losses, self._slow_mean, self._slow_size
         if count < _NUM_FIRST and (size == 0.0 or 0.0 < abs(loss) < 1e-4 * size):
             self._begin(loss)
@@ -91,16 +108,35 @@ class Brake:
         self._slow_size = size + ((counted if counted > 0.0 else -counted) - size) / count
         if count <= _NUM_FIRST:
             self._keep_scale()
+        is_alarm = False
         if self.mean > threshold:
             self.mean = threshold
-            if loss > self._ceiling:
+            is_alarm = loss > self._ceiling
+            if is_alarm:
                 self._ceiling = 2.0 * loss
-                self.threshold = threshold
+                self.loss, self.threshold = loss, threshold
                 self.num_alarms += 1
-                return rule
         elif self.mean < 0.5 * threshold:
             self._ceiling = -math.inf
-        return None
+        if loss > threshold:
+            self._shorten(loss / threshold)
+        return rule if is_alarm else None
+
+    def _shorten(self, excess: float) -> None:
+        if not self.is_high:
+            self.relief = 0.0
+        elif excess > self._excess:
+            self._excess = excess
+            self.relief = 1.0 / excess
+
+    def _lose(self, loss: float) -> str:
+        """Take a loss that is not finite."""
+        self.relief = 0.0
+        if not self._is_lost:
+            self._is_lost = True
+            self.loss = loss
+            self.num_alarms += 1
+        return "nan"
 
     @property
     def is_high(self) -> bool:
@@ -122,6 +158,8 @@ class Brake:
         """Expect losses of the recent past again: the weights have been put back to it."""
         self.mean = self._slow_mean
         self._ceiling = -math.inf
+        self.relief = self._excess = 1.0
+        self._is_lost = False
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.arguments import require_count, require_fields
+from lrpilot.brake import Brake
 from lrpilot.edge_distance import EdgeDistance
-from lrpilot.loss import read_numbers
+from lrpilot.loss import check_loss_tensor, read_loss, read_numbers
 from lrpilot.parameter_sample import ParameterSample
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -114,10 +115,15 @@ class Observer:
     `update` takes the loss of every step at O(1) cost; `observe` closes a decision interval.
     Losses of a device other than the CPU stay there until the interval closes.
 
+    Where other parameters are trained than at the last decision (`ParameterSample`), the movement
+    features begin anew: the last displacement is repeated, the others are 0, and so is
+    gradient_growth.
+
     Args:
         spec: the features.
         parameters: the optimizer's parameters; read only by the groups movement and gradient.
         curvature: measures for the group curvature.
+        brake: is given every loss when it is read.
 
     Raises:
         ValueError: if the group curvature is on, and nothing measures it.
@@ -129,6 +135,7 @@ class Observer:
         parameters: Iterable[Tensor],
         *,
         curvature: EdgeDistance | None = None,
+        brake: Brake | None = None,
     ) -> None:
         if "curvature" in spec.groups and curvature is None:
             raise ValueError(
@@ -137,7 +144,8 @@ class Observer:
             )
         self.spec = spec
         self._curvature = curvature if "curvature" in spec.groups else None
-        self._sample = ParameterSample(parameters, spec.num_entries)
+        self._brake = brake
+        self.sample = ParameterSample(parameters, spec.num_entries)
         self._reads_movement = "movement" in spec.groups
         self._reads_gradient = "gradient" in spec.groups
         self.initial_loss: float | None = None
@@ -149,14 +157,18 @@ class Observer:
         self._mean_variance = 0.0
         self._noise_variance = 0.0
         self._long_slope: float | None = None
-        self._weights: Tensor | None = self._sample.values() if self._reads_movement else None
+        self._last_displacement = 0.0
+        self._begin_movement()
+        self._clear_interval()
+
+    def _begin_movement(self) -> None:
+        self._weights: Tensor | None = self.sample.values() if self._reads_movement else None
         self._displacement: Tensor | None = None
         self._weight_square = (
             0.0 if self._weights is None else float(self._weights.dot(self._weights))
         )
         self._displacement_square = 0.0
         self._gradient_norm: float | None = None
-        self._clear_interval()
 
     def _clear_interval(self) -> None:
         self._count = 0
@@ -167,33 +179,20 @@ class Observer:
         """Take the minibatch loss of one optimizer step.
 
         Args:
-            loss: a number or a tensor of one element. NaN and infinities count as 1e4 times
-                the first loss.
+            loss: a number, or a tensor or array of one element. NaN and infinities count as 1e4
+                times the first loss.
 
         Raises:
-            TypeError: if `loss` is not a number.
+            TypeError: if `loss` is not a real number.
             ValueError: if it has several elements, or is negative before any positive loss
                 while the loss is observed.
         """
-        if isinstance(loss, Tensor):
-            try:
-                if not loss.is_cpu:
-                    # reading the value now would wait for the device at every step
-                    self._pending.append(loss.detach().reshape(()).to(torch.float64, copy=True))
-                    return
-                value = loss.item()
-            except RuntimeError:
-                raise ValueError(
-                    f"`loss` must have one element, got shape {tuple(loss.shape)}"
-                ) from None
+        if isinstance(loss, Tensor) and not loss.is_cpu:
+            check_loss_tensor(loss)
+            # reading the value now would wait for the device at every step
+            self._pending.append(loss.detach().reshape(()).to(torch.float64, copy=True))
         else:
-            try:
-                value = float(loss + 0.0)
-            except TypeError:
-                raise TypeError(
-                    f"`loss` must be a number or a tensor of one element, got {loss!r}"
-                ) from None
-        self._add(value)
+            self._add(read_loss(loss))
 
     def _add(self, value: float) -> None:
         if not math.isfinite(value):
@@ -210,6 +209,8 @@ class Observer:
             ratio = 1.0
         else:
             ratio = max(-LOSS_CEILING, min(LOSS_CEILING, value / self.initial_loss))
+        if self._brake is not None:
+            self._brake.update(value)
         self._count += 1
         delta = ratio - self._interval_mean
         self._interval_mean += delta / self._count
@@ -243,7 +244,10 @@ class Observer:
         """
         self.flush()
         values: list[float] = []
-        weights, gradient = self._read_sample()
+        begins = (self._reads_movement or self._reads_gradient) and self.sample.refresh()
+        if begins:
+            self._begin_movement()
+        weights, gradient = (None, None) if begins else self._read_sample()
         for group in self.spec.groups:
             if group == "progress":
                 values.append(2.0 * min(progress, 1.0) - 1.0)
@@ -253,9 +257,9 @@ class Observer:
                 values.append(math.log10(max(factor, 1e-30)) / 2)
                 values.append(previous_action)
             elif group == "movement":
-                values.extend(self._movement_features(weights))
+                values.extend(self._movement_features(weights, begins=begins))
             elif group == "gradient":
-                values.append(self._gradient_feature(gradient))
+                values.append(0.0 if begins else self._gradient_feature(gradient))
             else:
                 assert self._curvature is not None
                 values.append(self._curvature() if self._count else 0.0)
@@ -299,13 +303,15 @@ class Observer:
     def _read_sample(self) -> tuple[Tensor | None, Tensor | None]:
         """The sampled entries and their gradients, where they are observed."""
         if self._reads_movement and self._reads_gradient:
-            return self._sample.values_and_gradient()
+            return self.sample.values_and_gradient()
         return (
-            self._sample.values() if self._reads_movement else None,
-            self._sample.gradient() if self._reads_gradient else None,
+            self.sample.values() if self._reads_movement else None,
+            self.sample.gradient() if self._reads_gradient else None,
         )
 
-    def _movement_features(self, new: Tensor | None) -> tuple[float, float, float]:
+    def _movement_features(self, new: Tensor | None, *, begins: bool) -> tuple[float, float, float]:
+        if begins:
+            return self._last_displacement, 0.0, 0.0
         assert self._weights is not None
         assert new is not None
         old_weight, old_moved = self._weight_square, self._displacement_square
@@ -323,7 +329,8 @@ class Observer:
             cosine = rest[0] / (math.sqrt(moved) * math.sqrt(old_moved))
         rho = math.sqrt(moved) / max(math.sqrt(weight), 1e-30)
         growth = math.log(max(weight, 1e-60) / max(old_weight, 1e-60)) / 2
-        return 2 + math.log10(max(rho, 1e-12)), cosine, math.asinh(10 * growth) / 2
+        self._last_displacement = 2 + math.log10(max(rho, 1e-12))
+        return self._last_displacement, cosine, math.asinh(10 * growth) / 2
 
     def _gradient_feature(self, gradient: Tensor | None) -> float:
         assert gradient is not None
@@ -341,11 +348,12 @@ class Observer:
         state = {name: getattr(self, name) for name in self._state_names()}
         copied = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
         measured = {} if self._curvature is None else {"curvature": self._curvature.state_dict()}
-        return copied | measured
+        return copied | measured | {"sample": self.sample.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an observer of the same specification and model."""
         self._pending = []
+        self.sample.load_state(state["sample"])
         # a checkpoint read with `map_location="cpu"` returns to the device of the parameters
         device = "cpu" if self._weights is None else self._weights.device
         for name in self._state_names():
@@ -370,6 +378,7 @@ class Observer:
             "_weight_square",
             "_displacement_square",
             "_gradient_norm",
+            "_last_displacement",
             "_count",
             "_interval_mean",
             "_interval_m2",

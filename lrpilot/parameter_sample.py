@@ -1,6 +1,7 @@
 """A fixed random sample of parameter entries: what the movement features read."""
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -22,27 +23,48 @@ def sample_positions(total: int, num_entries: int) -> Tensor | None:
 
 
 class ParameterSample:
-    """A fixed random sample of the entries of an optimizer's parameters.
+    """A fixed random sample of the entries of the parameters that are trained.
 
-    The positions depend on the parameters' sizes alone, so a simulated run and a deployed
+    These are the parameters with `requires_grad`, or all of them if none has it, where gradients
+    are computed by hand. Frozen parameters would dilute every movement.
+
+    The positions depend on the sizes of these parameters alone, so a simulated run and a deployed
     scheduler read the same entries of the same model. Parameters that are sharded over ranks
     (`DTensor`) are gathered, one after the other, whenever the sample is read: all ranks must read
     it together, and see what a single process would.
 
     Args:
-        parameters: the parameters, in the optimizer's order.
+        parameters: the parameters, in the optimizer's order; gone through again by `refresh`.
         num_entries: size of the sample (see `sample_positions`).
     """
 
     def __init__(self, parameters: Iterable[Tensor], num_entries: int) -> None:
-        self._parameters = list(parameters)
+        # an iterator could be gone through but once
+        self._source = list(parameters) if iter(parameters) is parameters else parameters
+        self._num_entries = num_entries
+        self._draw(self._trained())
+
+    def _trained(self) -> list[Tensor]:
+        everything = list(self._source)
+        return [parameter for parameter in everything if parameter.requires_grad] or everything
+
+    def refresh(self) -> bool:
+        """Draw the sample anew if other parameters are trained than before; returns whether."""
+        trained = self._trained()
+        if len(trained) == len(self._parameters) and all(map(is_, trained, self._parameters)):
+            return False
+        self._draw(trained)
+        return True
+
+    def _draw(self, parameters: list[Tensor]) -> None:
+        self._parameters = parameters
         sizes = [parameter.numel() for parameter in self._parameters]
         self._indices: list[Tensor | None] = [None] * len(sizes)
         kinds = {(parameter.device, parameter.dtype) for parameter in self._parameters}
         # asked by name, which spares everybody else the import of torch.distributed.tensor
         self._is_sharded = any(hasattr(parameter, "full_tensor") for parameter in self._parameters)
         self._is_uniform = len(kinds) == 1 and self._parameters[0].dtype == torch.float32
-        drawn = sample_positions(sum(sizes), num_entries)
+        drawn = sample_positions(sum(sizes), self._num_entries)
         self._reads_whole = drawn is None and self._is_uniform and not self._is_sharded
         if drawn is not None:
             start = 0
@@ -50,6 +72,28 @@ class ParameterSample:
                 inside = drawn[(drawn >= start) & (drawn < start + size)] - start
                 self._indices[i] = inside.to(parameter.device)
                 start += size
+
+    def state(self) -> list[bool]:
+        """Which of the parameters are sampled."""
+        sampled = set(map(id, self._parameters))
+        return [id(parameter) in sampled for parameter in self._source]
+
+    def check_state(self, state: list[bool]) -> None:
+        """Refuse a state of other parameters.
+
+        Raises:
+            ValueError: if their number differs.
+        """
+        count = len(list(self._source))
+        if len(state) != count:
+            raise ValueError(
+                f"the state must be of {count} parameters, like the optimizer's, got one of "
+                f"{len(state)}"
+            )
+
+    def load_state(self, state: list[bool]) -> None:
+        """Sample what was sampled then."""
+        self._draw([p for p, is_in in zip(self._source, state, strict=True) if is_in])
 
     def values(self) -> Tensor:
         """The sampled entries, as a new float32 vector."""

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from evaluation import schedules
 from evaluation.double_descent import choose, compare_widths
 from evaluation.double_descent_report import landmarks, peak_table
 from evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_TUNING_SEED
-from lrpilot import Policy
+from lrpilot import ClockSpec, Policy
 from tasks.width import WidthTask
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-POLICY = Policy.load("small_networks")
+POLICY = replace(Policy.load("small_networks"), clock=ClockSpec(horizon_range=(1, 300)))
 
 
 def no_bar(cases: Any, **_: Any) -> Any:
@@ -130,4 +131,4 @@ def test_experiment_builds_what_it_names() -> None:
     assert compare.keywords["task"].interpolation_width == pytest.approx(299 * 10 / 75)
     assert list(compare.keywords["schedulers"]) == ["constant", "cosine", "greedy"]
     assert all(OmegaConf.select(experiment, key) is not None for key in experiment.quick)
-    assert Policy.load(experiment.policy).fingerprint == POLICY.fingerprint
+    assert Policy.load(experiment.policy).fingerprint == Policy.load("small_networks").fingerprint

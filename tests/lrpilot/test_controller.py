@@ -112,6 +112,15 @@ def test_losses_of_the_warm_up_are_not_in_the_first_interval() -> None:
     assert control.observer.interval_loss == 0.25
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 2, 4])
+def test_a_step_observes_the_loss_before_it_counts(warmup_steps: int) -> None:
+    whole, parts = (controller(warmup_steps=warmup_steps, groups=("loss",)) for _ in range(2))
+    for loss in (8.0, 8.0, 2.0, 2.0, 4.0, 1.0):
+        parts.observe(loss)
+        assert whole.step(loss) == parts.advance()
+        assert whole.observer.interval_loss == parts.observer.interval_loss
+
+
 def test_progress_is_the_share_of_the_steps_with_the_warm_up() -> None:
     control = controller(warmup_steps=10)
     for _ in range(10):
@@ -202,8 +211,7 @@ def test_an_anchor_needs_the_length_of_the_run(kind: str) -> None:
 def drive(control: Controller, first: int, last: int) -> list[np.ndarray[Any, Any]]:
     rows = []
     for step in range(first, last):
-        control.observe(2.0 + math.sin(step))
-        if control.advance():
+        if control.step(2.0 + math.sin(step)):
             rows.append(control.observation())
             control.act(math.sin(step))
     return rows

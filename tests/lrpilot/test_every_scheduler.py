@@ -26,7 +26,7 @@ from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR, PolicyLR
 from tests.scheduling import lrs_of
 
 MAKERS: dict[str, Callable[[Optimizer], Any]] = {
-    "PolicyLR": lambda o: PolicyLR(o, "small_networks", total_steps=90),
+    "PolicyLR": lambda o: PolicyLR(o, "small_networks", total_steps=300),
     "GreedyLR robust": lambda o: GreedyLR(o, window_size=10, significance=2.0, patience=5),
     "GreedyLR paper": lambda o: GreedyLR(o, semantics="paper", patience=2, min_lr=1e-6),
     "GreedyLR transformers": lambda o: GreedyLR(o, semantics="transformers", patience=2),
@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[Optimizer], Any]] = {
     "Guard(Cosine)": lambda o: Guard(CosineAnnealingLR(o, 100)),
     "Guard(Greedy)": lambda o: Guard(GreedyLR(o, window_size=10, significance=2.0, patience=5)),
     "Guard(Greedy paper)": lambda o: Guard(GreedyLR(o, semantics="paper", min_lr=1e-6)),
-    "Guard(Policy)": lambda o: Guard(PolicyLR(o, "small_networks", total_steps=90)),
+    "Guard(Policy)": lambda o: Guard(PolicyLR(o, "small_networks", total_steps=300)),
 }
 JOINT = [name for name in MAKERS if "group" not in name and "Cosine" not in name]
 
@@ -230,7 +230,7 @@ OF_TORCH: dict[str, Callable[[Optimizer], LRScheduler]] = {
     "Plateau": ReduceLROnPlateau,
     "Sequential": lambda o: SequentialLR(o, [LinearLR(o), ConstantLR(o, 1.0)], [5]),
 }
-OF_POLICY_CIFAR = {"PolicyLR cifar": lambda o: PolicyLR(o, "cifar", total_steps=90)}
+OF_POLICY_CIFAR = {"PolicyLR cifar": lambda o: PolicyLR(o, "cifar", total_steps=300)}
 
 
 @pytest.mark.parametrize("other", [*MAKERS, *OF_POLICY_CIFAR, *OF_TORCH, "empty"])
@@ -373,7 +373,7 @@ def trained(scheduler: Any, num_steps: int = 30) -> Any:
 
 def test_a_second_scheduler_that_begins_where_the_first_one_left_is_warned_of() -> None:
     optimizer = sgd(0.1)
-    first = trained(PolicyLR(optimizer, "small_networks", total_steps=90))
+    first = trained(PolicyLR(optimizer, "small_networks", total_steps=300))
     lr = lrs_of(optimizer)
     with pytest.warns(UserWarning, match="has a PolicyLR already, .* this GreedyLR begins") as all_:
         second = GreedyLR(optimizer)
@@ -385,7 +385,7 @@ def test_a_second_scheduler_that_begins_where_the_first_one_left_is_warned_of() 
 
 def test_no_second_scheduler_is_warned_of_where_the_user_has_set_the_lr() -> None:
     optimizer = sgd(0.1)
-    first = trained(PolicyLR(optimizer, "small_networks", total_steps=90))
+    first = trained(PolicyLR(optimizer, "small_networks", total_steps=300))
     optimizer.param_groups[0]["lr"] = 0.01
     assert GreedyLR(optimizer).base_lrs == [0.01]
     del first

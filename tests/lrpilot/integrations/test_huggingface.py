@@ -36,6 +36,8 @@ from transformers import (
 from lrpilot.integrations.huggingface import LossCallback
 from tests.scheduling import plain_action
 
+pytestmark = pytest.mark.filterwarnings("ignore:`total_steps` = .* is outside")
+
 
 class Regression(torch.nn.Module):
     """A model that leaves the scaling of its loss to the Trainer."""
