@@ -68,12 +68,14 @@ class EpochOrder:
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """No gradient is kept, nothing is dropped, and batch normalization keeps its statistics."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train()
+        for module, mode in modes:
+            module.training = mode
 
 
 def loss_and_accuracy(

@@ -16,6 +16,7 @@ from tasks.nmf import NMFTask
 from tasks.quadratic import QuadraticTask
 from tasks.runs import OptimizerFactory, Task
 from tasks.sentences import SentenceTask
+from tasks.supervised import measuring
 from tasks.text_data import SentenceData, TextData
 from tasks.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
@@ -331,3 +332,10 @@ def test_a_base_lr_that_is_not_positive_is_refused(base_lr: float) -> None:
 def test_a_horizon_below_one_is_refused(total_steps: int) -> None:
     with pytest.raises(ValueError, match=f"`total_steps` must be at least 1, got {total_steps}"):
         QuadraticTask(name="q", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=total_steps)
+
+
+def test_measuring_leaves_a_frozen_layer_in_the_mode_it_was_in() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2).eval())
+    with measuring(model):
+        assert not model[0].training
+    assert (model[0].training, model[1].training) == (True, False)
