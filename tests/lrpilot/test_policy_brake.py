@@ -199,3 +199,35 @@ def test_a_policy_that_starts_again_in_a_sequence_has_its_whole_box() -> None:
     composed = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, scheduler], [25])
     rows = run_composed(composed, scheduler, [*CALM, *EXPLOSION, *CALM * 2])
     assert rows[-1] == 0.1
+
+
+class FarTensor(torch.Tensor):
+    """A tensor that says that it is on another device, and may be read only when it is allowed."""
+
+    is_cpu = False
+    may_be_read = False
+
+    def item(self) -> Any:
+        assert FarTensor.may_be_read
+        return super().item()
+
+    def tolist(self) -> Any:
+        assert FarTensor.may_be_read
+        return super().tolist()
+
+
+@quietly
+def test_losses_of_a_device_are_read_at_decisions_and_braked_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = constant()
+    rows = []
+    for step, loss in enumerate([*CALM, *EXPLOSION, *CALM[:17]]):
+        monkeypatch.setattr(FarTensor, "may_be_read", step % 10 == 9)
+        rows += run(scheduler, [torch.tensor(loss, dtype=torch.float64).as_subclass(FarTensor)])
+    assert [row[0] for row in rows[:29]] == [0.1] * 29
+    assert rows[29][0] < 0.01
+    assert rows[29] == rows[38] < rows[39] < [0.01]
+    assert [(entry.step, entry.rule) for entry in scheduler.log if entry.rule == "brake"] == [
+        (30, "brake")
+    ]
