@@ -425,3 +425,47 @@ def test_what_a_callback_unfreezes_joins_at_its_own_rate(tmp_path: Path, schedul
     head, body = (group["lr"] for group in trainer.optimizer.param_groups)
     assert body == pytest.approx(head / 10)
     assert not torch.equal(trainer.model.body.weight, before)
+
+
+def policy_for(total_steps: int) -> Any:
+    def scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return PolicyLR(optimizer, random_policy("progress", "loss"), total_steps=total_steps)
+
+    return scheduler
+
+
+def test_a_second_training_past_the_horizon_is_warned_of_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, regression(), scheduler=policy_for(14))
+    assert not warned(trainer.train)
+    (message,) = warned(trainer.train)
+    assert message.startswith("step 14 + 1 is past `total_steps` = 14")
+    assert "extend" in message
+
+
+def test_a_checkpoint_of_another_horizon_is_refused_by_name(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 6}
+    make_trainer(tmp_path, regression(), scheduler=policy_for(14), **options).train()
+    longer = make_trainer(
+        tmp_path, regression(), scheduler=policy_for(28), num_train_epochs=4, **options
+    )
+    with pytest.raises(ValueError, match=r"`total_steps` = 28 .* got 14: .* `extend\(28\)`"):
+        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_callback_extends_a_training_that_is_resumed(tmp_path: Path) -> None:
+    class Extend(TrainerCallback):
+        def on_train_begin(self, *args: Any, lr_scheduler: Any, **kwargs: Any) -> None:
+            lr_scheduler.extend(28)
+
+    options = {"save_strategy": "steps", "save_steps": 6, "num_train_epochs": 4}
+    make_trainer(tmp_path, regression(), scheduler=policy_for(14), **options, max_steps=14).train()
+    longer = make_trainer(
+        tmp_path,
+        regression(),
+        scheduler=policy_for(14),
+        trainer_options={"callbacks": [Extend()]},
+        **options,
+    )
+    checkpoint = str(tmp_path / "checkpoint-6")
+    assert not warned(lambda: longer.train(resume_from_checkpoint=checkpoint))
+    assert longer.lr_scheduler.last_epoch == longer.lr_scheduler.total_steps == 28
