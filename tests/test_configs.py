@@ -36,6 +36,7 @@ def test_every_task_composes_and_resolves(name, task):
     assert OmegaConf.to_container(cfg, resolve=True)["task"]["name"] == task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_instantiates(task):
     built = instantiate(composed("train_agent", f"task={task}").task, _convert_="all")

@@ -5,6 +5,7 @@ import pytest
 from agents.tracking import TensorBoardTracker, WandbTracker
 
 
+@pytest.mark.slow
 def test_wandb_writes_an_offline_run_when_nobody_is_logged_in(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

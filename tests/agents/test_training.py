@@ -112,6 +112,7 @@ def test_another_seed_gives_another_policy(tmp_path):
     assert len(fingerprints) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "task"),
     [(PPO_TINY, quadratic), (PPO_TINY, digits), (RECURRENT_TINY, quadratic), (SAC_TINY, quadratic)],

@@ -53,6 +53,7 @@ def controllers(num_runs: int, total_steps: list[int], interval_steps: int) -> l
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval_steps", [1, 2, 3, 5, 8, 9, 20])
 @pytest.mark.parametrize("total_steps", [1, 2, 5, 8])
 def test_observations_and_factors_are_equal_through_two_intervals_past_the_end(

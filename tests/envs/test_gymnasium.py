@@ -69,6 +69,7 @@ def test_the_name_is_known_once_lrpilot_is_imported_and_in_any_order_with_its_mo
     assert "<LRControlEnv<lrpilot/LRControl-v0>>" in run_python(program)
 
 
+@pytest.mark.slow
 def test_the_package_alone_says_that_the_environment_needs_a_checkout(tmp_path: Path) -> None:
     program = (
         "import gymnasium, lrpilot\n"

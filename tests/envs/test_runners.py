@@ -94,6 +94,7 @@ def assert_equal(left, right):
 # workers
 
 
+@pytest.mark.slow
 def test_workers_give_exactly_what_looped_environments_give_through_their_resets(workers):
     looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
     workers.seed(7)
@@ -338,6 +339,7 @@ def test_choice_is_measured_anew_where_that_is_asked_for(remembered):
     assert max(json.loads(path.read_text())["inner_steps_per_second"].values()) < 1e12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -383,6 +385,7 @@ def test_measuring_touches_no_generator(cache):
     assert before[1:] == after[1:]
 
 
+@pytest.mark.slow
 def test_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "file"))

@@ -55,6 +55,7 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_table_figure_and_runs_are_written(out_dir: Path) -> None:
     names = {"double_descent.png", "runs.csv", "table_double_descent.md", "tuning.csv"}
     assert {path.name for path in out_dir.iterdir()} == names

@@ -144,6 +144,7 @@ def test_a_horizon_of_one_step_trains_one_step(method: Method) -> None:
     assert len(result.losses) == len(result.lrs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the training diverges")
 @pytest.mark.parametrize("name", ["quadratic", "digits"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -74,6 +74,7 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("total_steps", [10, 60, 99, 300])
 def test_lrs_follow_the_equation(name: str, total_steps: int) -> None:

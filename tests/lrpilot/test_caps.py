@@ -585,6 +585,7 @@ def test_a_batch_gives_what_a_loop_over_its_instances_gives(name: str) -> None:
     torch.testing.assert_close(together.flatten(), torch.stack(alone), rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in JOINT_CAPS if name != "oracle"])
 @pytest.mark.parametrize("k", [0.25, 0.5, 2.0, 4.0, 16.0])
 def test_caps_scale_exactly_in_float32(name: str, k: float) -> None:

@@ -178,6 +178,7 @@ ADAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SGDS, *ADAMS])
 def test_descent_converges_just_below_the_limit_and_diverges_just_above(name: str) -> None:
     for factor, is_stable in ((0.98, True), (1.02, False)):

@@ -98,6 +98,7 @@ def test_get_lr_returns_the_present_lrs_and_changes_nothing(name: str) -> None:
 # ---- groups that are added later
 
 
+@pytest.mark.slow
 @every_scheduler
 def test_a_group_that_is_added_later_is_taken_in(name: str) -> None:
     training = Training(name)
@@ -233,6 +234,7 @@ OF_TORCH: dict[str, Callable[[Optimizer], LRScheduler]] = {
 OF_POLICY_CIFAR = {"PolicyLR cifar": lambda o: PolicyLR(o, "cifar", total_steps=300)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [*MAKERS, *OF_POLICY_CIFAR, *OF_TORCH, "empty"])
 @every_scheduler
 def test_the_state_of_another_scheduler_is_refused_and_changes_nothing(
@@ -255,6 +257,7 @@ def test_the_state_of_another_scheduler_is_refused_and_changes_nothing(
     assert repr(mine.state_dict()) == before
 
 
+@pytest.mark.slow
 @every_scheduler
 @pytest.mark.parametrize("damage", ["version", "log", "base_lrs", "lrs"])
 def test_a_state_with_a_part_missing_is_refused_and_changes_nothing(name: str, damage: str) -> None:

@@ -599,6 +599,7 @@ def test_a_single_precision_tensor_lr_does_not_drift() -> None:
 # ---- state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("cut", [0, 1, 7, 40, 111])
 @pytest.mark.parametrize("optimizer_first", [True, False])

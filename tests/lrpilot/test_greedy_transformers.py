@@ -69,6 +69,7 @@ def lrs_after(scheduler: Any, metrics: list[float]) -> list[list[float]]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_thousand_random_runs_have_identical_lrs() -> None:
     num_changes = num_resets = 0
     for seed in range(NUM_CASES):

@@ -129,6 +129,7 @@ NOISES: dict[str, Callable[[np.random.Generator, int], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("name", NOISES)
 def test_pure_noise_is_no_spike(name: str, scale: float) -> None:
@@ -580,6 +581,7 @@ def run_with_failures(training: Training, num_steps: int) -> list[Any]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["model, optimizer, guard", "guard, model, optimizer"])
 @pytest.mark.parametrize("num_steps", [0, 4, 10, 11, 22])
 @pytest.mark.parametrize("rollback", [True, False])

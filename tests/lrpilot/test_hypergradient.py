@@ -114,6 +114,7 @@ def take_step(scheduler: HypergradientLR, *gradients: Any) -> float:
 # ---- the derivative
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_direction_is_what_the_step_subtracts_over_the_lr(name: str, variant: str) -> None:
@@ -157,6 +158,7 @@ def test_the_signal_is_minus_autograds_derivative_of_the_loss_after_the_step(nam
     assert signal == pytest.approx(-derivative, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_signal_is_minus_the_finite_difference_of_the_loss(name: str, level: str) -> None:
@@ -244,6 +246,7 @@ def test_a_scale_multiplies_the_optimizers_step() -> None:
 # ---- known optima
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["global", "group", "tensor"])
 @pytest.mark.parametrize("start", [0.01, 0.1, 1.0, 2.0])
 @pytest.mark.parametrize("largest", [10.0, 100.0])
@@ -423,6 +426,7 @@ def test_a_fall_of_the_cap_alone_is_logged_as_such() -> None:
 # ---- unusual gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("update", UPDATES)
@@ -556,6 +560,7 @@ def test_a_warm_up_in_sequential_lr_is_left_alone(name: str, level: str) -> None
     assert changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_rollback_of_the_optimizer_before_its_first_step_is_survived(
@@ -647,6 +652,7 @@ def test_a_tensor_lr_is_changed_in_place(level: str) -> None:
     assert [d[1:] for d in tensor.log] == [d[1:] for d in number.log]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adamw"])
@@ -698,6 +704,7 @@ def test_a_compiled_optimizer_step_gives_the_same_run_and_is_not_compiled_again(
 # ---- state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer_first", [True, False])
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("level", LEVELS)

@@ -197,6 +197,7 @@ def test_weight_decay_of_sgd_is_part_of_loss_and_slope() -> None:
 # ---- known optima
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["armijo", "goldstein"])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("lr", [0.45, 1.0, 100.0])
@@ -208,6 +209,7 @@ def test_quadratic_is_minimised(lr: float, reset: str, condition: str) -> None:
     assert quadratic(w).item() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
 def test_logistic_regression_reaches_the_optimum(optimizer_class: Any) -> None:
     x, y = cancer_data()

@@ -515,6 +515,7 @@ def test_a_broken_header_is_refused(tmp_path: Path, text: str) -> None:
         Policy.load(tmp_path / "p")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -570,6 +571,7 @@ def test_a_header_of_wrong_values_is_refused(tmp_path: Path, changes: dict[str, 
         Policy.load(path)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     key=st.sampled_from(

@@ -335,6 +335,7 @@ def test_the_lr_never_leaves_the_box(
         assert in_box(scheduler, *run(scheduler, [loss])[0], lr * low, lr * high)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`loss` should be finite", "ignore:the training diverges")
 def test_the_lr_stays_in_the_box_for_two_thousand_random_policies() -> None:
     rng = np.random.default_rng(0)
@@ -579,6 +580,7 @@ OTHERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capped", [False, True], ids=["free", "with a wide cap"])
 @pytest.mark.parametrize("first", ["policy", "other"])
 @pytest.mark.parametrize("other", OTHERS)

@@ -13,6 +13,8 @@ import pytest
 
 from lrpilot import Policy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["num_threads=1", "logger=csv", "agent.num_envs=2", "agent.algorithm.n_steps=29"]
 TINY += ["agent.algorithm.batch_size=58", "env.runner=looped"]
@@ -75,7 +77,6 @@ def test_evaluation_compares_the_policy_with_all_schedules(run_dir, tmp_path):
     assert "| policy" in result.stdout
 
 
-@pytest.mark.slow
 def test_sweep_runs_every_job(tmp_path):
     script(
         "train_agent.py",
@@ -91,7 +92,6 @@ def test_sweep_runs_every_job(tmp_path):
     assert policies[0] != policies[1]
 
 
-@pytest.mark.slow
 def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
     arguments = ["task=quadratic", *TINY, "show_progress=false"]
     whole = tmp_path / "whole"
@@ -136,7 +136,6 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
     assert policies[0].fingerprint == policies[1].fingerprint
 
 
-@pytest.mark.slow
 def test_run_folder_names_the_runner_that_auto_took_and_resuming_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
     arguments = ["env.runner=auto", "agent.num_envs=1", f"output_root={tmp_path}"]
@@ -257,7 +256,6 @@ def test_policy_of_another_task_is_noted(run_dir, tmp_path):
     assert "name: trained on digits, evaluated on quadratic" in result.stdout
 
 
-@pytest.mark.slow
 def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path):
     done = script(
         "reproduce.py",
@@ -273,7 +271,6 @@ def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path):
     assert (tmp_path / "lazy_boundary.png").stat().st_size > 0
 
 
-@pytest.mark.slow
 def test_experiment_trains_its_agent_and_compares_it(tmp_path):
     script(
         "reproduce.py",

@@ -21,6 +21,7 @@ def crop_one_by_one(images: Tensor, crops: Tensor, padding: int, padding_mode: s
     return torch.stack(cropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("padding", [0, 1, 4])
 @pytest.mark.parametrize("shape", [(200, 3, 32, 32), (50, 1, 28, 28), (20, 2, 5, 7)])

@@ -296,6 +296,7 @@ def test_altered_local_archive_is_refused_though_the_cache_has_all_files(tmp_pat
 # Fashion-MNIST and CIFAR-10
 
 
+@pytest.mark.slow
 def test_fashion_mnist_has_the_documented_shapes(fashion_mnist: ImageData) -> None:
     assert _shapes(fashion_mnist) == [(55000, 1, 28, 28), (5000, 1, 28, 28), (10000, 1, 28, 28)]
 

@@ -314,6 +314,7 @@ def test_more_privileged_windows_than_the_text_has_are_refused() -> None:
         make_task(num_privileged=1000).start(0)
 
 
+@pytest.mark.slow
 @NEEDS_TEXT
 def test_a_gpt_learns_shakespeare(use_text: Callable[[TextData], None]) -> None:
     use_text(load_text("shakespeare"))

@@ -56,6 +56,7 @@ def test_convolutional_networks_take_any_image_size(name: str, size: int) -> Non
     assert MODELS[name](3, 10)(images(2, 3, size)).shape == (2, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_normalization_gives_finite_logits_and_gradients(

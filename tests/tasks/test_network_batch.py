@@ -101,6 +101,7 @@ def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
         torch.testing.assert_close(row, expected_row, rtol=0.0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: str) -> None:

@@ -161,6 +161,7 @@ def check_mean(samples: Tensor, expected: Tensor) -> None:
     assert bool(((samples.mean(0) - expected).abs() <= TOLERANCE * standard_error + rounding).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("with_replacement", [False, True])
 @pytest.mark.parametrize("noise", NOISES)
@@ -408,6 +409,7 @@ def test_factors_stay_non_negative(seed: int, lr: float, noise: str, optimizer: 
         assert not any(bool((parameter < 0).any()) for parameter in run.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("lr", [0.01, 1.0, 1e6])
@@ -718,6 +720,7 @@ def scaled(values: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     return {name: value * powers[name] for name, value in values.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [4.0**5, 4.0**-4])
 @pytest.mark.parametrize(("noise", "cap_kind", "update"), CAPPED)
 def test_capped_runs_are_exactly_equivariant_under_powers_of_four(

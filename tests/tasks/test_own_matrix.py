@@ -70,6 +70,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matrix_of_any_kind_is_factorized_as_float32(kind: str) -> None:
     found = factorized(KINDS[kind]())

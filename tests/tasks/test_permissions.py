@@ -48,6 +48,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_file_without_read_permission_is_named(text: Path, tmp_path: Path) -> None:
     text.chmod(0o000)
@@ -55,6 +56,7 @@ def test_a_file_without_read_permission_is_named(text: Path, tmp_path: Path) -> 
     assert message == "data/shakespeare/input.txt cannot be read: permission denied\n"
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_folder_that_may_not_be_entered_is_not_taken_for_empty(
     text: Path, tmp_path: Path

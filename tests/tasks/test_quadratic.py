@@ -193,6 +193,7 @@ def returns_of_all_sequences(
     return np.array(returns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIONS)
 @pytest.mark.parametrize("interval_steps", [1, 3])
 @pytest.mark.parametrize("initial_lr", [0.05, 0.4])

@@ -100,6 +100,7 @@ def global_generators() -> list[Any]:
     return [torch.get_rng_state(), random.getstate(), torch.from_numpy(keys.copy()), position]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_two_runs_of_one_seed_have_identical_losses_and_parameters(
@@ -137,6 +138,7 @@ def test_runs_of_different_seeds_differ_in_start_and_losses(name: str) -> None:
     assert all(a != b for a, b in [*losses][1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("num_steps", MID_RUN)
@@ -165,6 +167,7 @@ def test_state_continues_in_a_run_of_another_seed(name: str) -> None:
     assert advance(resumed, 5) == advance(run, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_state_is_not_changed_by_the_run_it_was_taken_from(name: str, optimizer: str) -> None:

@@ -154,6 +154,7 @@ def test_cache_that_cannot_be_written_costs_no_data(cache: Path) -> None:
     assert share_tensors(path(), Maker(), source="one")["x"][0, 0] == 1.0
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_at_once_one_makes_the_file(cache: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         made = pool.map(share_slowly_made, range(2), chunksize=1)

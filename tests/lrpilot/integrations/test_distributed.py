@@ -27,6 +27,7 @@ def test_all_ranks_get_the_same_mean_in_float64() -> None:
     assert of_float32 == pytest.approx(of_float, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_nan_on_one_rank_is_nan_on_all() -> None:
     ranks = run_ranks("mean_of", [0.1, None])
     assert all(math.isnan(mean) for rank in ranks for mean in rank)

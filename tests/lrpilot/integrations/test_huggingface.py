@@ -155,6 +155,7 @@ def test_the_scheduler_sees_the_losses_that_the_trainer_logs(
     assert scheduler.losses == logged(trainer, "loss")
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_weigh_as_their_numbers_of_labels(tmp_path: Path) -> None:
     whole = train(make_trainer(tmp_path, language_model(), per_device_train_batch_size=14))
     split = train(
@@ -223,6 +224,7 @@ def test_evaluation_does_not_leak_into_the_training_loss(tmp_path: Path) -> None
     assert evaluated.losses == plain.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", ["loss", "greedy", "policy"])
 def test_resuming_from_a_checkpoint_continues_bit_for_bit(

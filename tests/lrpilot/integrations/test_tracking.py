@@ -64,6 +64,7 @@ def wandb_history(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
+@pytest.mark.slow
 def test_wandb_shows_decisions_on_the_runs_own_step_axis(tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     scheduler = capped_scheduler()
