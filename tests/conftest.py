@@ -1,4 +1,4 @@
-"""One thread per process, since the tests' networks are too small for more; the user's data stays."""
+"""One thread per process: the networks are too small for more. The user's data stays as it is."""
 
 import os
 from collections.abc import Iterator
