@@ -72,5 +72,7 @@ def private_bytes_per_worker(num_train):
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
 def test_a_worker_has_no_copy_of_its_own():
     num_bytes = (55_000 - BATCH_SIZE) * 28 * 28 * 4
-    more = private_bytes_per_worker(55_000) - private_bytes_per_worker(BATCH_SIZE)
+    least = private_bytes_per_worker(BATCH_SIZE)
+    # what an allocator keeps comes and goes; a copy would be there every time
+    more = min(private_bytes_per_worker(55_000) - least for _ in range(2))
     assert more < num_bytes / 5
