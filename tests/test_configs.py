@@ -77,6 +77,7 @@ def test_a_rollout_is_whole_episodes():
     assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_instantiates(scheduler):
     cfg = composed("evaluate", f"scheduler=[{scheduler}]")

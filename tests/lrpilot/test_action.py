@@ -127,6 +127,7 @@ def test_an_action_outside_its_range_is_refused(action: float) -> None:
         plain_action().apply(action, multiplier=1.0, progress=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -104,6 +104,7 @@ def test_the_largest_eigenvalue_of_a_network_is_that_of_its_exact_hessian(seed: 
     assert measured.value <= exact * (1 + 1e-12) <= measured.value + measured.residual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 @pytest.mark.parametrize("shift", [-20.0, 0.0, 20.0])
 def test_the_largest_eigenvalue_is_found_where_others_are_larger_in_size(

@@ -153,6 +153,7 @@ def test_an_added_group_is_in_the_cap() -> None:
     assert lrs_of(optimizer) == [pytest.approx(0.005), 0.05]
 
 
+@pytest.mark.slow
 @every_scheduler
 def test_a_run_with_an_added_group_is_resumed_bit_identically(name: str) -> None:
     whole = Training(name)
@@ -211,6 +212,7 @@ def test_in_a_sequence_it_begins_at_the_initial_lr(name: str) -> None:
     assert scheduler.last_epoch == 0
 
 
+@pytest.mark.slow
 @every_scheduler
 def test_a_warm_up_from_0_may_precede(name: str) -> None:
     optimizer = sgd(0.1)

@@ -303,6 +303,7 @@ def test_finite_losses_never_leave_what_is_reachable(
         assert lowest <= lr <= highest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("hold", [0, 3])
 @pytest.mark.parametrize("num", [11, 24, 100])
@@ -356,6 +357,7 @@ def test_a_simulation_has_the_lrs_of_a_run(semantics: str) -> None:
 # ---- arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

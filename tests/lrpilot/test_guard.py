@@ -191,6 +191,7 @@ def test_a_detector_survives_extreme_losses(loss: float) -> None:
 # ---- backing off and recovering
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_healthy_training_has_the_wrapped_learning_rates(name: str) -> None:
     first, second = sgd(0.1, 0.03), sgd(0.1, 0.03)
@@ -342,6 +343,7 @@ def test_an_observed_loss_counts_at_the_next_step_once() -> None:
 # ---- caps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_cap_limits_any_scheduler_without_touching_its_recursion(name: str) -> None:
     first, second = sgd(0.1, 0.03), sgd(0.1, 0.03)

@@ -267,6 +267,7 @@ def test_on_a_quadratic_the_lr_settles_within_a_factor_2_of_the_best_constant(
     assert (eigenvalues * w.detach().square()).sum().item() / 2 < 1e-4 * first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hyper_lr", [1e-4, 1e-2, 1.0, 1e3])
 @pytest.mark.parametrize("level", LEVELS)
 def test_with_a_cap_no_additive_hyper_lr_diverges(level: str, hyper_lr: float) -> None:
@@ -305,6 +306,7 @@ def logistic_loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.nn.functional.softplus(-y * (x @ w)).mean() + 0.005 * w.square().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("name", "lr", "num_steps"),

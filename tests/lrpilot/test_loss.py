@@ -47,6 +47,7 @@ NO_NUMBERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", NO_NUMBERS, ids=repr)
 def test_what_is_no_number_is_refused(loss: Any) -> None:
     with pytest.raises(TypeError, match="`loss` must be a number or a tensor of one element, got"):

@@ -147,6 +147,7 @@ def test_a_loss_that_is_not_finite_starts_a_new_window(bad: float) -> None:
     assert verdicts(rule_of(), losses) == [(31, -1, "not finite"), (71, 1, "fall")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spike", [1e30, -1e30, 1.7e308, 0.0])
 @pytest.mark.parametrize("position", [0, 20, 39])
 def test_a_spike_anywhere_does_not_hide_a_fall(spike: float, position: int) -> None:

@@ -121,6 +121,7 @@ def compare(task: ModelTask) -> None:
         torch.testing.assert_close(row, expected_row, rtol=0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("changes", BATCHED)
 def test_batched_runs_equal_single_runs_in_float64(changes: str, optimizer: str) -> None:

@@ -215,6 +215,7 @@ def save_foreign(path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_a_file_that_holds_no_matrix_is_refused_in_words(case: str, tmp_path: Path) -> None:
     name, save, message = BAD_FILES[case]
@@ -245,6 +246,7 @@ def altered(value: float) -> np.ndarray:
     return matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

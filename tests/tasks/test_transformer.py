@@ -34,6 +34,7 @@ def random_tokens(*shape: int) -> Tensor:
     return torch.randint(1, NUM_TOKENS, shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", range(LENGTH))
 def test_future_tokens_do_not_change_past_logits(changed: int) -> None:
     gpt, tokens = make_gpt(), random_tokens(4, LENGTH)
