@@ -1,4 +1,4 @@
-"""TorchScheduler: how torch calls a scheduler, the same in every version of torch from 2.5 on."""
+"""TorchScheduler: how torch calls a scheduler (tested with the versions in constraints*.txt)."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
