@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from lrpilot import ClockSpec, Guard, ObservationSpec, Policy, PolicyLR
 from tests.lrpilot.test_policy_lr import constant_policy, losses, random_policy
@@ -150,3 +151,11 @@ def test_a_policy_of_the_named_groups_can_be_simulated() -> None:
     policy = random_policy(groups=("progress", "loss", "lr"))
     assert policy.observation == ObservationSpec(("progress", "loss", "lr"))
     assert len(PolicyLR.simulate([1.0] * 20, policy, total_steps=20)) == 21
+
+
+def test_a_loss_may_be_an_array_of_one_element_and_never_complex() -> None:
+    scheduler = PolicyLR(SGD([torch.ones(3)], lr=0.1), "cifar", total_steps=400)
+    scheduler.observe(np.array([0.5]))
+    assert scheduler.controller.observer.initial_loss == 0.5
+    with pytest.raises(TypeError, match="`loss` must be a"):
+        scheduler.observe(np.complex64(0.5))
