@@ -17,10 +17,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.algorithms import Agent
-from agents.metrics import RolloutRecorder
-from agents.sb3 import agent_state, load_agent_state
-from agents.stop_signal import StopSignal
+from lrpilot.agents.algorithms import Agent
+from lrpilot.agents.metrics import RolloutRecorder
+from lrpilot.agents.sb3 import agent_state, load_agent_state
+from lrpilot.agents.stop_signal import StopSignal
 from lrpilot.files import write_whole
 
 FILE_NAME = "checkpoint.pt"

@@ -13,8 +13,8 @@ from stable_baselines3 import SAC
 from torch import nn
 
 import lrpilot
-from agents.algorithms import Agent
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot.agents.algorithms import Agent
 
 Array = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from agents.tracking import Tracker
+from lrpilot.agents.tracking import Tracker
 from lrpilot.files import append, write_whole
 
 FIELDS = (

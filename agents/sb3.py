@@ -10,7 +10,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import SAC
 from torch import Tensor
 
-from agents.algorithms import Agent
+from lrpilot.agents.algorithms import Agent
 
 _COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
 

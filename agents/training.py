@@ -11,15 +11,15 @@ from typing import Any
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import checkpoint
-from agents.algorithms import Agent, env_steps_before_update
-from agents.export import export_policy, import_policy, versions
-from agents.metrics import RolloutRecorder
-from agents.stop_signal import StopSignal
-from agents.tracking import Tracker
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot.agents import checkpoint
+from lrpilot.agents.algorithms import Agent, env_steps_before_update
+from lrpilot.agents.export import export_policy, import_policy, versions
+from lrpilot.agents.metrics import RolloutRecorder
+from lrpilot.agents.stop_signal import StopSignal
+from lrpilot.agents.tracking import Tracker
 from lrpilot.files import write_whole
-from lrpilot.policy import FILE_NAME as POLICY_FILE
+from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
 
 AGENT_FILE = "agent.zip"
 METRICS_FILE = "metrics.csv"

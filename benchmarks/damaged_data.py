@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from evaluation.report import format_table
-from tasks.archives import DataError, Official, read_archive, read_file
-from tasks.own_matrix import normalize_matrix, read_matrix, to_tensor
-from tasks.shared_tensors import share_tensors
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.data.archives import DataError, Official, read_archive, read_file
+from lrpilot.tasks.data.own_matrix import normalize_matrix, read_matrix, to_tensor
+from lrpilot.tasks.data.shared_tensors import share_tensors
 
 NUM_CASES = 200
 CONTENT = random.Random(0).randbytes(200_000)

@@ -28,18 +28,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_loops import bare_steps
-from envs import LRControlEnv, WorkerVecEnv, make_vec_env
-from evaluation.report import format_table
-from tasks.archives import DataError
-from tasks.cnn import ImageTask
-from tasks.gpt import GPTTask
-from tasks.image_models import lenet, mlp, resnet9, resnet18, small_cnn
-from tasks.lazy import LazyTask
-from tasks.lora import LoRATask
-from tasks.runs import Task
-from tasks.sentences import SentenceTask
-from tasks.small_networks import SmallNetworkTask
-from tasks.width import WidthTask
+from lrpilot.envs import LRControlEnv, WorkerVecEnv, make_vec_env
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.images.models import lenet, mlp, resnet9, resnet18, small_cnn
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.language.gpt import GPTTask
+from lrpilot.tasks.language.lora import LoRATask
+from lrpilot.tasks.language.sentences import SentenceTask
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.theory.lazy import LazyTask
+from lrpilot.tasks.theory.width import WidthTask
 
 INTERVAL_STEPS = 10
 REWARDS = ("training", "privileged")

@@ -25,12 +25,12 @@ import torch
 from benchmarks.env_cost import seconds_of
 from benchmarks.plain_loops import bare_steps
 from benchmarks.policy_cost import LOSS_GROUPS
-from envs import LRControlEnv, LRControlVecEnv
-from evaluation.report import format_table
 from lrpilot import ObservationSpec
-from tasks.archives import DataError
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp
+from lrpilot.envs import LRControlEnv, LRControlVecEnv
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.images.models import mlp
+from lrpilot.tasks.images.task import ImageTask
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "loss": {"observation": ObservationSpec(LOSS_GROUPS), "reward": "training"},

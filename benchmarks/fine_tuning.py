@@ -27,17 +27,17 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evaluation.provenance import describe_provenance
-from evaluation.report import format_table
-from evaluation.schedules import linear
-from lrpilot.policy_lr import PolicyLR
-from tasks.archives import DataError
-from tasks.cnn import ImageRun, ImageTask
-from tasks.data import ImageData, load_image_data
-from tasks.gpt import GPTRun
-from tasks.image_models import mlp
-from tasks.lora import LoRATask
-from tasks.text_data import TextData, load_text
+from lrpilot.evaluation.methods.schedules import linear
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.report import format_table
+from lrpilot.schedulers.policy_lr import PolicyLR
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.data.images import ImageData, load_image_data
+from lrpilot.tasks.data.texts import TextData, load_text
+from lrpilot.tasks.images.models import mlp
+from lrpilot.tasks.images.task import ImageRun, ImageTask
+from lrpilot.tasks.language.gpt import GPTRun
+from lrpilot.tasks.language.lora import LoRATask
 
 NUM_CHARACTERS = 30_000
 NUM_STEPS = 300  # both policies were trained on runs of this length

@@ -22,10 +22,10 @@ from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from evaluation.report import format_table
-from lrpilot.curvature import CurvatureCap
-from lrpilot.guard import Guard
-from tasks.cnn import lenet
+from lrpilot.caps.curvature import CurvatureCap
+from lrpilot.evaluation.report import format_table
+from lrpilot.schedulers.guard.scheduler import Guard
+from lrpilot.tasks.images.task import lenet
 
 BATCH_SIZE = 128
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -21,9 +21,9 @@ import torch
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
-from evaluation.report import format_table
-from lrpilot.hypergradient import LEVELS, UPDATES, HypergradientLR
-from tasks.cnn import lenet
+from lrpilot.evaluation.report import format_table
+from lrpilot.schedulers.hypergradient.scheduler import LEVELS, UPDATES, HypergradientLR
+from lrpilot.tasks.images.task import lenet
 
 BATCH_SIZE = 128
 LR = 1e-6  # all trainings stay at the same network, however many steps they make

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.report import format_table
-from lrpilot.line_search import LineSearchLR
-from tasks.cnn import lenet
+from lrpilot.evaluation.report import format_table
+from lrpilot.schedulers.line_search.scheduler import LineSearchLR
+from lrpilot.tasks.images.task import lenet
 
 BATCH = 128
 

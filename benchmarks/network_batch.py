@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from evaluation.report import format_table
-from tasks.cnn import ImageTask
-from tasks.gpt import GPTTask
-from tasks.image_models import mlp, small_cnn
-from tasks.runs import Task
-from tasks.sentences import SentenceTask
-from tasks.small_networks import SmallNetworkTask
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.images.models import mlp, small_cnn
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.language.gpt import GPTTask
+from lrpilot.tasks.language.sentences import SentenceTask
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
 
 TOTAL_STEPS = 300
 NUM_LOOPED = 16

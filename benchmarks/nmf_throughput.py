@@ -21,11 +21,11 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from envs import LRControlEnv, LRControlVecEnv
-from evaluation.report import format_table
 from lrpilot import ActionSpec
-from lrpilot.caps import segment_cap
-from tasks.nmf import NMFTask
+from lrpilot.caps.cap import segment_cap
+from lrpilot.envs import LRControlEnv, LRControlVecEnv
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.nmf.task import NMFTask
 
 TASK = partial(
     NMFTask,

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.cnn import ImageTask
-from tasks.data import load_image_data
-from tasks.gpt import GPTTask
-from tasks.lazy import LazyTask
-from tasks.runs import Task
-from tasks.sentences import SentenceTask
-from tasks.small_networks import SmallNetworkTask
-from tasks.transformer import PADDING
-from tasks.width import WidthTask
+from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.language.gpt import GPTTask
+from lrpilot.tasks.language.sentences import SentenceTask
+from lrpilot.tasks.language.transformer import PADDING
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.theory.lazy import LazyTask
+from lrpilot.tasks.theory.width import WidthTask
 
 
 def bare_steps(task: Task) -> Iterator[None]:

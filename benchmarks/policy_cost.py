@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from evaluation.report import format_table
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy, PolicyLR
-from lrpilot.observation import FEATURES
-from tasks.archives import DataError
-from tasks.cnn import ImageTask
+from lrpilot.evaluation.report import format_table
+from lrpilot.policy.observation import FEATURES
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.images.task import ImageTask
 
 INTERVAL_STEPS = 10
 DEPLOYED_INTERVAL_STEPS = (20, 333)  # 30 decisions in 600 (the CIFAR-10 task) and in 10,000 steps

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import trange
 
-from evaluation.provenance import describe_provenance
-from evaluation.report import format_table
-from evaluation.schedules import one_cycle
-from tasks.archives import DataError
-from tasks.cnn import ImageRun, ImageTask
-from tasks.image_models import resnet9
-from tasks.supervised import PRECISIONS
+from lrpilot.evaluation.methods.schedules import one_cycle
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.images.models import resnet9
+from lrpilot.tasks.images.task import ImageRun, ImageTask
+from lrpilot.tasks.networks.supervised import PRECISIONS
 
 
 def parse_arguments() -> argparse.Namespace:

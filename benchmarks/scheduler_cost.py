@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers.optimization import GreedyLR as HuggingFaceGreedyLR
 
-from evaluation.report import format_table
-from lrpilot.adaptive_lr import idle_optimizer
-from lrpilot.greedy_lr import GreedyLR
+from lrpilot.evaluation.report import format_table
+from lrpilot.schedulers.base import idle_optimizer
+from lrpilot.schedulers.greedy.scheduler import GreedyLR
 
 Contender = tuple[Callable[[Optimizer], Any], bool]
 

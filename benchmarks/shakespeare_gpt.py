@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tasks.archives import DataError
-from tasks.gpt import GPTTask
+from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.language.gpt import GPTTask
 
 MAX_LR = 1e-3
 MIN_LR = 1e-4

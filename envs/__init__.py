@@ -1,11 +1,11 @@
 """Gymnasium environments that wrap inner training runs."""
 
-from envs.gymnasium_envs import LRControlVectorEnv, make_vector_env
-from envs.lr_control import LRControlEnv
-from envs.runners import make_vec_env, runner_of
-from envs.vec_lr_control import LRControlVecEnv
-from envs.worker_vec_env import WorkerError, WorkerVecEnv
 from lrpilot import environment
+from lrpilot.envs.gymnasium_envs import LRControlVectorEnv, make_vector_env
+from lrpilot.envs.lr_control import LRControlEnv
+from lrpilot.envs.runners import make_vec_env, runner_of
+from lrpilot.envs.vec_lr_control import LRControlVecEnv
+from lrpilot.envs.worker_vec_env import WorkerError, WorkerVecEnv
 
 __all__ = [
     "LRControlEnv",

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrpilot.action import ActionSpec
-from lrpilot.observation import (
+from lrpilot.policy.action import ActionSpec
+from lrpilot.policy.observation import (
     FEATURE_LIMIT,
     LONG_DECAY,
     LOSS_CEILING,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.runs import Task
+from lrpilot.tasks.runs import Task
 
 # evaluation takes its seeds from here upwards, so an agent never sees them
 FIRST_EVALUATION_SEED = 2**30

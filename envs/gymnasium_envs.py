@@ -9,10 +9,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.lr_control import LRControlEnv
-from envs.vec_lr_control import LRControlVecEnv
-from tasks.runs import Task
-from tasks.shipped import load_task
+from lrpilot.envs.lr_control import LRControlEnv
+from lrpilot.envs.vec_lr_control import LRControlVecEnv
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.shipped import load_task
 
 __all__ = ["LRControlEnv", "LRControlVectorEnv", "make_vector_env"]
 

@@ -11,15 +11,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.episodes import FIRST_EVALUATION_SEED, Episodes
-from lrpilot.action import ActionSpec
-from lrpilot.brake import DIVERGENCE_FACTOR
-from lrpilot.controller import ClockSpec, Controller
-from lrpilot.edge_distance import EdgeDistance
+from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, Episodes
 from lrpilot.loss import read_numbers
-from lrpilot.observation import FEATURE_LIMIT, ObservationSpec
-from tasks.runs import Run, Task
-from tasks.shipped import load_task
+from lrpilot.policy.action import ActionSpec
+from lrpilot.policy.brake import DIVERGENCE_FACTOR
+from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.edge_distance import EdgeDistance
+from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
+from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.shipped import load_task
 
 __all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 

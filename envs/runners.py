@@ -18,13 +18,13 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import lrpilot
-from envs.lr_control import LRControlEnv
-from envs.vec_lr_control import LRControlVecEnv
-from envs.worker_vec_env import WorkerVecEnv
+from lrpilot.envs.lr_control import LRControlEnv
+from lrpilot.envs.vec_lr_control import LRControlVecEnv
+from lrpilot.envs.worker_vec_env import WorkerVecEnv
 from lrpilot.files import write_whole
-from tasks.files import cache_folder
-from tasks.runs import Task
-from tasks.shipped import load_task
+from lrpilot.tasks.data.files import cache_folder
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.shipped import load_task
 
 # in the order in which a tie is decided
 RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}

@@ -9,10 +9,10 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.batch_controller import BatchController, Floats, Mask
-from envs.indices import selected
-from envs.lr_control import LEVEL_FLOOR, LRControlEnv
-from tasks.runs import Task
+from lrpilot.envs.batch_controller import BatchController, Floats, Mask
+from lrpilot.envs.indices import selected
+from lrpilot.envs.lr_control import LEVEL_FLOOR, LRControlEnv
+from lrpilot.tasks.runs import Task
 
 Array = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import CloudpickleWrapper, DummyVecEnv, VecEnv
 
-from envs.indices import selected
+from lrpilot.envs.indices import selected
 
 Array = NDArray[np.float32]
 

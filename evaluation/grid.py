@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot import Policy, PolicyLR
-from lrpilot.adaptive_lr import AdaptiveLR
-from lrpilot.line_search import LineSearchLR
-from tasks.runs import OptimizerFactory, Run, Task
+from lrpilot.schedulers.base import AdaptiveLR
+from lrpilot.schedulers.line_search.scheduler import LineSearchLR
+from lrpilot.tasks.runs import OptimizerFactory, Run, Task
 
 Scheduler = Callable[..., LRScheduler]
 

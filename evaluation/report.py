@@ -11,8 +11,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.grid import Result
-from evaluation.statistics import MIN_SEEDS, Rows, best_factor, mean_and_spread, select, unique
+from lrpilot.evaluation.grid import Result
+from lrpilot.evaluation.statistics import (
+    MIN_SEEDS,
+    Rows,
+    best_factor,
+    mean_and_spread,
+    select,
+    unique,
+)
 from lrpilot.files import write_whole
 
 matplotlib.use("Agg")

@@ -1,6 +1,6 @@
 """Seeds of evaluation: disjoint ranges above those that agents are trained on."""
 
-from envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 
 __all__ = ["FIRST_EVALUATION_SEED", "FIRST_REPLAY_SEED", "FIRST_TUNING_SEED"]
 

@@ -17,14 +17,14 @@ from stable_baselines3 import PPO
 from torch import nn
 from tqdm import tqdm
 
-from agents.tracking import Tracker
-from agents.training import train_agent
-from envs import make_vec_env
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation.grid import Method, deployed, train_grid
-from evaluation.schedules import cosine
 from lrpilot import Policy
-from tasks.from_model import ModelTask, from_model
+from lrpilot.agents.tracking import Tracker
+from lrpilot.agents.training import train_agent
+from lrpilot.envs import make_vec_env
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.evaluation.methods.schedules import cosine
+from lrpilot.tasks.networks.from_model import ModelTask, from_model
 
 NUM_ENVS = 64
 EPISODE = 29  # decisions of an agent in a run: one for each of 30 intervals but the first

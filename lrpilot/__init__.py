@@ -1,19 +1,19 @@
 """Learning-rate schedules that learn: run a learned policy as a PyTorch scheduler."""
 
 from lrpilot import environment
-from lrpilot.action import ActionSpec
-from lrpilot.adaptive_lr import AdaptiveLR
-from lrpilot.caps import Cap
-from lrpilot.controller import ClockSpec, Controller
-from lrpilot.curvature import CurvatureCap
-from lrpilot.decision_log import Decision, DecisionLog
-from lrpilot.greedy_lr import GreedyLR
-from lrpilot.guard import DivergenceError, Guard
-from lrpilot.hypergradient import HypergradientLR
-from lrpilot.line_search import LineSearchLR
-from lrpilot.observation import ObservationSpec, Observer
-from lrpilot.policy import Policy, PolicyFileError
-from lrpilot.policy_lr import PolicyLR
+from lrpilot.caps.cap import Cap
+from lrpilot.caps.curvature import CurvatureCap
+from lrpilot.policy.action import ActionSpec
+from lrpilot.policy.actor import Policy, PolicyFileError
+from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.observation import ObservationSpec, Observer
+from lrpilot.schedulers.base import AdaptiveLR
+from lrpilot.schedulers.decision_log import Decision, DecisionLog
+from lrpilot.schedulers.greedy.scheduler import GreedyLR
+from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
+from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
+from lrpilot.schedulers.line_search.scheduler import LineSearchLR
+from lrpilot.schedulers.policy_lr import PolicyLR
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The environment's name in Gymnasium; the environment itself is in a checkout of the project."""
+"""The environment's name in Gymnasium, known as soon as both packages are imported."""
 
 import importlib
 import sys
@@ -31,12 +31,10 @@ def make_vector(task: Any = None, **arguments: Any) -> Any:
 
 def _environments() -> ModuleType:
     try:
-        return importlib.import_module("envs.gymnasium_envs")
+        return importlib.import_module("lrpilot.envs.gymnasium_envs")
     except ModuleNotFoundError as error:
-        if error.name not in ("envs", "envs.gymnasium_envs"):
+        if (error.name or "").startswith("lrpilot"):
             raise
         raise ModuleNotFoundError(
-            f"{ENV_ID} is not part of the installed package, which runs policies only: get the "
-            'project\'s source, and install it there with `pip install -e ".[research]"`',
-            name=error.name,
+            f'{ENV_ID} needs `pip install "lrpilot[research]"`: {error}', name=error.name
         ) from None

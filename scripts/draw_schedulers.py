@@ -20,11 +20,11 @@ from matplotlib import pyplot as plt
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from evaluation.adaptive import guarded_cosine
-from evaluation.provenance import describe_provenance
-from evaluation.report import format_table
 from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR
-from tasks.cnn import ImageRun, ImageTask
+from lrpilot.evaluation.methods.adaptive import guarded_cosine
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.images.task import ImageRun, ImageTask
 
 Make = Callable[[ImageRun, int], Any]
 

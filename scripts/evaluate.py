@@ -18,11 +18,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation import report
-from evaluation.grid import Method, deployed, train_grid
-from evaluation.provenance import describe_provenance
 from lrpilot import Policy
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation import report
+from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.evaluation.provenance import describe_provenance
 from scripts.jobs import run_job, run_script
 
 

@@ -21,13 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agents.checkpoint import CheckpointError
-from agents.training import without_folders
-from envs import WorkerError
 from lrpilot import PolicyFileError
+from lrpilot.agents.checkpoint import CheckpointError
+from lrpilot.agents.training import without_folders
+from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
+from lrpilot.tasks.data.archives import DataError
 from scripts.overrides import check_overrides, plain
-from tasks.archives import DataError
 
 CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"

@@ -19,11 +19,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from agents.tracking import Tracker
-from agents.training import train_agent, without_folders
-from envs import runner_of
-from evaluation.provenance import describe_provenance
 from lrpilot import Policy
+from lrpilot.agents.tracking import Tracker
+from lrpilot.agents.training import train_agent, without_folders
+from lrpilot.envs import runner_of
+from lrpilot.evaluation.provenance import describe_provenance
 from scripts.jobs import run_job, run_script, write_config
 from scripts.overrides import is_given, plain
 

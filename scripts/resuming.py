@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from agents import checkpoint
-from agents.training import has_results
+from lrpilot.agents import checkpoint
+from lrpilot.agents.training import has_results
 from scripts.overrides import given_overrides, plain
 
 # what decides how the training goes on

@@ -17,11 +17,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation.nmf_stress import count_diverged, transfer_row
-from evaluation.provenance import describe_provenance
-from evaluation.report import format_table, write_table
 from lrpilot import Policy
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.experiments.nmf.stress import count_diverged, transfer_row
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.report import format_table, write_table
 from scripts.jobs import run_job, run_script
 
 

@@ -19,11 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from agents import checkpoint
-from agents.training import train_agent
-from envs import WorkerError, runner_of
-from evaluation.provenance import describe_provenance
 from lrpilot import Policy
+from lrpilot.agents import checkpoint
+from lrpilot.agents.training import train_agent
+from lrpilot.envs import WorkerError, runner_of
+from lrpilot.evaluation.provenance import describe_provenance
 from scripts.jobs import run_job, run_script, write_config
 from scripts.overrides import as_argument, given_overrides, key_of, plain
 from scripts.resuming import find_run_dir, resumed_config, settings_of

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.runs import BatchedRuns, OptimizerFactory, Run, Task
+from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrpilot.action import ActionSpec, anchor_factor
-from tasks.runs import Run, Task
+from lrpilot.policy.action import ActionSpec, anchor_factor
+from lrpilot.tasks.runs import Run, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ import random
 import torch
 from torch import Tensor
 
-from tasks.text_data import SentenceData, TextData, encode_characters
-from tasks.transformer import PADDING
+from lrpilot.tasks.data.texts import SentenceData, TextData, encode_characters
+from lrpilot.tasks.language.transformer import PADDING
 
 NUM_WORDS = 30
 LONGEST = 9

@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot.action import ActionSpec
+from lrpilot.policy.action import ActionSpec
 
 
 def plain_action(

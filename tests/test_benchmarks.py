@@ -8,7 +8,7 @@ from benchmarks.damaged_data import NUM_CASES
 from benchmarks.damaged_data import measure as measure_damaged
 from benchmarks.fine_tuning import PROBLEMS, fine_tune, schedulers
 from benchmarks.network_batch import Case, gpu_cases, measure
-from tasks.archives import DataError
+from lrpilot.tasks.data.archives import DataError
 
 CASES = gpu_cases(device="cpu")
 

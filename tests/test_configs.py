@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
-from agents.tracking import Tracker
-from envs import LRControlEnv
 from lrpilot import ActionSpec, Policy
-from tasks.runs import Task
+from lrpilot.agents.tracking import Tracker
+from lrpilot.envs import LRControlEnv
+from lrpilot.tasks.runs import Task
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))

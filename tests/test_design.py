@@ -14,7 +14,9 @@ from packaging.version import Version
 from torch.optim import lr_scheduler, optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("lrpilot", "tasks", "envs", "agents", "evaluation", "scripts", "benchmarks")
+PARTS = ("lrpilot", "tasks", "envs", "agents", "evaluation", "scripts", "benchmarks", "examples")
+# folders of the top level that are linked into the package
+LINKED = ("tasks", "envs", "agents", "evaluation", "conf")
 MAY_IMPORT = {
     "lrpilot": set(),
     "tasks": {"lrpilot"},
@@ -23,40 +25,74 @@ MAY_IMPORT = {
     "evaluation": {"lrpilot", "tasks", "envs", "agents"},
     "scripts": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
     "benchmarks": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
+    "examples": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
 }
 README = (ROOT / "README.md").read_text()
 
 
-def imported_parts(path):
+def files_of(part):
+    """The source files of a part; what is linked into lrpilot/ is a part of its own."""
+    return [
+        path
+        for path in sorted((ROOT / part).rglob("*.py"))
+        if not (part == "lrpilot" and path.relative_to(ROOT / part).parts[0] in LINKED)
+    ]
+
+
+def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        else:
-            continue
-        yield from {name.split(".")[0] for name in names} & set(PARTS)
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(module):
+    """The part to which the dotted name of a module of ours belongs, or None."""
+    names = module.split(".")
+    if names[0] == "lrpilot":
+        return names[1] if len(names) > 1 and names[1] in LINKED else "lrpilot"
+    return names[0] if names[0] in PARTS else None
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_flow_one_way(part):
-    files = list((ROOT / part).rglob("*.py"))
+    files = files_of(part)
     assert files
-    found = {(path.name, name) for path in files for name in imported_parts(path)}
+    found = {
+        (path.name, other)
+        for path in files
+        for other in {part_of(name) for name in imported_modules(path)} - {None}
+    }
+    # `from lrpilot.tasks import x` is an import of the part `tasks`
     forbidden = {pair for pair in found if pair[1] not in MAY_IMPORT[part] | {part}}
     assert not forbidden
 
 
+@pytest.mark.parametrize("part", LINKED[:4])
+def test_a_part_has_one_name(part):
+    """`tasks` is imported as `lrpilot.tasks`, everywhere: two names would be two modules."""
+    short = {
+        (path.name, name)
+        for folder in (*PARTS, "tests")
+        for path in files_of(folder)
+        for name in imported_modules(path)
+        if name.split(".")[0] == part
+    }
+    assert not short
+
+
 def test_only_scripts_see_a_dict_config():
     for part in PARTS:
-        for path in (ROOT / part).rglob("*.py"):
+        for path in files_of(part):
             if part != "scripts":
                 assert "omegaconf" not in path.read_text(), path
 
 
 PRIVATE_NAME = r"\bself\.(_[a-z]\w*)"
 # the files that know how torch calls a scheduler, and what an SB3 agent has in flight
-MAY_KNOW_PRIVATE_NAMES = {"lrpilot/torch_scheduler.py", "agents/sb3.py"}
+MAY_KNOW_PRIVATE_NAMES = {"lrpilot/schedulers/torch_scheduler.py", "agents/sb3.py"}
 
 
 def private_names_of_libraries():
@@ -70,7 +106,7 @@ def test_private_names_of_torch_and_sb3_are_used_in_one_file_each():
     texts = {
         path.relative_to(ROOT).as_posix(): path.read_text()
         for part in PARTS
-        for path in (ROOT / part).rglob("*.py")
+        for path in files_of(part)
     }
     others = {name: text for name, text in texts.items() if name not in MAY_KNOW_PRIVATE_NAMES}
     # a name that one of our own classes defines is its own
@@ -99,17 +135,14 @@ OF_TORCH = re.compile(
 
 
 def test_one_file_uses_the_private_names_of_schedulers_of_torch():
-    using = {
-        path.name for path in (ROOT / "lrpilot").rglob("*.py") if OF_TORCH.search(path.read_text())
-    }
+    using = {path.name for path in files_of("lrpilot") if OF_TORCH.search(path.read_text())}
     assert using == {"torch_scheduler.py"}
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_wheel_holds_lrpilot_alone():
-    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["lrpilot"]
+def test_a_training_job_needs_three_packages():
     needed = {Requirement(line).name for line in PROJECT["project"]["dependencies"]}
     assert needed == {"torch", "numpy", "safetensors"}
 
@@ -130,7 +163,7 @@ def test_both_ends_of_the_stated_range_are_tested(requirement):
     """CI installs the lowest version that is admitted, and the one of the README's test line."""
     (bound,) = requirement.specifier
     assert bound.operator == ">="
-    if requirement.name not in ("ruff", "mypy"):
+    if requirement.name not in ("ruff", "mypy", "hatchling"):
         lowest = Version(pins("constraints-lowest.txt")[requirement.name])
         assert lowest == Version(bound.version)
     assert Version(pins("constraints.txt")[requirement.name]) >= Version(bound.version)

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation.grid import Method, train
 from lrpilot import Policy, PolicyLR
-from tasks.quadratic import best_return
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.grid import Method, train
+from lrpilot.tasks.quadratic import best_return
 
 ROOT = Path(__file__).resolve().parents[1]
 

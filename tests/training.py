@@ -11,10 +11,10 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.tracking import Tracker
-from agents.training import train_agent
-from envs import LRControlEnv
-from tasks.quadratic import QuadraticTask
+from lrpilot.agents.tracking import Tracker
+from lrpilot.agents.training import train_agent
+from lrpilot.envs import LRControlEnv
+from lrpilot.tasks.quadratic import QuadraticTask
 
 
 def quadratic() -> QuadraticTask:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
-from lrpilot.observers import require_observers
+from lrpilot.schedulers.composition import require_observers
 
 
 class LossStepper:

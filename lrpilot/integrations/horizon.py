@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from lrpilot.torch_scheduler import milestones_of, parts_of
+from lrpilot.schedulers.torch_scheduler import milestones_of, parts_of
 
 
 def warn_of_other_horizon(scheduler: Any, num_steps: int) -> None:
@@ -17,7 +17,7 @@ def warn_of_other_horizon(scheduler: Any, num_steps: int) -> None:
         num_steps: how often the training loop will still step it.
 
     >>> from torch.optim.lr_scheduler import ConstantLR
-    >>> from lrpilot.adaptive_lr import idle_optimizer
+    >>> from lrpilot.schedulers.base import idle_optimizer
     >>> warn_of_other_horizon(ConstantLR(idle_optimizer(0.1)), 10)
     """
     for part, last_step in _with_last_steps(scheduler, _steps_made(scheduler) + num_steps):

@@ -14,7 +14,7 @@ from transformers import (
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
-from lrpilot.observers import require_observers
+from lrpilot.schedulers.composition import require_observers
 
 
 class LossCallback(TrainerCallback):

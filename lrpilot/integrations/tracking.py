@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lrpilot.decision_log import Decision
+from lrpilot.schedulers.decision_log import Decision
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

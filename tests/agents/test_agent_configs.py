@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from agents.tracking import Tracker
-from agents.training import train_agent
 from lrpilot import Policy
+from lrpilot.agents.tracking import Tracker
+from lrpilot.agents.training import train_agent
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))

@@ -16,9 +16,9 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import checkpoint
-from agents.tracking import Tracker
-from envs import LRControlEnv, WorkerVecEnv
+from lrpilot.agents import checkpoint
+from lrpilot.agents.tracking import Tracker
+from lrpilot.envs import LRControlEnv, WorkerVecEnv
 from tests.full_disk import full_disk
 from tests.training import PPO_TINY, SAC_TINY, policy_file, quadratic, run
 

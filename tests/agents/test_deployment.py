@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs import LRControlEnv
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation.grid import Method, train
 from lrpilot import Policy, PolicyLR
-from tasks.cnn import ImageTask
-from tasks.quadratic import QuadraticTask
+from lrpilot.envs import LRControlEnv
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.grid import Method, train
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action
 
 SGD = partial(torch.optim.SGD, momentum=0.9)

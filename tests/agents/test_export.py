@@ -6,9 +6,9 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from agents.export import export_policy
-from envs import LRControlEnv
-from tasks.quadratic import QuadraticTask
+from lrpilot.agents.export import export_policy
+from lrpilot.envs import LRControlEnv
+from lrpilot.tasks.quadratic import QuadraticTask
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from agents.tracking import TensorBoardTracker, WandbTracker
+from lrpilot.agents.tracking import TensorBoardTracker, WandbTracker
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import checkpoint
-from agents.tracking import Tracker
-from envs import LRControlEnv, LRControlVecEnv
 from lrpilot import ObservationSpec, Policy
-from tasks.cnn import ImageTask
-from tasks.nmf import NMFTask
+from lrpilot.agents import checkpoint
+from lrpilot.agents.tracking import Tracker
+from lrpilot.envs import LRControlEnv, LRControlVecEnv
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.nmf.task import NMFTask
 from tests.training import (
     ALGORITHMS,
     PPO_TINY,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs import LRControlEnv, LRControlVecEnv
-from envs.batch_controller import BatchController
 from lrpilot import ObservationSpec
-from lrpilot.controller import Controller
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
+from lrpilot.envs import LRControlEnv, LRControlVecEnv
+from lrpilot.envs.batch_controller import BatchController
+from lrpilot.policy.controller import Controller
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action
 
 GROUPS = ("progress", "loss", "lr")

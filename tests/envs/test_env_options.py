@@ -12,15 +12,15 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common import env_checker as sb3_env_checker
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
 from lrpilot import ObservationSpec
-from lrpilot.observation import FEATURES
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp
-from tasks.mixture import MixtureTask
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-from tasks.small_networks import SmallNetworkTask
+from lrpilot.envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
+from lrpilot.policy.observation import FEATURES
+from lrpilot.tasks.images.models import mlp
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.mixture import MixtureTask
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from tests.running import through_file
 from tests.scheduling import plain_action
 

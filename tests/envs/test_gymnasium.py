@@ -1,6 +1,5 @@
 """The environment under Gymnasium's own tools."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from gymnasium import wrappers
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import LRControlEnv, LRControlVectorEnv
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
+from lrpilot.envs import LRControlEnv, LRControlVectorEnv
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV_ID = "lrpilot/LRControl-v0"
@@ -25,21 +24,10 @@ NMF = NMFTask(name="nmf", shape=(8, 6), rank=2, batch_size=2, **COMMON)
 MODES = (None, "vector_entry_point")
 
 
-def run_python(program: str, *, without_checkout: Path | None = None) -> str:
-    """What a new process prints; without a checkout it finds the package lrpilot alone."""
-    if without_checkout is not None:
-        (without_checkout / "lrpilot").symlink_to(ROOT / "lrpilot")
-        program = (
-            "import os, sys; sys.path = [p for p in sys.path if not os.path.isdir(p + '/envs')]\n"
-            + program
-        )
+def run_python(program: str) -> str:
+    """What a new process in the checkout prints."""
     result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=without_checkout or ROOT,
-        env={**os.environ, "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return result.stdout.strip()
 
@@ -60,7 +48,8 @@ def play(env: Any, num_steps: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("imports", "name"), [("gymnasium, lrpilot", ENV_ID), ("lrpilot, gymnasium", f"envs:{ENV_ID}")]
+    ("imports", "name"),
+    [("gymnasium, lrpilot", ENV_ID), ("lrpilot, gymnasium", f"lrpilot.envs:{ENV_ID}")],
 )
 def test_the_name_is_known_once_lrpilot_is_imported_and_in_any_order_with_its_module(
     imports: str, name: str
@@ -70,15 +59,14 @@ def test_the_name_is_known_once_lrpilot_is_imported_and_in_any_order_with_its_mo
 
 
 @pytest.mark.slow
-def test_the_package_alone_says_that_the_environment_needs_a_checkout(tmp_path: Path) -> None:
+def test_without_the_research_packages_the_error_says_what_to_install() -> None:
     program = (
+        "import sys; sys.modules['hydra'] = sys.modules['stable_baselines3'] = None\n"
         "import gymnasium, lrpilot\n"
         f"try: gymnasium.make('{ENV_ID}', task='quadratic')\n"
         "except ModuleNotFoundError as error: print(error)"
     )
-    found = run_python(program, without_checkout=tmp_path)
-    assert found.startswith(f"{ENV_ID} is not part of the installed package")
-    assert 'pip install -e ".[research]"' in found
+    assert 'needs `pip install "lrpilot[research]"`' in run_python(program)
 
 
 def test_making_without_a_task_names_the_shipped_ones() -> None:

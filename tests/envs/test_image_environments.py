@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import envs  # noqa: F401 (registers the environment)
-from tasks.cnn import ImageTask
+import lrpilot.envs  # noqa: F401 (registers the environment)
+from lrpilot.tasks.images.task import ImageTask
 from tests.running import check_environment
 
 NEIGHBOUR = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -16,15 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common import env_checker as sb3_env_checker
 
-import envs
-from envs import LRControlEnv
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation.grid import Method, Result, train
 from lrpilot import ActionSpec, ObservationSpec, Policy, PolicyLR
-from tasks.cnn import ImageTask
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-from tasks.runs import OptimizerFactory, Task
+from lrpilot.envs import LRControlEnv
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.grid import Method, Result, train
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.runs import OptimizerFactory, Task
 from tests.running import through_file
 from tests.scheduling import plain_action
 
@@ -126,7 +125,7 @@ def test_stable_baselines3s_checker_passes_without_a_warning(name: str, reward: 
 def test_the_package_registers_the_env_under_its_id() -> None:
     spec = gymnasium.spec("lrpilot/LRControl-v0")
 
-    assert isinstance(spec.make(task=make_task("quadratic")).unwrapped, envs.LRControlEnv)
+    assert isinstance(spec.make(task=make_task("quadratic")).unwrapped, LRControlEnv)
 
 
 def test_gymnasiums_wrappers_can_wrap_a_made_env() -> None:

@@ -16,9 +16,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lrpilot
-from agents.tracking import Tracker
-from agents.training import train_agent
-from envs import (
+from lrpilot.agents.tracking import Tracker
+from lrpilot.agents.training import train_agent
+from lrpilot.envs import (
     LRControlEnv,
     LRControlVecEnv,
     WorkerError,
@@ -26,10 +26,10 @@ from envs import (
     make_vec_env,
     runner_of,
 )
-from envs.runners import choose_runner, fastest_runner, measure_runners, num_cores
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp
-from tasks.quadratic import QuadraticTask
+from lrpilot.envs.runners import choose_runner, fastest_runner, measure_runners, num_cores
+from lrpilot.tasks.images.models import mlp
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.quadratic import QuadraticTask
 
 NUM_ENVS = 3
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs import WorkerVecEnv, make_vec_env
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp, small_cnn
+from lrpilot.envs import WorkerVecEnv, make_vec_env
+from lrpilot.tasks.images.models import mlp, small_cnn
+from lrpilot.tasks.images.task import ImageTask
 
 NEIGHBOUR = Path(__file__).resolve().parents[3] / "shared" / "data"
 FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir() else None)

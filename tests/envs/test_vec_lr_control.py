@@ -6,12 +6,12 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
-from envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
 from lrpilot import ObservationSpec
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp, small_cnn
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
+from lrpilot.envs import LRControlEnv, LRControlVecEnv, LRControlVectorEnv
+from lrpilot.tasks.images.models import mlp, small_cnn
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
 from tests.running import through_file
 from tests.scheduling import plain_action
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lrpilot import ClockSpec, ObservationSpec, Policy
-from tasks.quadratic import QuadraticTask
+from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action
 
 

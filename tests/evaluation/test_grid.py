@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from envs.lr_control import FIRST_EVALUATION_SEED
-from evaluation import schedules
-from evaluation.grid import Method, Result, train, train_grid
 from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
-from tasks.cnn import ImageTask
-from tasks.mixture import MixtureTask
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-from tasks.runs import Task
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.grid import Method, Result, train, train_grid
+from lrpilot.evaluation.methods import schedules
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.mixture import MixtureTask
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.runs import Task
 from tests.scheduling import plain_action
 
 TASKS = ("quadratic", "nmf", "digits")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation import report
-from evaluation.grid import Result
+from lrpilot.evaluation import report
+from lrpilot.evaluation.grid import Result
 from tests.full_disk import full_disk
 
 SCHEDULERS = ("policy", "constant", "cosine")

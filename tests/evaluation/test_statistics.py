@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.statistics import best_factor, mean_and_interval, select, unique
+from lrpilot.evaluation.statistics import best_factor, mean_and_interval, select, unique
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 
-from agents import checkpoint
+from lrpilot.agents import checkpoint
 from scripts import resuming
 from tests.script_runs import ROOT, TINY, run_scripts
 
@@ -47,8 +47,8 @@ def root(tmp_path_factory):
     (root / "killed" / "metrics.csv").write_text("num_env_")
     text = (root / "evil_config" / "config.yaml").read_text()
     evil = f"_target_: os.mkdir\n  path: {root}/executed"
-    assert "_target_: agents.tracking.Tracker" in text
-    text = text.replace("_target_: agents.tracking.Tracker", evil)
+    assert "_target_: lrpilot.agents.tracking.Tracker" in text
+    text = text.replace("_target_: lrpilot.agents.tracking.Tracker", evil)
     (root / "evil_config" / "config.yaml").write_text(text)
     evil = f"+task.more={{_target_: os.mkdir, path: {root}/executed}}"
     kept = checkpoint.read_snapshot(root / "whole" / "checkpoint.pt").get("settings", {})

@@ -46,7 +46,7 @@ def root(tmp_path_factory):
     (root / "more conf" / "task").mkdir(parents=True)
     task = (ROOT / "conf" / "task" / "quadratic.yaml").read_text()
     (root / "more conf" / "task" / "mine.yaml").write_text(task)
-    shipped = ROOT / "lrpilot" / "policies" / "small_networks.safetensors"
+    shipped = ROOT / "lrpilot" / "policy" / "shipped" / "small_networks.safetensors"
     (root / "p.safetensors").write_bytes(shipped.read_bytes())
     return root
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tasks import gpt, sentences
-from tasks.text_data import SentenceData, TextData
+from lrpilot.tasks.data.texts import SentenceData, TextData
+from lrpilot.tasks.language import gpt, sentences
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lrpilot.observation import ObservationSpec
-from lrpilot.parameter_sample import ParameterSample
-from tasks.cnn import ImageTask
-from tasks.image_models import mlp
-from tasks.mixture import MixtureTask
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-from tasks.runs import Task
-from tasks.small_networks import SmallNetworkTask
+from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.parameter_sample import ParameterSample
+from lrpilot.tasks.images.models import mlp
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.mixture import MixtureTask
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from tests.running import through_file
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

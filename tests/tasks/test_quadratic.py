@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lrpilot import ActionSpec
-from tasks.quadratic import QuadraticTask, best_return
+from lrpilot.tasks.quadratic import QuadraticTask, best_return
 from tests.scheduling import plain_action
 
 NUM_SEEDS = 1500

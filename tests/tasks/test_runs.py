@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import StepLR
 
-from tasks.cnn import ImageTask
-from tasks.gpt import GPTTask
-from tasks.image_models import resnet9
-from tasks.nmf import NMFTask
-from tasks.quadratic import QuadraticTask
-from tasks.runs import OptimizerFactory, Task
-from tasks.sentences import SentenceTask
-from tasks.supervised import measuring
-from tasks.text_data import SentenceData, TextData
-from tasks.width import WidthTask
+from lrpilot.tasks.data.texts import SentenceData, TextData
+from lrpilot.tasks.images.models import resnet9
+from lrpilot.tasks.images.task import ImageTask
+from lrpilot.tasks.language.gpt import GPTTask
+from lrpilot.tasks.language.sentences import SentenceTask
+from lrpilot.tasks.networks.supervised import measuring
+from lrpilot.tasks.nmf.task import NMFTask
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.runs import OptimizerFactory, Task
+from lrpilot.tasks.theory.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
 from tests.running import advance, through_file
 

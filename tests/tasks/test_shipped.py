@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from envs import LRControlEnv, make_vec_env
-from tasks.quadratic import QuadraticTask
-from tasks.shipped import load_task, shipped_tasks
+from lrpilot.envs import LRControlEnv, make_vec_env
+from lrpilot.tasks.quadratic import QuadraticTask
+from lrpilot.tasks.shipped import load_task, shipped_tasks
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "task"
 

@@ -1,0 +1,1 @@
+"""The published experiments, from the runs to the tables."""

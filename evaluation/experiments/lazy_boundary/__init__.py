@@ -1,0 +1,1 @@
+"""The largest stable learning rate of lazily trained networks."""

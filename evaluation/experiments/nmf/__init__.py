@@ -1,0 +1,1 @@
+"""Learned step sizes for stochastic NMF (ICLR 2023)."""

@@ -1,0 +1,80 @@
+"""Transfer of an NMF policy to other problems, and how often capped runs diverge."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lrpilot import Policy
+from lrpilot.caps.cap import name_guarantee
+from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.experiments.nmf.trials import (
+    DIVERGENCE_FACTOR,
+    PolicyControl,
+    ScheduleControl,
+    run_trial,
+    schedule_factors,
+)
+from lrpilot.evaluation.methods.schedules import linear
+from lrpilot.evaluation.report import format_interval
+from lrpilot.tasks.nmf.batch import BatchedNMFRuns
+from lrpilot.tasks.nmf.task import NMFTask
+
+# rises of the loss below this share of the start are rounding in float32
+ROUNDING = 1e-6
+
+
+def transfer_row(name: str, task: NMFTask, policy: Policy, *, seeds: Sequence[int]) -> list[str]:
+    """The policy beside the linear schedule over the whole cap, on the same runs."""
+    learned = run_trial(task, PolicyControl(policy), seeds=seeds)
+    factors = schedule_factors(linear, task.total_steps)
+    fixed = run_trial(task, ScheduleControl(factors, 1.0, "fraction"), seeds=seeds)
+    return [
+        name,
+        str(len(seeds)),
+        format_interval(list(learned.scores)),
+        format_interval(list(fixed.scores)),
+        format_interval(list(learned.scores - fixed.scores)),
+        str(int(learned.diverged.sum())),
+    ]
+
+
+def count_diverged(task: NMFTask, *, num_runs: int, hold: int, name: str) -> list[str]:
+    """Run at a random fraction of the cap, refreshed every `hold` steps, and count failures.
+
+    Args:
+        task: the problem, with a cap.
+        num_runs: how many runs.
+        hold: steps for which a cap is used; a certificate holds for one.
+        name: of the row.
+    """
+    runs = task.start_batch(num_runs)
+    assert isinstance(runs, BatchedNMFRuns)
+    seeds = [FIRST_EVALUATION_SEED + i for i in range(num_runs)]
+    runs.reset(list(range(num_runs)), seeds)
+    rng = np.random.default_rng(0)
+    fraction = torch.from_numpy(np.exp(rng.uniform(np.log(0.01), 0.0, size=num_runs)))
+    everyone = torch.ones(num_runs, dtype=torch.bool)
+    start = runs.privileged_losses().double()
+    before, highest = start, torch.ones_like(start)
+    rose = torch.zeros_like(everyone)
+    guarantee = "none"
+    lrs = fraction
+    for step in range(task.total_steps):
+        if step % hold == 0 and bool(before.isfinite().all()):
+            cap, guarantee = runs.cap()
+            lrs = fraction * cap.double()
+        runs.step(lrs, everyone)
+        loss = runs.privileged_losses().double()
+        rose |= ~(loss <= before + ROUNDING * start)
+        highest = torch.maximum(highest, (loss / start).nan_to_num(nan=torch.inf))
+        before = loss
+    diverged = int((highest > DIVERGENCE_FACTOR).sum())
+    return [
+        name,
+        name_guarantee(guarantee, steps_held=hold - 1),
+        str(num_runs),
+        str(diverged),
+        f"{float(highest.max()):.3g}",
+        str(int(rose.sum())),
+    ]

@@ -1,0 +1,236 @@
+"""Hundreds of paired runs at once: schedules, policies, placebos and oracles on the same seeds.
+
+Every control is a rule for the learning rates of step t. The runs are `BatchedRuns`, which tests
+hold equal to single runs under real torch optimizers and schedulers.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrpilot import Policy
+from lrpilot.envs.batch_controller import BatchController
+from lrpilot.tasks.nmf.batch import BatchedNMFRuns
+from lrpilot.tasks.nmf.task import NMFTask
+
+Floats = NDArray[np.float64]
+Actor = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+
+DIVERGENCE_FACTOR = 10.0
+NUM_CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The outcome of one control on all seeds.
+
+    Args:
+        scores: log10(f(T) / f(0)) of each run; diverged runs count as log10 of
+            `DIVERGENCE_FACTOR`.
+        diverged: runs whose exact loss ended, or ever was at a recorded step, not finite or above
+            `DIVERGENCE_FACTOR` times its start.
+        curve: mean over runs of log10(f(t) / f(0)) at the recorded steps.
+        fractions: mean over runs of log10(lr) at the recorded steps, in units of the cap if the
+            task has one.
+        factors: the policy's factors, (decisions, runs); empty for other controls.
+        actions: its actions, likewise.
+    """
+
+    scores: Floats
+    diverged: NDArray[np.bool_]
+    steps: list[int]
+    curve: list[float]
+    fractions: list[float]
+    factors: Floats
+    actions: Floats
+
+
+class Control(ABC):
+    """Learning rates from the step number and the cap; override `lrs`."""
+
+    def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:  # noqa: B027 (optional)
+        """Prepare for new runs."""
+
+    @abstractmethod
+    def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
+        """Learning rates of this step, of shape (B,)."""
+
+    def observe(self, losses: Tensor) -> None:  # noqa: B027 (optional)
+        """Take the observed losses of the step."""
+
+
+class ScheduleControl(Control):
+    """lr = initial lr x s(t), s(t) a fixed schedule; by `mode` as it is or joined to the cap.
+
+    Args:
+        factors: s(t) of every step.
+        initial_lr: learning rate ("raw", "clipped") or fraction of the cap ("fraction").
+        mode: "raw"; "clipped": at most the cap; "fraction": s(t) x initial_lr x cap, at most it.
+    """
+
+    def __init__(self, factors: Sequence[float], initial_lr: float, mode: str) -> None:
+        self._factors = factors
+        self._initial_lr = initial_lr
+        self._mode = mode
+
+    def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
+        """See the class."""
+        lr = self._initial_lr * self._factors[step]
+        if self._mode == "raw":
+            return torch.full((runs.num_runs,), lr, device=runs.device)
+        assert cap is not None
+        if self._mode == "clipped":
+            return cap.clamp(max=lr)
+        return cap * min(1.0, lr)
+
+
+class PolicyControl(Control):
+    """A policy, or any actor with its specifications, decides once per interval.
+
+    Args:
+        policy: the specifications, and the actor unless one is given.
+        actor: called as `actor(observations, decision)`; returns actions of shape (B,).
+        initial_lr: initial learning rate; unused if the policy's unit is the cap.
+    """
+
+    def __init__(
+        self, policy: Policy, *, actor: Actor | None = None, initial_lr: float = 1.0
+    ) -> None:
+        self._policy = policy
+        self._actor = actor
+        self._initial_lr = initial_lr
+
+    def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:
+        """Set all clocks to zero."""
+        self.factors: list[Floats] = []
+        self.actions: list[Floats] = []
+        self._everyone = np.ones(runs.num_runs, np.bool_)
+        self._memory = self._policy.initial_memory(runs.num_runs)
+        self._interval = self._policy.clock.interval_steps(total_steps)
+        self._controller = BatchController(
+            self._policy.observation,
+            self._policy.action,
+            read_weights=runs.weights,
+            read_gradients=runs.gradients,
+            num_runs=runs.num_runs,
+        )
+        self._controller.reset(
+            list(range(runs.num_runs)),
+            total_steps=[total_steps] * runs.num_runs,
+            interval_steps=[self._interval] * runs.num_runs,
+        )
+        self._factor = torch.as_tensor(self._controller.factor, device=runs.device)
+
+    def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
+        """Decide if a decision is due; then the factor in its unit."""
+        controller = self._controller
+        if step > 0 and step % self._interval == 0:
+            observations = controller.observation(self._everyone)
+            if self._actor is None:
+                actions = self._policy.act_batch(observations, self._memory)
+            else:
+                actions = self._actor(observations, len(self.actions))
+            controller.act(actions)
+            self.actions.append(actions.astype(np.float64))
+            self.factors.append(controller.factor)
+            self._factor = torch.as_tensor(controller.factor, device=runs.device)
+        if self._policy.action.unit == "cap":
+            assert cap is not None
+            return cap * self._factor
+        return self._initial_lr * self._factor
+
+    def observe(self, losses: Tensor) -> None:
+        """Pass the losses on to the observer."""
+        self._controller.observe(losses, self._everyone)
+
+
+class OracleControl(Control):
+    """The exact best step along the direction that is taken, known to no algorithm."""
+
+    def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
+        """The best eta >= 0 of f(W - eta g_W, H - eta g_H), g the gradient to come."""
+        return runs.best_lrs()
+
+
+def run_trial(
+    task: NMFTask,
+    control: Control,
+    *,
+    seeds: Sequence[int],
+    total_steps: int | None = None,
+    needs_cap: bool = True,
+) -> Trial:
+    """Run one control on all seeds at once.
+
+    Args:
+        task: the problem.
+        control: the rule for the learning rates.
+        seeds: one run each.
+        total_steps: T; default the task's.
+        needs_cap: whether to compute the cap at every step.
+    """
+    total_steps = total_steps or task.total_steps
+    runs = task.start_batch(len(seeds))
+    assert isinstance(runs, BatchedNMFRuns)
+    runs.reset(list(range(len(seeds))), list(seeds))
+    control.start(runs, total_steps)
+    everyone = torch.ones(len(seeds), dtype=torch.bool, device=runs.device)
+    start = runs.privileged_losses().double()
+    recorded = {round(x) for x in np.linspace(0, total_steps, NUM_CURVE_POINTS + 1)}
+    broken = torch.zeros_like(everyone)
+    steps, curve, fractions = [], [], []
+    ratio = torch.ones_like(start)
+    for step in range(total_steps):
+        cap = runs.cap()[0] if needs_cap else None
+        lrs = control.lrs(step, runs, cap)
+        if step in recorded:
+            ratio = runs.privileged_losses().double() / start
+            broken |= ~(ratio <= DIVERGENCE_FACTOR)
+            steps.append(step)
+            curve.append(_mean_log(ratio))
+            fractions.append(float((lrs if cap is None else lrs / cap).double().log10().mean()))
+        control.observe(runs.step(lrs, everyone))
+    ratio = runs.privileged_losses().double() / start
+    broken |= ~(ratio <= DIVERGENCE_FACTOR)
+    ratio = torch.where(broken, DIVERGENCE_FACTOR, ratio)
+    return Trial(
+        scores=ratio.clamp(min=1e-30).log10().cpu().numpy(),
+        diverged=broken.cpu().numpy(),
+        steps=[*steps, total_steps],
+        curve=[*curve, _mean_log(ratio)],
+        fractions=fractions,
+        factors=np.array(getattr(control, "factors", [])),
+        actions=np.array(getattr(control, "actions", [])),
+    )
+
+
+def _mean_log(ratio: Tensor) -> float:
+    bounded = torch.where(ratio <= DIVERGENCE_FACTOR, ratio, DIVERGENCE_FACTOR)
+    return float(bounded.clamp(min=1e-30).log10().mean())
+
+
+def schedule_factors(make: Callable[..., Any], total_steps: int) -> list[float]:
+    """s(t) of a torch scheduler, by stepping it on an optimizer with learning rate 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make(optimizer, total_steps=total_steps)
+    factors = []
+    for _ in range(total_steps):
+        factors.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+def mean_schedule(trial: Trial, policy: Policy) -> list[float]:
+    """The mean schedule of a trial: geometric mean over runs of the factor at each decision."""
+    return [
+        policy.action.start_factor,
+        *(math.exp(float(np.log(row).mean())) for row in trial.factors),
+    ]

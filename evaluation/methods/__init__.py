@@ -1,0 +1,1 @@
+"""What is compared: schedules, adaptive rivals and placebo controls."""

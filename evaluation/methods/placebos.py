@@ -1,0 +1,144 @@
+"""Controls that look like a policy but lack what it claims: training, feedback, or both."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lrpilot import Policy, PolicyLR
+from lrpilot.evaluation.grid import Method, Scheduler, deployed, train
+from lrpilot.tasks.runs import Run, Task
+
+
+def untrained(policy: Policy, seed: int) -> Policy:
+    """The policy with freshly drawn weights of the same scale as an untrained SB3 actor."""
+    rng = np.random.default_rng(seed)
+    lstm = None
+    if policy.lstm is not None:
+        bound = 2.0 / math.sqrt(len(policy.lstm[1]))  # 1 / sqrt(units), for four gates
+        gates, shift = (rng.uniform(-bound, bound, x.shape) for x in policy.lstm)
+        lstm = gates.astype(np.float32), shift.astype(np.float32)
+    layers = []
+    for i, (weight, bias) in enumerate(policy.layers):
+        is_last = i == len(policy.layers) - 1
+        rows, columns = weight.shape
+        q, _ = np.linalg.qr(rng.normal(size=(max(rows, columns), min(rows, columns))))
+        orthogonal = q if rows >= columns else q.T
+        gain = 0.01 if is_last else np.sqrt(2.0)
+        layers.append(((gain * orthogonal).astype(np.float32), np.zeros_like(bias)))
+    return replace(policy, layers=layers, lstm=lstm, card={})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a policy did on some seeds.
+
+    Args:
+        curves: initial learning rate -> lr / initial lr at every step, geometric mean over seeds.
+        actions: all actions.
+    """
+
+    curves: Mapping[float, Sequence[float]]
+    actions: Sequence[float]
+
+
+def record_policy(
+    task: Task, policy: Policy, *, initial_lr_factors: Sequence[float], seeds: Sequence[int]
+) -> Recording:
+    """Train under the policy and keep its learning rates and actions.
+
+    A run that broke off keeps its last learning rate to the end.
+
+    Args:
+        task: what is trained.
+        policy: the policy.
+        initial_lr_factors: initial learning rates over the task's `base_lr`.
+        seeds: of the runs; they should be used for nothing else.
+    """
+    curves, actions = {}, []
+    for factor in initial_lr_factors:
+        schedulers: list[PolicyLR] = []
+
+        def make(
+            optimizer: Optimizer, *, total_steps: int, run: Run, made: list[PolicyLR] = schedulers
+        ) -> PolicyLR:
+            made.append(deployed(optimizer, policy=policy, total_steps=total_steps, run=run))
+            return made[-1]
+
+        logs = []
+        for seed in seeds:
+            result = train(task, Method("policy", make), initial_lr_factor=factor, seed=seed)
+            lrs = np.array(result.lrs) / result.row["initial_lr"]
+            logs.append(np.log(np.pad(lrs, (0, task.total_steps - len(lrs)), mode="edge")))
+            actions += [d.signal for d in schedulers[-1].log if d.rule == "decision"]
+        curves[task.base_lr * factor] = np.exp(np.mean(logs, axis=0)).tolist()
+    return Recording(curves, actions)
+
+
+def replay(
+    optimizer: Optimizer, *, total_steps: int, curves: Mapping[float, Sequence[float]]
+) -> LambdaLR:
+    """The policy's mean schedule at this initial learning rate: its habit without feedback.
+
+    Args:
+        optimizer: its learning rate must be among those of `curves`.
+        total_steps: the length of the curves.
+        curves: see `Recording`.
+
+    Raises:
+        ValueError: if there is no curve for this initial learning rate and horizon.
+    """
+    lr = float(optimizer.param_groups[0]["lr"])
+    curve = next((c for key, c in curves.items() if math.isclose(key, lr)), None)
+    if curve is None or len(curve) != total_steps:
+        raise ValueError(f"`curves` must hold {total_steps} steps at lr {lr}, got {list(curves)}")
+    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+
+
+def mean_schedule(
+    optimizer: Optimizer, *, total_steps: int, curves: Mapping[float, Sequence[float]]
+) -> LambdaLR:
+    """One schedule, the geometric mean of the policy's curves over all initial learning rates."""
+    curve = np.exp(np.mean([np.log(curve) for curve in curves.values()], axis=0)).tolist()
+    if len(curve) != total_steps:
+        raise ValueError(f"`curves` must hold {total_steps} steps, got {len(curve)}")
+    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+
+
+def random_walk(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    run: Run,
+    policy: Policy,
+    actions: Sequence[float],
+) -> LambdaLR:
+    """Actions drawn, from the run's seed, from those that the policy took at any time.
+
+    They pass through the policy's own action specification and clock.
+    """
+    rng = np.random.default_rng(run.generator.initial_seed())
+    interval = policy.clock.interval_steps(total_steps)
+    factor = multiplier = policy.action.start_factor
+    curve = []
+    for t in range(total_steps):
+        if t > 0 and t % interval == 0:
+            factor, multiplier = policy.action.apply(
+                float(rng.choice(actions)), multiplier=multiplier, progress=t / total_steps
+            )
+        curve.append(factor)
+    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+
+
+def placebos_of(policy: Policy, recording: Recording, *, seed: int = 0) -> dict[str, Scheduler]:
+    """The four placebos of a policy, by name, as `Method.make`."""
+    return {
+        "placebo: replay": partial(replay, curves=recording.curves),
+        "placebo: mean schedule": partial(mean_schedule, curves=recording.curves),
+        "placebo: untrained": partial(deployed, policy=untrained(policy, seed)),
+        "placebo: random walk": partial(random_walk, policy=policy, actions=recording.actions),
+    }

@@ -1,0 +1,1 @@
+"""Largest learning rates that no scheduler exceeds, and how they are measured."""

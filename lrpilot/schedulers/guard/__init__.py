@@ -1,0 +1,1 @@
+"""Guard: lower the learning rate and restore weights when another scheduler's training breaks."""

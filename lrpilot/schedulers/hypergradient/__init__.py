@@ -1,0 +1,1 @@
+"""HypergradientLR: descend the loss along the learning rate itself."""

@@ -1,0 +1,1 @@
+"""LineSearchLR: the largest learning rate that passes a test of sufficient decrease."""

@@ -1,0 +1,1 @@
+"""Public datasets: downloaded, checked, cached, and split."""

@@ -1,0 +1,183 @@
+"""Language modelling: a character-level GPT on the texts of `lrpilot.tasks.data.texts`."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrpilot.tasks.data.texts import CHARACTERS, TEXTS, TextData, load_text
+from lrpilot.tasks.language.base import LanguageRun, LanguageTask, seeded
+from lrpilot.tasks.language.batch import BatchedLanguageRuns
+from lrpilot.tasks.language.transformer import GPT, RunDropout
+from lrpilot.tasks.networks.supervised import measuring
+
+EVALUATION_BATCH = 128
+
+
+@lru_cache(maxsize=4)
+def _data_on_device(name: str, data_dir: str | None, device: str) -> TextData:
+    data = load_text(name, data_dir=data_dir)
+    return TextData(*(part.to(device) for part in (data.train, data.held_out, data.test)))
+
+
+@lru_cache(maxsize=4)
+def _offsets(context: int, device: str) -> Tensor:
+    return torch.arange(context + 1, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTTask(LanguageTask):
+    """Predict each next character of a text, from windows drawn at random from it.
+
+    Args:
+        data: "shakespeare" or "sst2"; see `lrpilot.tasks.data.texts.load_text` for its parts.
+        context: characters per window.
+
+    Raises:
+        ValueError: if an argument is out of range, or a size is above what the text has.
+        lrpilot.tasks.data.archives.DataError: by `start`, if the text is missing or unreadable.
+    """
+
+    data: str = "shakespeare"
+    context: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data not in TEXTS:
+            raise ValueError(f"`data` must be one of {TEXTS}, got {self.data!r}")
+        if self.context < 1:
+            raise ValueError(f"`context` must be at least 1, got {self.context}")
+
+    def load(self) -> TextData:
+        """The text on the device; one copy per process."""
+        data = _data_on_device(self.data, self.data_dir, self.device)
+        largest = (len(data.held_out) - 1) // self.context
+        if self.num_privileged > largest:
+            raise ValueError(
+                f"`num_privileged` must be at most the {largest} held-out windows of "
+                f"{self.context} characters, got {self.num_privileged}"
+            )
+        return data
+
+    def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
+        """The GPT of this seed."""
+        with seeded(seed):
+            model = GPT(
+                len(CHARACTERS),
+                self.context,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                width=self.width,
+                dropout=RunDropout(self.dropout, generator),
+            )
+        return model.to(self.device)
+
+    def start(self, seed: int) -> "GPTRun":
+        """A new network on freshly drawn windows."""
+        return GPTRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> "BatchedGPTRuns":
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the optimizer cannot be batched (see `BatchedNetworkRuns`).
+        """
+        return BatchedGPTRuns(self, num_runs)
+
+    def draw_windows(self, text: Tensor, generator: torch.Generator) -> Tensor:
+        """Where a minibatch's windows of this text begin, (batch_size,), on the CPU."""
+        return torch.randint(len(text) - self.context, (self.batch_size,), generator=generator)
+
+    def spread_windows(self, text: Tensor) -> Tensor:
+        """Where `num_privileged` windows begin that lie evenly over this text, on the CPU.
+
+        Evenly, since neighbouring windows are alike.
+        """
+        last = len(text) - 1 - self.context
+        return torch.linspace(0, last, self.num_privileged, dtype=torch.float64).long()
+
+    def cut_windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The characters from these on, and those that follow each: (..., context), int64."""
+        offsets = _offsets(self.context, self.device)
+        windows = text[starts.to(self.device, non_blocking=True).unsqueeze(-1) + offsets].long()
+        return windows[..., :-1], windows[..., 1:]
+
+
+class GPTRun(LanguageRun):
+    """One GPT in training."""
+
+    def __init__(self, task: GPTTask, seed: int) -> None:
+        super().__init__(task, seed)
+        self.data = task.load()
+        self._task = task
+        held_out = self.data.held_out
+        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        starts = self._task.draw_windows(self.data.train, self.generator)
+        return self._task.cut_windows(self.data.train, starts)
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(self._logits(inputs).flatten(0, 1), targets.flatten())
+
+    def privileged_loss(self) -> float:
+        """Cross-entropy on `num_privileged` fixed windows of the held-out text."""
+        with measuring(self.model):
+            return float(self._loss(*self._privileged))
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on the whole held-out and test texts, cut into windows without overlap.
+
+        Every character but the first is predicted once, from those before it in its window.
+        """
+        with measuring(self.model):
+            return {
+                "held_out_loss": self._text_loss(self.data.held_out),
+                "test_loss": self._text_loss(self.data.test),
+            }
+
+    def _text_loss(self, text: Tensor) -> float:
+        text = text.long()
+        num_targets = len(text) - 1
+        # a last, shorter window takes the rest
+        cut = num_targets // self._task.context * self._task.context
+        inputs, targets = (
+            part.view(-1, self._task.context) for part in (text[:cut], text[1 : cut + 1])
+        )
+        batches = list(
+            zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True)
+        )
+        if cut < num_targets:
+            batches.append((text[None, cut:-1], text[None, cut + 1 :]))
+        total: float = sum(float(self._loss(x, y)) * y.numel() for x, y in batches)
+        return total / num_targets
+
+
+class BatchedGPTRuns(BatchedLanguageRuns):
+    """B GPTs in training as one computation, equal to the single runs to rounding.
+
+    Args:
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: see `BatchedNetworkRuns`.
+    """
+
+    def __init__(self, task: GPTTask, num_runs: int) -> None:
+        super().__init__(task, num_runs)
+        self.data = task.load()
+        self._task: GPTTask = task
+        held_out = self.data.held_out
+        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        text = self.data.train
+        starts = [self._task.draw_windows(text, self.generators[row]) for row in rows.tolist()]
+        return self._task.cut_windows(text, torch.stack(starts))
+
+    def privileged_losses(self) -> Tensor:
+        """Cross-entropies on `num_privileged` fixed windows of the held-out text."""
+        return self._measured(*self._privileged)

@@ -1,0 +1,1 @@
+"""Stochastic non-negative matrix factorization under a certified step size."""

@@ -1,0 +1,265 @@
+"""Stochastic non-negative matrix factorization with a noisy gradient: the task and one run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrpilot.caps.cap import check_update
+from lrpilot.tasks.data.matrices import REAL_MATRICES, load_matrix
+from lrpilot.tasks.data.own_matrix import normalize_matrix, read_matrix, to_tensor
+from lrpilot.tasks.nmf.batch import BatchedNMFRuns
+from lrpilot.tasks.nmf.problem import DRAWN_STEPS, Draws, Numbers, Problem, draw_instance
+from lrpilot.tasks.runs import Run, Task
+
+NOISES = ("none", "minibatch", "gaussian", "relative")
+UPDATES = ("simultaneous", "alternating")
+CAPS = ("segment", "ball", "block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NMFTask(Task):
+    """Minimize f(W, H) = 1/2 ||V - W H||^2 over W, H >= 0 from noisy gradients.
+
+    Each seed is a new matrix V = k^2 max(W* H* + E, 0), normalized to mean k^2, where the entries
+    of W* and H* are uniform or zero, their columns and rows decay geometrically, and E is
+    Gaussian; or, with `matrix`, a real matrix times k^2. After every step the factors are
+    projected on the non-negative orthant (and, under the ball cap, on a ball). The exact f is
+    privileged; the observed loss is the one of a random minibatch of columns.
+
+    Noise of the gradient G, with level c drawn per run:
+
+    - "none": G itself, and the exact loss;
+    - "minibatch": unbiased estimates from `batch_size` columns (for W) and rows (for H);
+    - "gaussian": i.i.d. entries of standard deviation c times the root mean square of the
+      entries of G at the start, the same at every step;
+    - "relative": as gaussian, but relative to the present G, so E||xi||^2 = c^2 ||G||^2.
+
+    All of it is equivariant: V -> k^2 V multiplies the gradient and its noise by k^3.
+
+    Args:
+        shape: (m, n) of V; of the largest V if `smallest_shape` is given.
+        rank: r, at most min(m, n); the largest rank if `smallest_rank` is given.
+        smallest_shape: sizes are drawn uniformly from here to `shape`.
+        smallest_rank: ranks are drawn uniformly from here to `rank`.
+        scale_range: V's mean k^2, log-uniform.
+        condition_range: ratio of the first to the last column of W*, log-uniform.
+        sparsity_range: share of zeros in W* and H*, uniform.
+        data_noise: standard deviation of E over the mean of W* H*.
+        start_scale: W and H start so many times as large; at 1, W H starts at the mean of V.
+        matrix: what to factorize instead of random matrices: "olivetti", "digits",
+            "shakespeare", the path of an .npy, .npz or .csv file (see `read_matrix`), or a
+            matrix of the user's own: a tensor, an array or a sparse one, a data frame or a list
+            of rows, of floats, integers or booleans, none negative. It is divided by its mean,
+            computed with in float32, and sets `shape`.
+        data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
+        noise: one of `NOISES`.
+        noise_range: the level c, log-uniform.
+        batch_size: columns (rows) per minibatch, at most min(m, n).
+        with_replacement: whether minibatches are drawn with replacement.
+        update: "simultaneous" (W and H at once) or "alternating" (W at even steps, H at odd).
+        cap_kind: None, "segment", "ball" or "block" (alternating updates only).
+        cap_c: eta L at the cap, in (0, 2).
+        device: where batched runs live.
+
+    Raises:
+        ValueError: if an argument is out of range, or the cap does not certify the update.
+    """
+
+    shape: Sequence[int] = (40, 40)
+    rank: int = 5
+    smallest_shape: Sequence[int] | None = None
+    smallest_rank: int | None = None
+    scale_range: Sequence[float] = (1.0, 1.0)
+    condition_range: Sequence[float] = (1.0, 1.0)
+    sparsity_range: Sequence[float] = (0.0, 0.0)
+    data_noise: float = 0.1
+    start_scale: float = 1.0
+    matrix: Any = None
+    data_dir: str | None = None
+    noise: str = "minibatch"
+    noise_range: Sequence[float] = (1.0, 1.0)
+    batch_size: int = 10
+    with_replacement: bool = False
+    update: str = "simultaneous"
+    cap_kind: str | None = None
+    cap_c: float = 1.9
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrix is not None:
+            if self.smallest_shape is not None:
+                raise ValueError(
+                    f"`smallest_shape` must be None with a real `matrix`, got {self.smallest_shape}"
+                )
+            if isinstance(self.matrix, str | Path) and self.matrix not in REAL_MATRICES:
+                object.__setattr__(self, "matrix", read_matrix(self.matrix))
+            if not isinstance(self.matrix, str):
+                object.__setattr__(self, "matrix", to_tensor(self.matrix))
+            object.__setattr__(self, "shape", self.real_matrix.shape)
+        smaller = min(self.smallest_shape or self.shape)
+        if not 1 <= self.rank <= smaller:
+            raise ValueError(f"`rank` must be in [1, min(m, n) = {smaller}], got {self.rank}")
+        if not 1 <= self.batch_size <= smaller:
+            raise ValueError(
+                f"`batch_size` must be in [1, min(m, n) = {smaller}], got {self.batch_size}"
+            )
+        if self.smallest_rank is not None and not 1 <= self.smallest_rank <= self.rank:
+            raise ValueError(
+                f"`smallest_rank` must be in [1, rank = {self.rank}], got {self.smallest_rank}"
+            )
+        if self.smallest_shape and any(map(int.__gt__, self.smallest_shape, self.shape)):
+            raise ValueError(
+                f"`smallest_shape` must not exceed `shape` = {tuple(self.shape)}, got "
+                f"{tuple(self.smallest_shape)}"
+            )
+        for name in ("scale_range", "condition_range", "noise_range"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high < math.inf:
+                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
+        if not 0.0 <= self.sparsity_range[0] <= self.sparsity_range[1] < 1.0:
+            raise ValueError(f"`sparsity_range` must be in [0, 1), got {self.sparsity_range}")
+        if not self.data_noise >= 0.0:
+            raise ValueError(f"`data_noise` must not be negative, got {self.data_noise}")
+        if not 0.0 < self.start_scale < math.inf:
+            raise ValueError(f"`start_scale` must be positive, got {self.start_scale}")
+        for name, allowed in (("noise", NOISES), ("update", UPDATES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.cap_kind is not None:
+            if self.cap_kind not in CAPS:
+                raise ValueError(f"`cap_kind` must be one of {CAPS}, got {self.cap_kind!r}")
+            if not 0.0 < self.cap_c < 2.0:
+                raise ValueError(f"`cap_c` must be in (0, 2), got {self.cap_c}")
+            check_update(self.update, cap=self.cap_kind)
+            if self.cap_kind == "block" and self.noise in ("gaussian", "relative"):
+                raise ValueError(
+                    "`cap_kind` 'block' bounds no iterates under added noise: use 'segment' or "
+                    "'ball'"
+                )
+            if self.cap_kind == "segment" and self.noise == "minibatch":
+                raise ValueError(
+                    "`cap_kind` 'segment' needs a bounded gradient, which minibatches have not: "
+                    "use 'ball'"
+                )
+
+    @cached_property
+    def real_matrix(self) -> Tensor:
+        """The real matrix, or the user's, with mean 1."""
+        if isinstance(self.matrix, Tensor):
+            return normalize_matrix(self.matrix)
+        return load_matrix(self.matrix, self.data_dir)
+
+    def start(self, seed: int) -> "NMFRun":
+        """A new run on a new matrix, from random factors of the right scale."""
+        return NMFRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> BatchedNMFRuns:
+        """B runs as one computation, for plain SGD.
+
+        Raises:
+            ValueError: if the optimizer is not plain SGD.
+        """
+        probe = self.optimizer([torch.zeros(1, requires_grad=True)], lr=1.0)
+        plain = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+        if not isinstance(probe, torch.optim.SGD) or any(probe.defaults[k] for k in plain):
+            raise ValueError(f"`optimizer` of batched runs must be plain SGD, got {probe}")
+        return BatchedNMFRuns(self, num_runs)
+
+
+class NMFRun(Run):
+    """One factorization in progress; the parameters are W (m x r) and H (r x n)."""
+
+    def __init__(self, task: NMFTask, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        instance = draw_instance(task, generator)
+        self.problem = Problem(task, **vars(instance))
+        start_w, start_h = self.problem.project(instance.w, instance.h)
+        self.w = torch.nn.Parameter(start_w)
+        self.h = torch.nn.Parameter(start_h)
+        super().__init__(
+            [self.w, self.h], optimizer=task.optimizer, lr=task.base_lr, generator=generator
+        )
+        self._task = task
+        self._draws = Draws(task)
+        self._draw()
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        uniforms, normals = self._draws.draw([self.generator])
+        self._numbers = self.problem.prepare(uniforms[0], normals[0])
+        self._position = 0
+
+    @property
+    def matrix(self) -> Tensor:
+        """V."""
+        return self.problem.matrix
+
+    @torch.no_grad()
+    def _backward(self) -> Tensor:
+        if self._position == DRAWN_STEPS:
+            self._draw()
+        numbers = self._numbers.at(self._position)
+        self._position += 1
+        (self.w.grad, self.h.grad), loss = self.problem.noisy_gradients(self.w, self.h, numbers)
+        if self._task.update == "alternating":
+            # optimizers leave a parameter without a gradient alone
+            if self.num_steps % 2 == 0:
+                self.h.grad = None
+            else:
+                self.w.grad = None
+        return loss
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        for parameter, value in zip(
+            self.parameters, self.problem.project(self.w, self.h), strict=True
+        ):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def cap(self) -> tuple[float, str]:
+        """The task's cap for the next step."""
+        moves_w = torch.tensor(self.num_steps % 2 == 0)
+        eta, guarantee = self.problem.cap(self.w, self.h, moves_w)
+        return float(eta), guarantee
+
+    @torch.no_grad()
+    def privileged_loss(self) -> float:
+        """The exact objective 1/2 ||V - W H||^2."""
+        return float(self.problem.loss(self.w, self.h))
+
+    def evaluate(self) -> dict[str, float]:
+        """The exact objective, and ||V - W H|| / ||V||."""
+        loss = self.privileged_loss()
+        norm = float(self.matrix.norm())
+        return {"held_out_loss": loss, "relative_error": math.sqrt(2 * loss) / norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the problem, which is the seed's own."""
+        problem = {
+            name: value
+            for name, value in vars(self.problem).items()
+            if isinstance(value, Tensor) and not name.startswith("_")
+        }
+        return {
+            **super().state_dict(),
+            "problem": {name: value.clone() for name, value in problem.items()},
+            "numbers": [numbers.clone() for numbers in self._numbers],
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
+        self.problem._ball_cap = None
+        for name, value in state["problem"].items():
+            setattr(self.problem, name, value.clone())
+        self._numbers = Numbers(*(numbers.clone() for numbers in state["numbers"]))
+        self._position = state["position"]

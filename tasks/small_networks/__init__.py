@@ -1,0 +1,1 @@
+"""Many different small networks: the task that teaches a policy to transfer."""

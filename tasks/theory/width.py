@@ -1,0 +1,249 @@
+"""A two-layer network on noisy labels, narrower or wider than it takes to fit them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.networks.supervised import EpochOrder
+from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.theory.width_batch import BatchedWidthRuns
+
+# of all pixels' standard deviation; pixels that hardly vary would become mere noise
+SMALLEST_STD = 0.3
+
+
+class Split(NamedTuple):
+    """Inputs (examples, d), scaled so that ||x||^2 is about 1, and labels (examples,)."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class Splits(NamedTuple):
+    """The parts of an image set, with its number of classes."""
+
+    train: Split
+    held_out: Split
+    test: Split
+    num_classes: int
+
+
+@lru_cache(maxsize=2)
+def load_splits(name: str, data_dir: str | None) -> Splits:
+    """The parts of an image set, every pixel standardized by the training images."""
+    data = load_image_data(name, data_dir=data_dir)
+    pixels = data.train_x.flatten(1)
+    mean = pixels.mean(0)
+    scale = pixels.std(0).clamp(min=SMALLEST_STD) * math.sqrt(pixels.shape[1])
+    parts = {
+        part: Split(
+            (getattr(data, f"{part}_x").flatten(1) - mean) / scale, getattr(data, f"{part}_y")
+        )
+        for part in ("train", "held_out", "test")
+    }
+    return Splits(**parts, num_classes=data.num_classes)
+
+
+class TwoLayerNetwork(nn.Module):
+    """f(x) = V tanh(W x + b) / sqrt(h) + c; W is drawn from N(0, 1), V, b and c are 0.
+
+    Args:
+        num_inputs: d.
+        width: h, hidden units.
+        num_outputs: k.
+        generator: of W.
+    """
+
+    def __init__(
+        self, num_inputs: int, width: int, num_outputs: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.inner_weight = nn.Parameter(torch.randn(width, num_inputs, generator=generator))
+        self.inner_bias = nn.Parameter(torch.zeros(width))
+        self.outer_weight = nn.Parameter(torch.zeros(num_outputs, width))
+        self.outer_bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs (..., k) of inputs (..., d)."""
+        hidden = torch.tanh(functional.linear(inputs, self.inner_weight, self.inner_bias))
+        scaled = self.outer_weight / math.sqrt(len(self.inner_bias))
+        return functional.linear(hidden, scaled, self.outer_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthTask(Task):
+    """Least squares on n images, some with wrong labels, by a two-layer network of width h.
+
+    With d pixels, k classes, and e_y the unit vector of a label, W, b, V and c are trained on::
+
+        f(x) = V tanh(W x + b) / sqrt(h) + c,   L = 1/(2n) sum_i ||f(x_i) - e_{y_i}||^2
+
+    from entries of W that are drawn from N(0, 1), and zeros else. Scaled so, the useful learning
+    rates hardly depend on the width. The seed draws the n images, which of their labels
+    are wrong, W, and the minibatches; the data of a seed is the same at every width. Held-out and
+    test labels are right.
+
+    Trained until it fits, its squared error on unseen images peaks around the width at which its
+    h (d + 1 + k) + k parameters are as many as the n k numbers that it is to fit, and falls again
+    beyond it (double descent); see `interpolation_width`.
+
+    Args:
+        width: h, hidden units.
+        data: an image set of `lrpilot.tasks.data.images`.
+        num_train: n.
+        label_noise: share of the n labels that are replaced by another class, drawn uniformly.
+        batch_size: images per step; epochs are shuffled, an incomplete batch is dropped.
+        data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
+
+    Raises:
+        ValueError: if a size is below 1, `batch_size` is above `num_train`, or `label_noise` is
+            outside [0, 1]; by `start`, if there are fewer training images than `num_train`.
+
+    References:
+        Belkin, Hsu, Ma, Mandal. Reconciling modern machine-learning practice and the classical
+        bias-variance trade-off. 2019.
+        Nakkiran, Kaplun, Bansal, Yang, Barak, Sutskever. Deep double descent: where bigger models
+        and more data hurt. 2020.
+    """
+
+    width: int
+    data: str = "digits"
+    num_train: int = 300
+    label_noise: float = 0.2
+    batch_size: int = 50
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("width", "num_train", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.batch_size > self.num_train:
+            raise ValueError(
+                f"`batch_size` must be at most `num_train` = {self.num_train}, got "
+                f"{self.batch_size}"
+            )
+        if not 0.0 <= self.label_noise <= 1.0:
+            raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}")
+
+    @property
+    def interpolation_width(self) -> float:
+        """The width at which the parameters are as many as the numbers to fit, n k."""
+        splits = load_splits(self.data, self.data_dir)
+        num_inputs, num_classes = splits.train.inputs.shape[1], splits.num_classes
+        return (self.num_train - 1) * num_classes / (num_inputs + 1 + num_classes)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.num_train // self.batch_size
+
+    def load(self) -> Splits:
+        """The data; one copy per process."""
+        splits = load_splits(self.data, self.data_dir)
+        if self.num_train > len(splits.train.labels):
+            raise ValueError(
+                f"`num_train` must be at most {len(splits.train.labels)}, got {self.num_train}"
+            )
+        return splits
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean over examples of ||f(x) - e_y||^2 / 2, of shape ()."""
+        targets = functional.one_hot(labels, outputs.shape[-1])
+        return (outputs - targets).square().sum(-1).mean() / 2
+
+    def draw_examples(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions in the training split, and labels (some are wrong), both (n,)."""
+        splits = self.load()
+        train, num_classes = splits.train, splits.num_classes
+        chosen = torch.randperm(len(train.labels), generator=generator)[: self.num_train]
+        labels = train.labels[chosen]
+        num_wrong = round(self.label_noise * self.num_train)
+        wrong = torch.randperm(self.num_train, generator=generator)[:num_wrong]
+        shifts = torch.randint(1, num_classes, (num_wrong,), generator=generator)
+        labels[wrong] = (labels[wrong] + shifts) % num_classes
+        return chosen, labels
+
+    def make_model(self, generator: torch.Generator) -> TwoLayerNetwork:
+        """A new network."""
+        splits = self.load()
+        num_inputs = splits.train.inputs.shape[1]
+        return TwoLayerNetwork(num_inputs, self.width, splits.num_classes, generator)
+
+    def start(self, seed: int) -> "WidthRun":
+        """A new network on newly drawn examples."""
+        return WidthRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> BatchedWidthRuns:
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the optimizer cannot be batched.
+        """
+        return BatchedWidthRuns(self, num_runs)
+
+
+class WidthRun(Run):
+    """One two-layer network in training."""
+
+    def __init__(self, task: WidthTask, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._task = task
+        self.splits = task.load()
+        self.chosen, self.labels = task.draw_examples(generator)
+        self.model = task.make_model(generator)
+        super().__init__(
+            self.model.parameters(),
+            optimizer=task.optimizer,
+            lr=task.base_lr,
+            generator=generator,
+        )
+        # a line search replaces it, since it tries steps on the closure's minibatch
+        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
+        self._epoch = EpochOrder(task.num_train, task.batch_size, generator)
+
+    def _backward(self) -> Tensor:
+        picked = self._epoch.next()
+        chosen = self.chosen.index_select(0, picked)
+        inputs = self.splits.train.inputs.index_select(0, chosen)
+        labels = self.labels.index_select(0, picked)
+        return self.backward(lambda: self._task.loss(self.model(inputs), labels))
+
+    @torch.no_grad()
+    def privileged_loss(self) -> float:
+        """The loss on all held-out images, whose labels are right."""
+        inputs, labels = self.splits.held_out
+        return float(self._task.loss(self.model(inputs), labels))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy on the held-out and test splits, accuracy on the n given labels."""
+        given = self.model(self.splits.train.inputs[self.chosen]).argmax(1)
+        metrics = {"train_accuracy": float((given == self.labels).double().mean())}
+        for name in ("held_out", "test"):
+            inputs, labels = getattr(self.splits, name)
+            outputs = self.model(inputs)
+            metrics[f"{name}_loss"] = float(self._task.loss(outputs, labels))
+            metrics[f"{name}_accuracy"] = float((outputs.argmax(1) == labels).double().mean())
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the examples and the order of the current epoch."""
+        return {
+            **super().state_dict(),
+            "chosen": self.chosen.clone(),
+            "labels": self.labels.clone(),
+            **self._epoch.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
+        self.chosen, self.labels = state["chosen"].clone(), state["labels"].clone()
+        self._epoch.load_state_dict(state)

@@ -1,0 +1,113 @@
+"""The rivals' own packages, on convex problems whose optimum is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from sklearn.datasets import load_breast_cancer
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from lrpilot import GreedyLR
+from lrpilot.evaluation.grid import Method, train
+from lrpilot.tasks.images.task import ImageTask
+
+CONF = Path(__file__).parents[3] / "conf" / "rival"
+PACKAGES = ("schedule_free", "prodigy", "d_adaptation")
+Objective = Callable[[Tensor], Tensor]
+
+
+def rival(name: str) -> Method:
+    config = OmegaConf.load(CONF / f"{name}.yaml")[name]
+    return Method(
+        name,
+        instantiate(config.scheduler),
+        optimizer=instantiate(config.optimizer),
+        base_lr=config.base_lr,
+    )
+
+
+def quadratic() -> tuple[Objective, int]:
+    curvatures = torch.logspace(0, 1, 10)
+    return lambda w: (curvatures * (w - 1.0).square()).sum() / 2 + 1.0, 10
+
+
+def logistic_regression() -> tuple[Objective, int]:
+    x, y = load_breast_cancer(return_X_y=True)
+    inputs = torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
+    labels = torch.tensor(y, dtype=torch.float32)
+    return (
+        lambda w: binary_cross_entropy_with_logits(inputs @ w, labels) + 0.005 * w.square().sum(),
+        30,
+    )
+
+
+def optimum(objective: Objective, size: int) -> float:
+    w = torch.zeros(size, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [w], max_iter=500, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = objective(w)
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return float(objective(w).detach())
+
+
+@pytest.mark.parametrize("problem", [quadratic, logistic_regression])
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_rival_reaches_the_known_optimum(
+    name: str, problem: Callable[[], tuple[Objective, int]]
+) -> None:
+    objective, size = problem()
+    method = rival(name)
+    assert method.optimizer is not None
+    w = torch.zeros(size, requires_grad=True)
+    optimizer = method.optimizer([w], lr=method.base_lr or 0.1)
+    getattr(optimizer, "train", lambda: None)()
+    start = float(objective(w).detach())
+    for _ in range(3000):
+        optimizer.zero_grad()
+        objective(w).backward()
+        optimizer.step()
+    getattr(optimizer, "eval", lambda: None)()
+    best = optimum(objective, size)
+    assert float(objective(w).detach()) - best < 1e-2 * (start - best)
+
+
+@pytest.mark.parametrize("problem", [quadratic, logistic_regression])
+@pytest.mark.parametrize("semantics", ["robust", "paper", "transformers"])
+def test_greedy_lr_reaches_the_known_optimum(
+    semantics: str, problem: Callable[[], tuple[Objective, int]]
+) -> None:
+    objective, size = problem()
+    w = torch.zeros(size, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.05)
+    scheduler = GreedyLR(optimizer, semantics=semantics)
+    start = float(objective(w).detach())
+    for _ in range(3000):
+        optimizer.zero_grad()
+        loss = objective(w)
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    best = optimum(objective, size)
+    assert float(objective(w).detach()) - best < 1e-4 * (start - best)
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, "line_search", "guarded_cosine"])
+def test_a_rival_trains_in_the_comparison_at_its_own_scale(name: str) -> None:
+    task = ImageTask(
+        name="digits", data="digits", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=30
+    )
+    result = train(task, rival(name), initial_lr_factor=1.0, seed=3)
+    assert result.row["initial_lr"] == (0.1 if name == "guarded_cosine" else 1.0)
+    assert len(result.losses) == 30
+    assert not result.row["diverged"]

@@ -1,0 +1,694 @@
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from lrpilot.policy.action import ActionSpec
+from lrpilot.policy.actor import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    SHIPPED,
+    Policy,
+    PolicyFileError,
+    content_digest,
+)
+from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.observation import ObservationSpec
+
+SIZES = (12, 16, 16, 1)
+
+
+def random_policy(
+    seed: int = 0, *, sizes: tuple[int, ...] = SIZES, scale: float = 1.0, **arguments: Any
+) -> Policy:
+    rng = np.random.default_rng(seed)
+    layers = [
+        (
+            rng.normal(0.0, scale / np.sqrt(m), (m, n)).astype(np.float32),
+            rng.normal(0.0, 0.1, n).astype(np.float32),
+        )
+        for m, n in pairwise(sizes)
+    ]
+    return Policy(
+        **{
+            "layers": layers,
+            "observation": ObservationSpec(),
+            "action": ActionSpec(),
+            "clock": ClockSpec(),
+            **arguments,
+        }
+    )
+
+
+def observations(num: int = 200, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).uniform(-5, 5, (num, 12)).astype(np.float32)
+
+
+def actions(policy: Policy) -> list[float]:
+    return [policy.act(observation) for observation in observations()]
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["lrpilot"])
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def write_file(path: Path, header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Path:
+    """A file whose digest is right, whatever its content."""
+    header.pop("sha256", None)
+    sealed = {**header, "sha256": content_digest(header, tensors)}
+    path.write_bytes(safetensors_bytes(tensors, {"lrpilot": json.dumps(sealed)}))
+    return path
+
+
+def edited(path: Path, **header_changes: Any) -> Path:
+    """The saved policy with another header."""
+    header, tensors = read_file(random_policy().save(path))
+    for name, value in header_changes.items():
+        is_part = isinstance(value, dict) and isinstance(header[name], dict)
+        header[name] = {**header[name], **value} if is_part else value
+    return write_file(path, header, tensors)
+
+
+# ---- acting
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.floats(0.01, 10),
+    output=st.sampled_from(["clip", "tanh"]),
+)
+def test_actions_lie_between_minus_one_and_one(seed: int, scale: float, output: str) -> None:
+    policy = random_policy(seed, scale=scale, output=output)
+    assert all(-1.0 <= action <= 1.0 for action in actions(policy))
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("sizes", [(12, 1), (12, 8, 1), SIZES])
+def test_actions_equal_the_torch_network_of_the_same_weights(
+    sizes: tuple[int, ...], output: str
+) -> None:
+    policy = random_policy(sizes=sizes, output=output)
+    modules: list[torch.nn.Module] = []
+    for weight, bias in policy.layers:
+        linear = torch.nn.Linear(*weight.shape)
+        linear.load_state_dict({"weight": torch.tensor(weight.T), "bias": torch.tensor(bias)})
+        modules += [linear, torch.nn.Tanh()]
+    network = torch.nn.Sequential(*modules[:-1])
+    with torch.no_grad():
+        values = network(torch.tensor(observations()))[:, 0]
+    expected = values.tanh() if output == "tanh" else values.clamp(-1, 1)
+    np.testing.assert_allclose(actions(policy), expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_an_action_is_a_python_float() -> None:
+    assert type(random_policy().act(observations()[0])) is float
+    assert type(random_policy(output="tanh").act(observations()[0])) is float
+
+
+def test_acting_leaves_the_observation_as_it_was() -> None:
+    observation = observations()[0]
+    before = observation.copy()
+    random_policy().act(observation)
+    assert np.array_equal(observation, before)
+
+
+# ---- memory
+
+
+def recurrent_policy(seed: int = 0, *, units: int = 8, **arguments: Any) -> Policy:
+    rng = np.random.default_rng(seed + 100)
+    shapes = (12 + units, 4 * units), (4 * units,)
+    weight, bias = (rng.normal(0.0, 0.5, shape).astype(np.float32) for shape in shapes)
+    layers = random_policy(seed, sizes=(12, units, 4, 1)).layers[1:]
+    return random_policy(**{"layers": layers, "lstm": (weight, bias), **arguments})
+
+
+def sequence(policy: Policy) -> list[float]:
+    memory = policy.initial_memory()
+    return [policy.act(observation, memory) for observation in observations(20)]
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+def test_actions_of_a_recurrent_policy_depend_on_earlier_observations(output: str) -> None:
+    policy = recurrent_policy(output=output)
+    fresh = [policy.act(seen, policy.initial_memory()) for seen in observations(20)]
+    assert sequence(policy)[0] == fresh[0]
+    assert not set(sequence(policy)[1:]) & set(fresh[1:])
+
+
+def test_a_recurrent_policy_repeats_itself_from_its_initial_memory() -> None:
+    policy = recurrent_policy()
+    assert sequence(policy) == sequence(policy)
+
+
+@pytest.mark.parametrize("policy", [random_policy(), recurrent_policy()], ids=["mlp", "lstm"])
+def test_a_batch_of_runs_acts_as_each_run_alone(policy: Policy) -> None:
+    seen = np.stack([observations(20, seed=seed) for seed in range(5)], axis=1)
+    together = policy.initial_memory(5)
+    batched = [policy.act_batch(rows, together) for rows in seen]
+    for run in range(5):
+        memory = policy.initial_memory()
+        alone = [policy.act(rows[run], memory) for rows in seen]
+        np.testing.assert_allclose(np.array(batched)[:, run], alone, rtol=0, atol=1e-6)
+
+
+def test_a_policy_without_memory_ignores_one() -> None:
+    policy = random_policy()
+    assert policy.initial_memory().shape == (2, 0)
+    assert sequence(policy) == actions(policy)[:20]
+
+
+def test_a_recurrent_policy_without_its_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`memory` is required .* see `initial_memory\(\)`"):
+        recurrent_policy().act(observations()[0])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((20, 32), (16,)), ((19, 32), (32,)), ((12, 0), (0,)), ((20, 30), (30,))]
+)
+def test_an_lstm_that_does_not_fit_is_refused(shapes: Any) -> None:
+    with pytest.raises(ValueError, match=r"`lstm` must have shapes \(12 \+ n, 4 n\) and \(4 n,\)"):
+        recurrent_policy(lstm=tuple(np.zeros(shape, np.float32) for shape in shapes))
+
+
+def test_an_lstm_that_is_not_finite_is_refused() -> None:
+    weight, bias = recurrent_policy().lstm or ()
+    with pytest.raises(ValueError, match="`lstm` must be finite, got NaN or infinity"):
+        recurrent_policy(lstm=(weight, np.full_like(bias, np.nan)))
+
+
+def test_layers_must_take_the_units_of_the_lstm() -> None:
+    with pytest.raises(ValueError, match="layer 0 of the policy must take the 8 units of the LSTM"):
+        recurrent_policy(layers=random_policy().layers)
+
+
+def test_a_saved_recurrent_policy_acts_identically_and_keeps_its_fingerprint(
+    tmp_path: Path,
+) -> None:
+    policy = recurrent_policy()
+    loaded = Policy.load(policy.save(tmp_path / "p"))
+    assert read_file(tmp_path / "p")[0]["architecture"]["kind"] == "lstm"
+    assert sequence(loaded) == sequence(policy)
+    assert loaded.fingerprint == policy.fingerprint
+
+
+def test_the_fingerprint_follows_the_lstm() -> None:
+    policy = recurrent_policy()
+    weight, bias = policy.lstm or ()
+    assert replace(policy, lstm=(weight, bias + 1)).fingerprint != policy.fingerprint
+
+
+@pytest.mark.parametrize("lost", ["lstm.weight", "lstm.bias", "layers.1.bias"])
+def test_a_recurrent_file_that_lacks_an_array_is_refused(tmp_path: Path, lost: str) -> None:
+    path = recurrent_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    del tensors[lost]
+    write_file(path, header, tensors)
+    with pytest.raises(PolicyFileError, match="is not a valid lrpilot policy"):
+        Policy.load(path)
+
+
+# ---- what is refused
+
+
+def layer(inputs: int, outputs: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.zeros((inputs, outputs), np.float32), np.zeros(outputs, np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("part", [0, 1])
+def test_weights_that_are_not_finite_are_refused(bad: float, part: int) -> None:
+    layers = [layer(12, 4), layer(4, 1)]
+    layers[1][part].flat[0] = bad
+    with pytest.raises(ValueError, match="layer 1 of the policy must be finite, got NaN or inf"):
+        random_policy(layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "`layers` must hold at least one layer, got none"),
+        ([layer(11, 1)], "layer 0 of the policy must take the 12 features of the observation"),
+        ([layer(12, 4), layer(5, 1)], "layer 1 of the policy must take the 4 outputs of the layer"),
+        ([layer(12, 2)], "`layers` must end in one action, got 2"),
+        ([(np.zeros((12, 1)), np.zeros(2))], "layer 0 of the policy must take"),
+        ([(np.zeros(12), np.zeros(()))], "layer 0 of the policy must take"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_policy(layers=layers)
+
+
+def test_an_unknown_output_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`output` must be one of .* got 'relu'"):
+        random_policy(output="relu")
+
+
+# ---- the fingerprint
+
+
+def test_equal_policies_have_equal_fingerprints() -> None:
+    assert random_policy(3).fingerprint == random_policy(3).fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        random_policy(1),
+        random_policy(output="tanh"),
+        random_policy(action=ActionSpec(max_log_change=0.5)),
+        random_policy(clock=ClockSpec(num_decisions=31)),
+        random_policy(observation=ObservationSpec(num_entries=99)),
+    ],
+    ids=["weights", "output", "action", "clock", "observation"],
+)
+def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Policy) -> None:
+    assert other.fingerprint != random_policy().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("small_networks", "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"),
+        ("cifar", "dc755f47709a46c139ba98379583b3df83c5b242e5612103265f078d1790c786"),
+    ],
+)
+def test_the_fingerprint_of_a_published_file_never_changes(name: str, published: str) -> None:
+    assert Policy.load(SHIPPED / f"{name}.safetensors").fingerprint == published
+
+
+def test_the_fingerprint_ignores_the_card() -> None:
+    assert random_policy(card={"task": "nmf"}).fingerprint == random_policy().fingerprint
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+def test_a_saved_policy_acts_identically(tmp_path: Path, output: str) -> None:
+    policy = random_policy(output=output)
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_transposed_weights_acts_identically(tmp_path: Path) -> None:
+    # a torch linear layer keeps its weight transposed, so this is what an export hands over
+    layers = [(np.asfortranarray(w), b) for w, b in random_policy(sizes=(12, 64, 64, 1)).layers]
+    policy = random_policy(layers=layers)
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_double_precision_acts_identically(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    policy = random_policy(layers=[(rng.normal(size=(12, 1)), rng.normal(size=1))])
+    assert actions(Policy.load(policy.save(tmp_path / "p"))) == actions(policy)
+
+
+def test_a_saved_policy_of_double_precision_keeps_its_fingerprint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    policy = random_policy(layers=[(rng.normal(size=(12, 1)), rng.normal(size=1))])
+    assert Policy.load(policy.save(tmp_path / "p")).fingerprint == policy.fingerprint
+
+
+def test_a_saved_policy_keeps_its_fingerprint(tmp_path: Path) -> None:
+    policy = random_policy()
+    assert Policy.load(policy.save(tmp_path / "p")).fingerprint == policy.fingerprint
+
+
+def test_a_saved_policy_keeps_its_specifications_and_card(tmp_path: Path) -> None:
+    policy = random_policy(
+        sizes=(6, 1),
+        observation=ObservationSpec(("loss", "progress"), num_entries=5),
+        action=ActionSpec("residual", "cosine", 0.3, 0.01, 10.0, 0.5),
+        clock=ClockSpec(12, (50, 5000)),
+        output="tanh",
+        card={"task": "nmf", "seeds": [1, 2], "budget": {"steps": 4.5}},
+    )
+    loaded = Policy.load(policy.save(tmp_path / "p"))
+    for name in ("observation", "action", "clock", "output", "card"):
+        assert getattr(loaded, name) == getattr(policy, name)
+
+
+@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+def test_a_shipped_policy_is_of_the_present_format_and_names_no_path(name: str) -> None:
+    header, _ = read_file(SHIPPED / f"{name}.safetensors")
+    assert header["format_version"] == FORMAT_VERSION
+    assert not any(sign in json.dumps(header["card"]) for sign in ('"/', "~", "\\"))
+
+
+@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+def test_saving_a_shipped_policy_gives_its_file_again(tmp_path: Path, name: str) -> None:
+    saved = Policy.load(name).save(tmp_path / "p")
+    assert saved.read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_policy_that_ships_loads_by_its_name_and_has_a_card(path: Path) -> None:
+    policy = Policy.load(path.stem)
+    assert policy.fingerprint == Policy.load(path).fingerprint
+    assert policy.card["num_env_steps"] > 0
+    assert policy.card["task"]["name"] == path.stem
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_the_name_of_a_shipped_policy_means_it_whatever_is_called_so_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = Policy.load("cifar").fingerprint
+    if kind == "folder":
+        Path("cifar").mkdir()
+        random_policy().save(Path("cifar") / FILE_NAME)
+    else:
+        random_policy().save("cifar")
+    assert Policy.load("cifar").fingerprint == shipped
+    for path in ("./cifar", Path("cifar"), tmp_path / "cifar"):
+        assert Policy.load(path).fingerprint == random_policy().fingerprint
+
+
+@pytest.mark.parametrize("name", ["Cifar", "cifar.safetensors", "", Path("cifar")])
+def test_a_name_that_does_not_ship_lists_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"shipped are \['cifar', 'small_networks'\]"):
+        Policy.load(name)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    random_policy().save(tmp_path / "p")
+    assert Policy.load("~/p").fingerprint == random_policy().fingerprint
+
+
+def test_a_run_folder_loads_its_policy(tmp_path: Path) -> None:
+    policy = random_policy()
+    policy.save(tmp_path / FILE_NAME)
+    assert Policy.load(tmp_path).fingerprint == policy.fingerprint
+
+
+def test_a_path_may_be_a_string(tmp_path: Path) -> None:
+    random_policy().save(str(tmp_path / "p"))
+    assert Policy.load(str(tmp_path / "p")).fingerprint == random_policy().fingerprint
+
+
+def test_saving_leaves_only_the_policy_in_the_folder(tmp_path: Path) -> None:
+    random_policy().save(tmp_path / "p")
+    assert os.listdir(tmp_path) == ["p"]
+
+
+def test_saving_replaces_an_older_policy(tmp_path: Path) -> None:
+    random_policy(0).save(tmp_path / "p")
+    random_policy(1).save(tmp_path / "p")
+    assert Policy.load(tmp_path / "p").fingerprint == random_policy(1).fingerprint
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = random_policy(0).save(tmp_path / "p")
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        random_policy(1, card={"task": object()}).save(path)
+    assert path.read_bytes() == before
+
+
+# ---- files that are no policy
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no policy at .*absent"):
+        Policy.load(tmp_path / "absent")
+
+
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"no policy at .*{FILE_NAME}"):
+        Policy.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"learning rate: 0.1\n", b"\x00" * 64, b"{}" * 100, bytes(range(256))]
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(PolicyFileError, match=r"p is not a safetensors file, or is truncated"):
+        Policy.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_safetensors_file_of_something_else_is_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    safetensors.torch.save_file({"w": torch.ones(4).to(dtype)}, tmp_path / "p")
+    with pytest.raises(PolicyFileError, match="is a safetensors file, but not an lrpilot policy"):
+        Policy.load(tmp_path / "p")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_the_bomb_of_these_tests_goes_off_when_it_is_unpickled(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("format_name", ["pickle", "torch"])
+def test_no_code_of_a_pickle_is_run(tmp_path: Path, format_name: str) -> None:
+    bomb = Bomb(tmp_path / "marker")
+    if format_name == "pickle":
+        (tmp_path / "p").write_bytes(pickle.dumps(bomb))
+    else:
+        torch.save(bomb, tmp_path / "p")
+    with pytest.raises(PolicyFileError, match="not a safetensors file"):
+        Policy.load(tmp_path / "p")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path) -> None:
+    content = random_policy().save(tmp_path / "p").read_bytes()
+    for size in [*range(0, len(content), 97), len(content) - 1]:
+        (tmp_path / "p").write_bytes(content[:size])
+        with pytest.raises(PolicyFileError, match="truncated"):
+            Policy.load(tmp_path / "p")
+
+
+def test_a_newer_format_names_the_upgrade(tmp_path: Path) -> None:
+    path = edited(tmp_path / "p", format_version=FORMAT_VERSION + 1)
+    with pytest.raises(PolicyFileError, match=rf"format {FORMAT_VERSION + 1}.*upgrade lrpilot"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", '"policy"', "{}", '{"format_version": 1e999}', "[" * 100_000],
+    ids=lambda text: text[:12],
+)
+def test_a_broken_header_is_refused(tmp_path: Path, text: str) -> None:
+    _, tensors = read_file(random_policy().save(tmp_path / "p"))
+    (tmp_path / "p").write_bytes(safetensors_bytes(tensors, {"lrpilot": text}))
+    with pytest.raises(PolicyFileError, match="is not a valid lrpilot policy"):
+        Policy.load(tmp_path / "p")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": None},
+        {"format_version": "new"},
+        {"architecture": None},
+        {"architecture": {"kind": "gru", "activation": "tanh", "output": "clip"}},
+        {"architecture": {"kind": "mlp", "activation": "tanh", "output": "relu"}},
+        {"observation": {"groups": ["luck"]}},
+        {"observation": {"groups": [["loss"]]}},
+        {"observation": {"groups": "loss"}},
+        {"observation": {"taste": 1}},
+        {"observation": []},
+        {"action": {"kind": "raw"}},
+        {"action": {"max_factor": "large"}},
+        {"clock": {"horizon_range": [5]}},
+        {"clock": {"horizon_range": 5}},
+        {"clock": {"num_decisions": 0}},
+        {"format_version": True},
+        {"format_version": 1.9},
+        {"format_version": 0},
+        {"card": []},
+        {"card": None},
+        {"card": "trained at night"},
+        *(
+            {section: {name: value}}
+            for section, name in (
+                ("clock", "num_decisions"),
+                ("clock", "fixed_interval"),
+                ("observation", "num_entries"),
+            )
+            for value in (math.nan, math.inf, 1.5, 2.0, True, -1, 10**400, "2")
+        ),
+        *(
+            {"clock": {"horizon_range": [1, value]}}
+            for value in (math.nan, math.inf, 1.5, True, 10**400, "2")
+        ),
+        {"action": {"min_factor": 5e-324, "start_factor": 1.0}},
+        {"action": {"max_factor": 1e308}},
+        {"action": {"max_factor": math.inf}},
+        {"action": {"max_factor": math.nan}},
+        {"action": {"max_factor": True, "start_factor": 0.5}},
+        {"action": {"max_factor": "100"}},
+        {"action": {"max_log_change": True}},
+        {"action": {"max_log_change": None}},
+        {"action": {"start_factor": math.nan}},
+    ],
+    ids=str,
+)
+def test_a_header_of_wrong_values_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = edited(tmp_path / "p", **changes)
+    with pytest.raises(PolicyFileError, match=str(path)):
+        Policy.load(path)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(
+    key=st.sampled_from(
+        ["format_version", "architecture", "observation", "action", "clock", "card"]
+    ),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["kind", "activation", "output", "groups", "horizon_range", "x"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=6,
+    ),
+)
+def test_any_value_in_the_header_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    path = edited(tmp_path_factory.getbasetemp() / "edited", **{key: value})
+    try:
+        loaded = Policy.load(path)
+    except PolicyFileError:
+        return
+    assert isinstance(loaded, Policy)
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("large", [1e37, 3e38])
+def test_weights_whose_sums_could_overflow_are_refused(
+    tmp_path: Path, large: float, output: str
+) -> None:
+    path = random_policy(output=output).save(tmp_path / "p")
+    header, tensors = read_file(path)
+    for name, sign in (("layers.1.weight", 1.0), ("layers.2.weight", -1.0)):
+        tensors[name][:] = sign * large
+    write_file(path, header, tensors)
+    with pytest.raises(PolicyFileError, match="must not overflow, got sums of up to"):
+        Policy.load(path)
+
+
+def test_an_lstm_whose_sums_could_overflow_is_refused() -> None:
+    weight, bias = recurrent_policy().lstm or ()
+    with pytest.raises(ValueError, match="`lstm` must not overflow, got sums of up to"):
+        recurrent_policy(lstm=(np.full_like(weight, 1e37), bias))
+
+
+@pytest.mark.parametrize("output", ["clip", "tanh"])
+@pytest.mark.parametrize("make", [random_policy, recurrent_policy])
+def test_an_action_is_a_number_however_large_the_weights_are(
+    make: Callable[..., Policy], output: str
+) -> None:
+    def enlarged(layer: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Any:
+        return np.sign(layer[0]) * np.float32(1e36), layer[1]
+
+    policy = make(output=output)
+    policy = replace(
+        policy,
+        layers=[enlarged(layer) for layer in policy.layers],
+        lstm=enlarged(policy.lstm) if policy.lstm else None,
+    )
+    assert all(-1.0 <= action <= 1.0 for action in sequence(policy))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_file_of_another_precision_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = random_policy().save(tmp_path / "p")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    tensors["layers.0.weight"] = tensors["layers.0.weight"].to(dtype)
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(PolicyFileError, match=r"must hold float32 arrays alone, got 'layers\.0"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("action", "anchor"), ("clock", "fixed_interval"), ("observation", "num_entries")],
+)
+def test_a_file_that_leaves_a_value_to_the_defaults_is_refused(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    header, tensors = read_file(random_policy().save(tmp_path / "p"))
+    del header[section][name]
+    with pytest.raises(PolicyFileError, match=f"is not a valid lrpilot policy: it lacks '{name}'"):
+        Policy.load(write_file(tmp_path / "p", header, tensors))
+
+
+def test_a_policy_trained_for_another_observation_is_refused(tmp_path: Path) -> None:
+    path = edited(tmp_path / "p", observation=ObservationSpec(("loss",)).to_dict())
+    with pytest.raises(PolicyFileError, match="must take the 5 features of the observation"):
+        Policy.load(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_file_whose_weights_are_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    path = random_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    tensors["layers.1.weight"][0, 0] = bad
+    write_file(path, header, tensors)
+    with pytest.raises(PolicyFileError, match="must be finite"):
+        Policy.load(path)
+
+
+def test_a_file_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    path = random_policy().save(tmp_path / "p")
+    header, tensors = read_file(path)
+    del tensors["layers.1.weight"], tensors["layers.1.bias"]
+    write_file(path, header, tensors)
+    with pytest.raises(PolicyFileError, match=r"layers\.1"):
+        Policy.load(path)
+
+
+def test_a_policy_with_another_specification_keeps_its_weights() -> None:
+    policy = random_policy()
+    changed = replace(policy, action=ActionSpec(start_factor=0.1))
+    assert actions(changed) == actions(policy)
