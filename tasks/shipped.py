@@ -9,8 +9,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def shipped_tasks() -> list[str]:
-    """The names of the tasks that have a file in `conf/task`."""
-    return sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+    """The names of the tasks that have a file in `conf/task`; `own` names none of ours."""
+    return sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "own")
 
 
 def load_task(task: Task | str, **changes: Any) -> Task:

@@ -37,7 +37,7 @@ def test_every_task_composes_and_resolves(name, task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "own"])
 def test_every_task_instantiates(task):
     built = instantiate(composed("train_agent", f"task={task}").task, _convert_="all")
     assert isinstance(built, Task)

@@ -12,7 +12,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "task"
 
 
 def test_every_file_of_a_task_is_a_name():
-    assert shipped_tasks() == sorted(path.stem for path in CONF.glob("*.yaml"))
+    files = {path.stem for path in CONF.glob("*.yaml")}
+    assert shipped_tasks() == sorted(files - {"own"})
 
 
 @pytest.mark.parametrize("name", ["cifar", "mixture"])
