@@ -32,8 +32,8 @@ from lrpilot.tasks.images.models import mlp, small_cnn
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.task import Task
 
 TOTAL_STEPS = 300
 NUM_LOOPED = 16

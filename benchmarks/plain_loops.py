@@ -13,8 +13,8 @@ from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.language.transformer import PADDING
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.lazy import LazyTask
 from lrpilot.tasks.theory.width import WidthTask
 

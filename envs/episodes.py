@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 
 # evaluation takes its seeds from here upwards, so an agent never sees them
 FIRST_EVALUATION_SEED = 2**30
@@ -89,7 +89,7 @@ class Episodes:
 
         seed = int(rng.integers(FIRST_EVALUATION_SEED))
         seed = options.get("task_seed", seed)
-        task = self.task.of_seed(seed)
+        task = self.task.member_of_seed(seed)
         episode = {
             "task": task.name,
             "task_seed": seed,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lrpilot.envs.lr_control import LRControlEnv
 from lrpilot.envs.vec_lr_control import LRControlVecEnv
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 __all__ = ["LRControlEnv", "LRControlVectorEnv", "make_vector_env"]
 

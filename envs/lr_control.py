@@ -18,8 +18,9 @@ from lrpilot.policy.brake import DIVERGENCE_FACTOR
 from lrpilot.policy.controller import ClockSpec, Controller
 from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
-from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.runs import Run, as_closure_run
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 __all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 
@@ -183,15 +184,15 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
-        task = self.task.of_seed(episode["task_seed"])
+        task = self.task.member_of_seed(episode["task_seed"])
         self._reward_scale = task.reward_scale
-        self.run: Run = task.start(episode["task_seed"])
+        self.run: Run = task.at_lr(episode["initial_lr"]).start(episode["task_seed"])
         total_steps = episode["total_steps"]
         curvature = None
         if "curvature" in self.observation.groups:
             curvature = EdgeDistance(
                 self.run.optimizer,
-                self.run.keep_closure(),
+                as_closure_run(self.run).repeat_loss,
                 model=getattr(self.run, "model", None),
             )
         self.controller = Controller(

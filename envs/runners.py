@@ -23,8 +23,8 @@ from lrpilot.envs.vec_lr_control import LRControlVecEnv
 from lrpilot.envs.worker_vec_env import WorkerVecEnv
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.files import cache_folder
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 # in the order in which a tie is decided
 RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}

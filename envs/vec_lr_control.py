@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from lrpilot.envs.batch_controller import BatchController, Floats, Mask
 from lrpilot.envs.indices import selected
 from lrpilot.envs.lr_control import LEVEL_FLOOR, LRControlEnv
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 
 Array = NDArray[np.float32]
 
@@ -99,7 +99,9 @@ class LRControlVecEnv(VecEnv):
         intervals = [self.single.clock.interval_steps(total) for total in horizons]
         self.controller.reset(rows, total_steps=horizons, interval_steps=intervals)
         self._initial_lr[rows] = [episode["initial_lr"] for episode in drawn]
-        self._reward_scale[rows] = [self.single.task.of_seed(seed).reward_scale for seed in seeds]
+        self._reward_scale[rows] = [
+            self.single.task.member_of_seed(seed).reward_scale for seed in seeds
+        ]
         if self.single.reward == "privileged":
             self._initial_privileged[rows] = self._privileged_losses()[rows]
         self._returns[rows] = 0.0

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrpilot import Policy, PolicyLR
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
-from lrpilot.tasks.runs import OptimizerFactory, Run, Task
+from lrpilot.tasks.runs import ClosureRun, OptimizerFactory, Run, as_closure_run
+from lrpilot.tasks.task import Task
 
 Scheduler = Callable[..., LRScheduler]
 
@@ -42,7 +43,7 @@ def deployed(optimizer: Optimizer, *, policy: Policy, total_steps: int, run: Run
         optimizer,
         policy,
         total_steps=total_steps,
-        curvature=run.keep_closure() if observes else None,
+        curvature=as_closure_run(run).repeat_loss if observes else None,
         model=getattr(run, "model", None),
     )
 
@@ -82,7 +83,7 @@ def train(
     Raises:
         ValueError: if `total_steps` is below 1.
     """
-    task = task.of_seed(seed)
+    task = task.member_of_seed(seed)
     total_steps = task.total_steps if total_steps is None else total_steps
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
@@ -137,12 +138,12 @@ def train(
 
 
 def _search_in(run: Run, scheduler: LineSearchLR) -> None:
-    if not hasattr(run, "backward"):
+    if not isinstance(run, ClosureRun):
         raise ValueError(
             f"`make` must not be a line search for {type(run).__name__}, whose loss no closure "
             "repeats"
         )
-    run.backward = scheduler.search
+    run.differentiate_with(scheduler.search)
     # so that the trials of a search leave the statistics of batch normalization alone
     scheduler.model = getattr(run, "model", None)
 

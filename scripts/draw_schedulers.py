@@ -99,7 +99,7 @@ def train(
     run = task.start(0)
     scheduler = make(run, total_steps)
     if isinstance(scheduler, LineSearchLR):
-        run.backward = scheduler.search
+        run.differentiate_with(scheduler.search)
     lrs, losses = [], []
     for _ in range(total_steps):
         losses.append(float(run.step()))

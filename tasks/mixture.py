@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run, Task
+from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
+from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,17 @@ class MixtureTask(Task):
         # a torch generator's first number would be what many tasks draw first from the same seed
         return int(np.searchsorted(bounds[:-1], np.random.default_rng(seed).random(), "right"))
 
-    def of_seed(self, seed: int) -> Task:
+    def member_of_seed(self, seed: int) -> Task:
         """The task whose run `start(seed)` is."""
         return self.members()[self.index_of_seed(seed)]
 
+    def at_lr(self, lr: float) -> Self:
+        """The mixture of the same tasks, all with this initial learning rate."""
+        return replace(self, tasks={name: task.at_lr(lr) for name, task in self.tasks.items()})
+
     def start(self, seed: int) -> Run:
         """A new run of the task of this seed."""
-        return self.of_seed(seed).start(seed)
+        return self.member_of_seed(seed).start(seed)
 
     def start_batch(self, num_runs: int) -> "BatchedMixture":
         """B runs, those of one task as one computation.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lrpilot.policy.action import ActionSpec, anchor_factor
-from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.runs import Run
+from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class QuadraticRun(Run):
         self._curvature = task.curvature
         self._noise_std = math.sqrt(task.noise_power / task.dimension) / task.curvature
 
-    def _backward(self) -> Tensor:
+    def _set_gradients(self) -> Tensor:
         with torch.no_grad():
             noise = torch.randn(self.x.shape, generator=self.generator)
             difference = self.x - noise.mul_(self._noise_std)

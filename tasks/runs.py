@@ -1,9 +1,8 @@
-"""Task and Run: what is trained, and one training in progress."""
+"""Run: one training in progress; and BatchedRuns: many of them as one computation."""
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,11 @@ from torch.optim import Optimizer
 OptimizerFactory = Callable[..., Optimizer]
 
 
-def backpropagate(closure: Callable[[], Tensor]) -> Tensor:
+Closure = Callable[[], Tensor]
+"""Computes a loss of shape (), with its graph."""
+
+
+def backpropagate(closure: Closure) -> Tensor:
     """Compute a loss and its gradients; returns the loss, detached."""
     loss = closure()
     loss.backward()
@@ -32,10 +35,6 @@ class Run(ABC):
         generator: source of minibatches and noise.
     """
 
-    backward: Callable[[Callable[[], Tensor]], Tensor]
-    """Differentiates the closure of a step's loss; only runs whose loss a closure repeats have it.
-    """
-
     def __init__(
         self,
         parameters: Iterable[Tensor],
@@ -50,8 +49,8 @@ class Run(ABC):
         self.num_steps = 0
 
     @abstractmethod
-    def _backward(self) -> Tensor:
-        """Draw a minibatch and set each `.grad`, which is None.
+    def _set_gradients(self) -> Tensor:
+        """Draw a minibatch and set the `.grad` of each parameter, which is None before.
 
         Returns:
             The minibatch loss, detached, of shape ().
@@ -72,34 +71,11 @@ class Run(ABC):
         for parameter in self.parameters:
             # what `optimizer.zero_grad()` does, which takes a twentieth of a small network's step
             parameter.grad = None
-        loss = self._backward()
+        loss = self._set_gradients()
         self.optimizer.step()
         self._project()
         self.num_steps += 1
         return loss
-
-    def keep_closure(self) -> Callable[[], Tensor]:
-        """From now on, keep the closure of each step's loss.
-
-        Returns:
-            A function that computes the loss of the last step's minibatch anew, with its graph.
-
-        Raises:
-            ValueError: if no closure repeats the run's loss.
-        """
-        if not hasattr(self, "backward"):
-            raise ValueError(
-                f"`run` must be one whose loss a closure repeats, got {type(self).__name__}"
-            )
-        backward = self.backward
-        kept: list[Callable[[], Tensor]] = []
-
-        def keep(closure: Callable[[], Tensor]) -> Tensor:
-            kept[:] = [closure]
-            return backward(closure)
-
-        self.backward = keep
-        return lambda: kept[0]()
 
     def _project(self) -> None:  # noqa: B027 (most problems are unconstrained)
         """Return to the feasible set after a step."""
@@ -139,11 +115,59 @@ class Run(ABC):
         self.num_steps = state["num_steps"]
 
 
+class ClosureRun(Run):
+    """A run whose minibatch loss can be computed again: by a line search, or for its curvature.
+
+    Args:
+        parameters: what is trained.
+        optimizer: called as `optimizer(parameters, lr=...)`.
+        lr: initial learning rate.
+        generator: source of minibatches and noise.
+    """
+
+    _differentiate: Callable[[Closure], Tensor] = staticmethod(backpropagate)
+    _closure: Closure
+
+    @abstractmethod
+    def _draw_loss(self) -> Closure:
+        """Draw a minibatch; returns the closure of its loss, which gives the same at each call."""
+
+    def _set_gradients(self) -> Tensor:
+        self._closure = self._draw_loss()
+        return self._differentiate(self._closure)
+
+    def repeat_loss(self) -> Tensor:
+        """The loss of the last step's minibatch at the present parameters, with its graph."""
+        return self._closure()
+
+    def differentiate_with(self, differentiate: Callable[[Closure], Tensor]) -> None:
+        """Replace what sets the gradients of the steps to come, such as by a line search.
+
+        Args:
+            differentiate: called with the closure of a step's loss; sets the gradients and returns
+                the loss, detached. The default is `backpropagate`.
+        """
+        self._differentiate = differentiate
+
+
+def as_closure_run(run: Run) -> ClosureRun:
+    """The run itself, of which the loss of a minibatch is asked again.
+
+    Raises:
+        ValueError: if its loss cannot be computed again.
+    """
+    if not isinstance(run, ClosureRun):
+        raise ValueError(
+            f"`run` must be one whose loss a closure repeats, got {type(run).__name__}"
+        )
+    return run
+
+
 class BatchedRuns(ABC):
     """B independent runs of one task, advanced as one computation.
 
-    Run i draws from its own generator what a single `Run` of the same seed draws, and equals it
-    to rounding. Vectors have shape (B,) and live on `device`.
+    Run i draws from its own generator what the `Run` of the same seed draws, and equals it to
+    rounding. Vectors have shape (B,) and live on `device`.
 
     Args:
         num_runs: B, at least 1.
@@ -187,63 +211,3 @@ class BatchedRuns(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task(ABC):
-    """What is trained: model, data, loss, optimizer and horizon.
-
-    Args:
-        name: short name, as in `conf/task/`.
-        optimizer: called as `optimizer(parameters, lr=...)`; a torch optimizer class or a
-            `functools.partial` of one.
-        base_lr: default initial learning rate.
-        total_steps: default horizon T, optimizer steps.
-        reward_scale: multiplies the rewards of an environment, so that a good run returns about
-            3 in every task: agents learn badly from returns that are small beside the random
-            values of an untrained critic.
-
-    Raises:
-        ValueError: if `base_lr` or `reward_scale` is not positive, or `total_steps` is below 1.
-    """
-
-    name: str
-    optimizer: OptimizerFactory
-    base_lr: float
-    total_steps: int
-    reward_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("base_lr", "reward_scale"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-        if self.total_steps < 1:
-            raise ValueError(f"`total_steps` must be at least 1, got {self.total_steps}")
-
-    @abstractmethod
-    def start(self, seed: int) -> Run:
-        """A new run; the seed fixes its initial state, its minibatches and its noise."""
-
-    def of_seed(self, seed: int) -> "Task":
-        """The task whose run `start(seed)` is: this one, unless it is a mixture."""
-        return self
-
-    def members(self) -> Sequence["Task"]:
-        """The tasks that `of_seed` chooses from."""
-        return (self,)
-
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which a run goes through its training examples once.
-
-        Raises:
-            ValueError: if the task has no epochs of one length.
-        """
-        raise ValueError(f"`task` must be one with epochs of one length, got {self.name!r}")
-
-    def start_batch(self, num_runs: int) -> BatchedRuns:
-        """B runs as one computation, not yet started.
-
-        Raises:
-            ValueError: if the task cannot be batched.
-        """
-        raise ValueError(f"`task` must be one that can be batched, got {self.name!r}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -12,7 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from lrpilot.envs import LRControlEnv, LRControlVecEnv
-from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.runs import Run
+from lrpilot.tasks.task import Task
 
 
 def advance(run: Run, num_steps: int) -> list[float]:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrpilot import ActionSpec, Policy
 from lrpilot.agents.tracking import Tracker
 from lrpilot.envs import LRControlEnv
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))

@@ -18,7 +18,7 @@ from lrpilot.evaluation.grid import Method, deployed, train_grid
 from lrpilot.evaluation.methods.placebos import placebos_of, record_policy
 from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
 from lrpilot.evaluation.statistics import Rows, best_factor, judge, select, unique
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 
 Progress = Callable[..., Iterable[Any]]
 

@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lrpilot import Policy, PolicyLR
 from lrpilot.evaluation.grid import Method, Scheduler, deployed, train
-from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.runs import Run
+from lrpilot.tasks.task import Task
 
 
 def untrained(policy: Policy, seed: int) -> Policy:

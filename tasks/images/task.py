@@ -21,7 +21,8 @@ from lrpilot.tasks.networks.supervised import (
     measuring,
     split_metrics,
 )
-from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.task import Task
 
 __all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
 
@@ -142,7 +143,7 @@ class ImageTask(Task):
         return BatchedImageRuns(self, num_runs)
 
 
-class ImageRun(Run):
+class ImageRun(ClosureRun):
     """One network in training."""
 
     def __init__(self, task: ImageTask, seed: int) -> None:
@@ -154,8 +155,6 @@ class ImageRun(Run):
             lr=task.base_lr,
             generator=torch.Generator().manual_seed(seed),
         )
-        # a line search replaces it, since it tries steps on the closure's minibatch
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._task = task
         self._epoch = EpochOrder(len(self.data.train_x), task.batch_size, self.generator)
 
@@ -179,9 +178,9 @@ class ImageRun(Run):
     def _logits(self, images: Tensor) -> Tensor:
         return forward(self.model, images, self._task.precision)
 
-    def _backward(self) -> Tensor:
+    def _draw_loss(self) -> Closure:
         images, labels = self._next_batch()
-        return self.backward(lambda: functional.cross_entropy(self._logits(images), labels))
+        return lambda: functional.cross_entropy(self._logits(images), labels)
 
     def privileged_loss(self) -> float:
         """Cross-entropy on the first `num_privileged` held-out images."""

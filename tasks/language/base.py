@@ -1,7 +1,7 @@
 """What the language tasks share: a transformer in training."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrpilot.tasks.networks.supervised import check_precision, forward
-from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class LanguageRun(Run):
+class LanguageRun(ClosureRun):
     """One transformer in training; parameters that need no gradient stay as they are."""
 
     def __init__(self, task: LanguageTask, seed: int) -> None:
@@ -92,8 +93,6 @@ class LanguageRun(Run):
             lr=task.base_lr,
             generator=generator,
         )
-        # a line search replaces it, since it tries steps on the closure's minibatch
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._precision = task.precision
         self._has_dropout = task.dropout > 0.0
         self._max_gradient_norm = task.max_gradient_norm
@@ -109,7 +108,7 @@ class LanguageRun(Run):
     def _logits(self, inputs: Tensor) -> Tensor:
         return forward(self.model, inputs, self._precision)
 
-    def _backward(self) -> Tensor:
+    def _draw_loss(self) -> Closure:
         inputs, targets = self._next_batch()
         drawn = self.generator.get_state() if self._has_dropout else None
 
@@ -119,7 +118,10 @@ class LanguageRun(Run):
                 self.generator.set_state(drawn)
             return self._loss(inputs, targets)
 
-        loss = self.backward(closure)
+        return closure
+
+    def _set_gradients(self) -> Tensor:
+        loss = super()._set_gradients()
         if self._max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self._max_gradient_norm)
         return loss

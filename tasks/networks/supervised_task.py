@@ -19,7 +19,8 @@ from lrpilot.tasks.networks.minibatches import Minibatches
 from lrpilot.tasks.networks.splits import Splits
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.networks.supervised import EpochOrder, check_precision, forward, measuring
-from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.task import Task
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -106,7 +107,7 @@ class SupervisedTask(Task):
         return BatchedSupervisedRuns(self, num_runs)
 
 
-class SupervisedRun(Run):
+class SupervisedRun(ClosureRun):
     """One network in training."""
 
     def __init__(self, task: SupervisedTask, seed: int) -> None:
@@ -118,8 +119,6 @@ class SupervisedRun(Run):
             lr=task.base_lr,
             generator=torch.Generator().manual_seed(seed),
         )
-        # a line search replaces it, since it tries steps on the closure's minibatch
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._task = task
         self._epoch = EpochOrder(len(self.data.train_x), task.batch_size, self.generator)
         frozen = [value for value in self.model.parameters() if not value.requires_grad]
@@ -132,13 +131,13 @@ class SupervisedRun(Run):
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self._task.loss(forward(self.model, inputs, self._task.precision), targets)
 
-    def _backward(self) -> Tensor:
+    def _draw_loss(self) -> Closure:
         inputs, targets = self._next_batch()
         if not self._task.draws_globally:
-            return self.backward(lambda: self._loss(inputs, targets))
+            return lambda: self._loss(inputs, targets)
         # dropout comes from the run's generator, and is the same if the closure is called again
         seed = int(torch.randint(2**62, (), generator=self.generator))
-        return self.backward(lambda: self._seeded_loss(inputs, targets, seed))
+        return lambda: self._seeded_loss(inputs, targets, seed)
 
     def _seeded_loss(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
         with seeded_on(self._task.device, seed):

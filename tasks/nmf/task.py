@@ -15,7 +15,8 @@ from lrpilot.tasks.data.matrices import REAL_MATRICES, load_matrix
 from lrpilot.tasks.data.own_matrix import normalize_matrix, read_matrix, to_tensor
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.problem import DRAWN_STEPS, Draws, Numbers, Problem, draw_instance
-from lrpilot.tasks.runs import Run, Task
+from lrpilot.tasks.runs import Run
+from lrpilot.tasks.task import Task
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
 UPDATES = ("simultaneous", "alternating")
@@ -202,7 +203,7 @@ class NMFRun(Run):
         return self.problem.matrix
 
     @torch.no_grad()
-    def _backward(self) -> Tensor:
+    def _set_gradients(self) -> Tensor:
         if self._position == DRAWN_STEPS:
             self._draw()
         numbers = self._numbers.at(self._position)

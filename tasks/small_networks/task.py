@@ -1,6 +1,6 @@
 """Random small networks on random data: thousands of different trainings for an agent."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
 from lrpilot.tasks.networks.supervised import EpochOrder
-from lrpilot.tasks.runs import OptimizerFactory, Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun, OptimizerFactory
 from lrpilot.tasks.small_networks.batch import BatchedSmallNetworks
 from lrpilot.tasks.small_networks.problem import (
     ACTIVATIONS,
@@ -23,6 +23,7 @@ from lrpilot.tasks.small_networks.problem import (
     draw_problem,
     draw_setup,
 )
+from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ class SmallNetworkTask(Task):
         return BatchedSmallNetworks(self, num_runs)
 
 
-class SmallNetworkRun(Run):
+class SmallNetworkRun(ClosureRun):
     """One small network in training; `step(lr)` trains at lr times the optimizer's factor."""
 
     def __init__(self, task: SmallNetworkTask, seed: int) -> None:
@@ -185,8 +186,6 @@ class SmallNetworkRun(Run):
             lr=task.base_lr * self.lr_factor,
             generator=generator,
         )
-        # a line search replaces it, since it tries steps on the closure's minibatch
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._seed = seed
         self._epoch = EpochOrder(
             len(self.problem.train.y), self.problem.setup.batch_size, generator
@@ -196,10 +195,10 @@ class SmallNetworkRun(Run):
         """Make one optimizer step, at `lr` times the factor of the run's optimizer."""
         return super().step(None if lr is None else lr * self.lr_factor)
 
-    def _backward(self) -> Tensor:
+    def _draw_loss(self) -> Closure:
         index, train = self._epoch.next(), self.problem.train
         batch = Split(train.x.index_select(0, index), train.y.index_select(0, index))
-        return self.backward(lambda: self._loss(batch))
+        return lambda: self._loss(batch)
 
     def _loss(self, split: Split) -> Tensor:
         return functional.cross_entropy(self.model(split.x), split.y)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrpilot.tasks.data.images import load_image_data
-from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.lazy_batch import BatchedLazyRuns
 from lrpilot.tasks.theory.linearized import (
     LinearizedModel,
@@ -119,7 +120,7 @@ class LazyTask(Task):
         return outputs
 
 
-class LazyRun(Run):
+class LazyRun(ClosureRun):
     """One descent of a network, or of its linearized model."""
 
     def __init__(self, task: LazyTask, seed: int) -> None:
@@ -133,8 +134,6 @@ class LazyRun(Run):
             generator=generator,
         )
         self._task = task
-        # a line search replaces it, since it tries steps on the closure's loss
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._start_from(weights)
 
     def _start_from(self, weights: Sequence[Tensor]) -> None:
@@ -146,8 +145,8 @@ class LazyRun(Run):
         network = self._task.network(inputs)
         return LinearizedModel(network, self._start) if self._task.linearized else network
 
-    def _backward(self) -> Tensor:
-        return self.backward(lambda: half_mean_square(self._model(self.parameters) - self._targets))
+    def _draw_loss(self) -> Closure:
+        return lambda: half_mean_square(self._model(self.parameters) - self._targets)
 
     @torch.no_grad()
     def residuals(self) -> Tensor:

@@ -1,7 +1,6 @@
 """A two-layer network on noisy labels, narrower or wider than it takes to fit them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ from torch.nn import functional
 
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.networks.supervised import EpochOrder
-from lrpilot.tasks.runs import Run, Task, backpropagate
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width_batch import BatchedWidthRuns
 
 # of all pixels' standard deviation; pixels that hardly vary would become mere noise
@@ -189,7 +189,7 @@ class WidthTask(Task):
         return BatchedWidthRuns(self, num_runs)
 
 
-class WidthRun(Run):
+class WidthRun(ClosureRun):
     """One two-layer network in training."""
 
     def __init__(self, task: WidthTask, seed: int) -> None:
@@ -204,16 +204,14 @@ class WidthRun(Run):
             lr=task.base_lr,
             generator=generator,
         )
-        # a line search replaces it, since it tries steps on the closure's minibatch
-        self.backward: Callable[[Callable[[], Tensor]], Tensor] = backpropagate
         self._epoch = EpochOrder(task.num_train, task.batch_size, generator)
 
-    def _backward(self) -> Tensor:
+    def _draw_loss(self) -> Closure:
         picked = self._epoch.next()
         chosen = self.chosen.index_select(0, picked)
         inputs = self.splits.train.inputs.index_select(0, chosen)
         labels = self.labels.index_select(0, picked)
-        return self.backward(lambda: self._task.loss(self.model(inputs), labels))
+        return lambda: self._task.loss(self.model(inputs), labels)
 
     @torch.no_grad()
     def privileged_loss(self) -> float:

@@ -220,7 +220,7 @@ def test_an_episode_takes_learning_rate_horizon_and_name_from_its_own_task() -> 
 @pytest.mark.parametrize("name", ["quadratic", "digits"])
 def test_the_rewards_of_an_episode_are_those_of_its_own_task(name: str) -> None:
     whole = mixture()
-    seed = next(seed for seed in range(50) if whole.of_seed(seed).name == name)
+    seed = next(seed for seed in range(50) if whole.member_of_seed(seed).name == name)
     options = {"task_seed": seed, "initial_lr": 0.01, "total_steps": 12}
     mixed = episode(LRControlEnv(whole, num_decisions=6), options=options)
     alone = episode(LRControlEnv(whole.tasks[name], num_decisions=6), options=options)
@@ -233,7 +233,7 @@ def test_the_option_of_a_task_seed_decides_whose_learning_rate_and_horizon_is_dr
     env = LRControlEnv(whole, initial_lr_factors=(1.0, 1.0), num_decisions=3)
     for seed in range(10):
         _, info = env.reset(seed=0, options={"task_seed": seed})
-        task = whole.of_seed(seed)
+        task = whole.member_of_seed(seed)
         assert info["initial_lr"] == pytest.approx(task.base_lr)
         assert info["total_steps"] == task.total_steps
 

@@ -23,7 +23,8 @@ from lrpilot.evaluation.grid import Method, Result, train
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import OptimizerFactory, Task
+from lrpilot.tasks.runs import OptimizerFactory
+from lrpilot.tasks.task import Task
 from tests.running import through_file
 from tests.scheduling import plain_action
 

@@ -14,7 +14,7 @@ from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.mixture import MixtureTask
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 from tests.scheduling import plain_action
 
 TASKS = ("quadratic", "nmf", "digits")

@@ -16,7 +16,7 @@ from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.policy.observation import FEATURES, Observer
 from lrpilot.tasks.images.models import mlp, small_cnn
 from lrpilot.tasks.images.task import ImageTask
-from lrpilot.tasks.runs import OptimizerFactory, Run
+from lrpilot.tasks.runs import OptimizerFactory, Run, as_closure_run
 from tests.running import through_file
 from tests.scheduling import plain_action
 
@@ -73,7 +73,7 @@ def scheduler_of(policy: Policy, run: Run, **arguments: Any) -> PolicyLR:
         run.optimizer,
         policy,
         total_steps=18,
-        curvature=run.keep_closure(),
+        curvature=as_closure_run(run).repeat_loss,
         model=getattr(run, "model", None),
         **arguments,
     )
@@ -134,12 +134,11 @@ def test_its_sign_tells_whether_a_quadratic_diverges(
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_it_is_unchanged_when_the_loss_is_scaled_and_the_lr_against_it(scale: float) -> None:
     run = digits("cnn").start(0)
-    closure = run.keep_closure()
     run.step()
 
     def measured(factor: float) -> float:
         optimizer = SGD(run.parameters, lr=0.05 / factor)
-        return EdgeDistance(optimizer, lambda: factor * closure())()
+        return EdgeDistance(optimizer, lambda: factor * run.repeat_loss())()
 
     assert measured(scale) == pytest.approx(measured(1.0), abs=1e-3)
 
@@ -147,13 +146,12 @@ def test_it_is_unchanged_when_the_loss_is_scaled_and_the_lr_against_it(scale: fl
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_three_products_per_decision_follow_the_exact_eigenvalue(model: str) -> None:
     run = digits(model).start(0)
-    closure = run.keep_closure()
-    distance = EdgeDistance(run.optimizer, closure)
+    distance = EdgeDistance(run.optimizer, run.repeat_loss)
     errors = []
     for _ in range(4):
         for _ in range(5):
             run.step()
-        gradient = torch.autograd.grad(closure(), run.parameters, create_graph=True)
+        gradient = torch.autograd.grad(run.repeat_loss(), run.parameters, create_graph=True)
         flat = torch.cat([part.flatten() for part in gradient])
         vector = torch.randn(len(flat), generator=torch.Generator().manual_seed(0))
         for _ in range(40):
@@ -257,11 +255,11 @@ def test_a_state_through_a_file_continues_bit_identically() -> None:
 
 def test_the_loss_is_computed_at_decisions_only() -> None:
     run = digits().start(0)
-    closure, calls = run.keep_closure(), []
+    calls = []
 
     def counted() -> Tensor:
         calls.append(run.num_steps)
-        return closure()
+        return run.repeat_loss()
 
     scheduler = PolicyLR(run.optimizer, random_policy(), total_steps=18, curvature=counted)
     train_steps(run, scheduler, 12)

@@ -15,8 +15,8 @@ from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.mixture import MixtureTask
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.task import Task
 from tests.running import through_file
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -73,7 +73,7 @@ def make_batchable(**changes: Any) -> MixtureTask:
 def test_a_run_is_the_one_that_its_own_task_starts() -> None:
     mixture = make_mixture()
     for seed in range(12):
-        run, own = mixture.start(seed), mixture.of_seed(seed).start(seed)
+        run, own = mixture.start(seed), mixture.member_of_seed(seed).start(seed)
         assert type(run) is type(own)
         assert [run.step().item() for _ in range(3)] == [own.step().item() for _ in range(3)]
 
@@ -86,12 +86,12 @@ def test_the_draw_does_not_depend_on_the_order_of_the_tasks() -> None:
     tasks = dict(make_mixture().tasks)
     other = MixtureTask(tasks=dict(reversed(tasks.items())))
     for seed in range(30):
-        assert make_mixture().of_seed(seed).name == other.of_seed(seed).name
+        assert make_mixture().member_of_seed(seed).name == other.member_of_seed(seed).name
 
 
 def test_tasks_are_drawn_in_proportion_to_their_weights() -> None:
     mixture = make_mixture(quadratic=2.5, digits=0.5)
-    counts = Counter(mixture.of_seed(seed).name for seed in range(4000))
+    counts = Counter(mixture.member_of_seed(seed).name for seed in range(4000))
 
     # four standard errors of a share of 4000 draws are at most 0.032
     expected = {"networks": 1 / 4, "quadratic": 2.5 / 4, "digits": 0.5 / 4}
@@ -105,7 +105,7 @@ def test_the_runs_of_a_task_are_spread_as_those_of_the_task_alone() -> None:
     )
     networks = mixture.tasks["networks"]
     assert isinstance(networks, SmallNetworkTask)
-    seeds = [seed for seed in range(1600) if mixture.of_seed(seed) is networks]
+    seeds = [seed for seed in range(1600) if mixture.member_of_seed(seed) is networks]
     drawn = Counter(
         networks.setups.index(networks.draw_setup(torch.Generator().manual_seed(seed)))
         for seed in seeds
@@ -118,7 +118,7 @@ def test_the_runs_of_a_task_are_spread_as_those_of_the_task_alone() -> None:
 
 def test_a_mixture_of_one_task_is_that_task() -> None:
     mixture = MixtureTask(tasks={"only": quadratic()})
-    assert {mixture.of_seed(seed).name for seed in range(50)} == {"only"}
+    assert {mixture.member_of_seed(seed).name for seed in range(50)} == {"only"}
 
 
 def test_its_horizon_is_the_longest_and_its_learning_rate_the_smallest() -> None:
@@ -128,7 +128,7 @@ def test_its_horizon_is_the_longest_and_its_learning_rate_the_smallest() -> None
 
 @pytest.mark.parametrize("task", [quadratic(), small_networks(), digits(), nmf()])
 def test_a_plain_task_is_its_own_only_member(task: Task) -> None:
-    assert task.of_seed(3) is task
+    assert task.member_of_seed(3) is task
     assert list(task.members()) == [task]
 
 

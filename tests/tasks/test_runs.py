@@ -17,7 +17,8 @@ from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.networks.supervised import measuring
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import OptimizerFactory, Task
+from lrpilot.tasks.runs import OptimizerFactory
+from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
 from tests.running import advance, through_file

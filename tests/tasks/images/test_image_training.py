@@ -270,7 +270,7 @@ def test_the_closure_of_a_step_sees_one_minibatch_however_often_it_is_called(mod
         loss.backward()
         return loss.detach()
 
-    run.backward = backward
+    run.differentiate_with(backward)
 
     assert advance(run, 5) == losses
 
@@ -278,7 +278,7 @@ def test_the_closure_of_a_step_sees_one_minibatch_however_often_it_is_called(mod
 def test_a_line_search_trains_a_run_with_batch_normalization() -> None:
     run = make_task(optimizer=torch.optim.SGD, base_lr=1.0).start(0)
     scheduler = LineSearchLR(run.optimizer, run.model, batches_per_epoch=18)
-    run.backward = scheduler.search
+    run.differentiate_with(scheduler.search)
     losses = []
     for _ in range(40):
         loss = run.step()

@@ -141,7 +141,7 @@ def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
         seen.append([float(loss.detach()) for loss in losses])
         return losses[-1].detach()
 
-    run.backward = backward
+    run.differentiate_with(backward)
 
     assert advance(run, 5) == advance(plain, 5)
     assert all(len(set(losses)) == 1 for losses in seen)
@@ -150,7 +150,7 @@ def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
 def test_a_line_search_trains_a_gpt() -> None:
     run = make_task(optimizer=torch.optim.SGD, base_lr=1.0, dropout=0.1).start(0)
     scheduler = LineSearchLR(run.optimizer, run.model, batches_per_epoch=20)
-    run.backward = scheduler.search
+    run.differentiate_with(scheduler.search)
     losses = []
     for _ in range(40):
         losses.append(float(run.step()))

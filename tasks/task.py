@@ -1,0 +1,80 @@
+"""Task: what is trained, of which a seed starts one run."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is trained: model, data, loss, optimizer and horizon.
+
+    Args:
+        name: short name, as in `conf/task/`.
+        optimizer: called as `optimizer(parameters, lr=...)`; a torch optimizer class or a
+            `functools.partial` of one.
+        base_lr: initial learning rate.
+        total_steps: default horizon T, optimizer steps.
+        reward_scale: multiplies the rewards of an environment, so that a good run returns about
+            3 in every task: agents learn badly from returns that are small beside the random
+            values of an untrained critic.
+
+    Raises:
+        ValueError: if `base_lr` or `reward_scale` is not positive, or `total_steps` is below 1.
+    """
+
+    name: str
+    optimizer: OptimizerFactory
+    base_lr: float
+    total_steps: int
+    reward_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "reward_scale"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+        if self.total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {self.total_steps}")
+
+    @abstractmethod
+    def start(self, seed: int) -> Run:
+        """A new run; the seed fixes its initial state, its minibatches and its noise."""
+
+    def at_lr(self, lr: float) -> Self:
+        """This task with another initial learning rate; what it has loaded or drawn is shared.
+
+        Raises:
+            ValueError: if the learning rate is not positive.
+        """
+        task = copy.copy(self)
+        object.__setattr__(task, "base_lr", lr)
+        Task.__post_init__(task)
+        return task
+
+    def member_of_seed(self, seed: int) -> "Task":
+        """The task whose run `start(seed)` is: this one, unless it is a mixture of several."""
+        return self
+
+    def members(self) -> Sequence["Task"]:
+        """All tasks that `member_of_seed` may return."""
+        return (self,)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which a run goes through its training examples once.
+
+        Raises:
+            ValueError: if the task has no epochs of one length.
+        """
+        raise ValueError(f"`task` must be one with epochs of one length, got {self.name!r}")
+
+    def start_batch(self, num_runs: int) -> BatchedRuns:
+        """B runs as one computation, not yet started.
+
+        Raises:
+            ValueError: if the task cannot be batched.
+        """
+        raise ValueError(f"`task` must be one that can be batched, got {self.name!r}")
