@@ -14,8 +14,7 @@ from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
 from lrpilot.schedulers.policy_lr import PolicyLR
-
-__version__ = "0.1.0"
+from lrpilot.version import __version__
 
 __all__ = [
     "ActionSpec",
@@ -36,6 +35,7 @@ __all__ = [
     "Policy",
     "PolicyFileError",
     "PolicyLR",
+    "__version__",
 ]
 
 environment.register()

@@ -14,8 +14,12 @@ from torch.optim import Optimizer
 from lrpilot.caps.cap import Cap, ask_cap
 from lrpilot.schedulers.decision_log import Decision, DecisionLog
 from lrpilot.schedulers.torch_scheduler import COUNTS, TorchScheduler, all_parts
+from lrpilot.state import read_fields, state_fields, write_fields
+from lrpilot.version import __version__
 
-STATE_VERSION = 1
+_FIELDS = state_fields("bound_by", "log", uncapped_lrs="_uncapped")
+STATE_VERSION = 2
+"""Of the fields of a state; one that has another is refused."""
 
 
 def idle_optimizer(initial_lr: float) -> Optimizer:
@@ -57,9 +61,9 @@ class AdaptiveLR(TorchScheduler):
     later is taken in at the next step: its own learning rate is its base, and it is multiplied by
     the factor that the schedule has reached. `get_lr` and `get_last_lr` only read.
 
-    A subclass implements `_next_lrs`, and where it must `_start` and `_join`; it names in
-    `_state_names` the attributes that continue a run, and in `_settings` those that a loaded state
-    must share.
+    A subclass implements `_next_lrs`, and where it must `_start` and `_join`; it says in
+    `_state_fields` what continues a run, and names in `_settings` the attributes that a loaded
+    state must share.
 
     Args:
         optimizer: the wrapped optimizer; its learning rates are the initial ones.
@@ -72,7 +76,7 @@ class AdaptiveLR(TorchScheduler):
             is negative.
     """
 
-    _state_names: ClassVar[tuple[str, ...]] = ()
+    _state_fields: ClassVar[Mapping[str, str]] = state_fields()
     _settings: ClassVar[tuple[str, ...]] = ()
     moves_before_step: ClassVar[bool] = False
     """Whether it changes the learning rate between its `step()` and the optimizer's."""
@@ -186,18 +190,18 @@ class AdaptiveLR(TorchScheduler):
         return {
             "class": type(self).__name__,
             "version": STATE_VERSION,
-            **{name: copy.deepcopy(getattr(self, name)) for name in self._all_state_names()},
+            "lrpilot": __version__,
+            **read_fields(self, self._all_fields()),
             "settings": {name: copy.deepcopy(getattr(self, name)) for name in self._settings},
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "lrs": self.current_lrs(),
             # not those if another scheduler has changed them since: a chain, or a guard
             "last_lrs": self.last_lrs,
-            "log": self.log.state_dict(),
             "cap": None if save_cap is None else copy.deepcopy(save_cap()),
         }
 
-    def _all_state_names(self) -> tuple[str, ...]:
-        return (*COUNTS, "bound_by", "_uncapped", *self._state_names)
+    def _all_fields(self) -> Mapping[str, str]:
+        return {**COUNTS, **_FIELDS, **self._state_fields}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the continuation is bit-identical.
@@ -206,8 +210,9 @@ class AdaptiveLR(TorchScheduler):
         before or after this scheduler was made.
 
         Raises:
-            ValueError: if the state is of another class, a setting differs, or the optimizer has
-                another number of groups. Then nothing has changed.
+            ValueError: if the state is of another class or another format (the message names the
+                lrpilot that wrote it), a setting differs, or the optimizer has another number of
+                groups. Then nothing has changed.
         """
         self.check_state(state_dict)
         self._load(state_dict)
@@ -221,7 +226,9 @@ class AdaptiveLR(TorchScheduler):
             raise ValueError(f"`state_dict` must be of {mine}, got one of {state['class']}")
         if state.get("version") != STATE_VERSION:
             raise ValueError(
-                f"`state_dict` must have `version` = {STATE_VERSION}, got {state.get('version')!r}"
+                f"`state_dict` must have `version` = {STATE_VERSION}, got "
+                f"{state.get('version')!r} of lrpilot {state.get('lrpilot', '0.1.0')}: continue "
+                "that run with the lrpilot that wrote it"
             )
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
@@ -243,10 +250,8 @@ class AdaptiveLR(TorchScheduler):
         """Continue from a state that `check_state` has passed."""
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
-        for name in self._all_state_names():
-            setattr(self, name, copy.deepcopy(state[name]))
+        write_fields(self, self._all_fields(), state)
         self.base_lrs = list(state["base_lrs"])
-        self.log.load_state_dict(state["log"])
         load_cap = getattr(self.cap, "load_state_dict", None)
         if load_cap is not None and state["cap"] is not None:
             load_cap(state["cap"])

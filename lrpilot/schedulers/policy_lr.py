@@ -19,6 +19,7 @@ from lrpilot.policy.brake import Brake
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
+from lrpilot.state import state_fields
 
 
 class _Parameters:
@@ -88,7 +89,9 @@ class PolicyLR(AdaptiveLR):
         RuntimeError: by `step()`, if no loss was given since the last call.
     """
 
-    _state_names = ("_applied", "_has_loss", "_relief", "_has_alarm")
+    _state_fields = state_fields(
+        applied_factor="_applied", has_loss="_has_loss", relief="_relief", has_alarm="_has_alarm"
+    )
 
     def __init__(
         self,

@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-COUNTS = ("last_epoch", "_step_count")
-"""The attributes in which torch counts a scheduler's steps."""
+from lrpilot.state import state_fields
+
+COUNTS = state_fields("last_epoch", step_count="_step_count")
+"""The attributes in which torch counts a scheduler's steps, by the fields of our states."""
 
 
 class TorchScheduler(LRScheduler):

@@ -8,12 +8,13 @@ from torch.optim import Optimizer
 
 from lrpilot.loss import read_loss
 from lrpilot.schedulers.base import AdaptiveLR
+from lrpilot.state import state_fields
 
 
 class LossLR(AdaptiveLR):
     """lr = initial lr x mean of all losses so far; `losses` are those that it was given."""
 
-    _state_names = ("losses",)
+    _state_fields = state_fields("losses")
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         self.losses: list[float] = []

@@ -287,6 +287,31 @@ def test_a_guard_around_a_sequence_refuses_the_state_of_another_scheduler_inside
         mine.load_state_dict(MAKERS["Guard(Greedy)"](mine.optimizer).state_dict())
 
 
+@pytest.mark.parametrize(
+    ("written", "version"),
+    [
+        ({"version": 1}, "1 of lrpilot 0.1.0"),
+        ({"version": 9, "lrpilot": "3.0"}, "9 of lrpilot 3.0"),
+    ],
+)
+@every_scheduler
+def test_a_state_of_another_format_is_refused_with_the_version_that_wrote_it(
+    name: str, written: dict[str, Any], version: str
+) -> None:
+    scheduler = Training(name).scheduler
+    state = {**scheduler.state_dict(), **written}
+    if written["version"] == 1:  # before states named it
+        del state["lrpilot"]
+    with pytest.raises(ValueError, match=f"must have `version` = 2, got {version}: continue that"):
+        scheduler.load_state_dict(state)
+
+
+@every_scheduler
+def test_the_fields_of_a_state_have_public_names(name: str) -> None:
+    state = Training(name).scheduler.state_dict()
+    assert not [field for field in state if field.startswith("_")]
+
+
 # ---- caps
 
 CAPPED: dict[str, Callable[..., Any]] = {

@@ -74,7 +74,7 @@ def test_the_score_is_mann_kendalls_on_all_pairs(values: list[int]) -> None:
     rule = rule_of(window_size=12, patience=100, threshold=1e9)
     verdicts(rule, [float(value) for value in values])
     expected = sum((b > a) - (b < a) for a, b in combinations(values, 2))
-    assert rule.state_dict()["_score"] == expected
+    assert rule.state_dict()["score"] == expected
 
 
 def test_the_standard_error_is_that_of_all_orders() -> None:
@@ -109,7 +109,7 @@ def test_in_max_mode_a_rise_raises() -> None:
 def test_the_window_of_twenty_calls_or_more_is_averaged_in_blocks() -> None:
     rule = rule_of(window_size=60)
     verdicts(rule, [1.0, 2.0, 6.0, 1.0])
-    assert rule.state_dict()["_blocks"] == [3.0]
+    assert rule.state_dict()["block_means"] == [3.0]
 
 
 @pytest.mark.parametrize("window_size", [10, 19, 20, 39, 40, 41, 59, 60, 99, 1000])

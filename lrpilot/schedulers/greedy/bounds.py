@@ -3,12 +3,14 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
+from lrpilot.state import Stateful, state_fields
 
-class Bounds(ABC):
+
+class Bounds(Stateful, ABC):
     """Divides (a raise) or multiplies (a lowering) by `factor`, within bounds.
 
     `reset_start` lowerings in a row that end with every group at its lower bound restore the
@@ -19,7 +21,7 @@ class Bounds(ABC):
         reset_start: infinite for no reset.
     """
 
-    _state_names: ClassVar[tuple[str, ...]] = ("start_lrs", "_num_lowerings_left")
+    _state_fields = state_fields("start_lrs", lowerings_left="_num_lowerings_left")
 
     def __init__(self, factor: float, reset_start: float) -> None:
         self._factor = factor
@@ -87,17 +89,6 @@ class Bounds(ABC):
 
     @abstractmethod
     def _restored(self, lrs: Sequence[float | Tensor]) -> list[float]: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values."""
-        state = {name: getattr(self, name) for name in self._state_names}
-        return {**state, "start_lrs": list(self.start_lrs)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in self._state_names:
-            setattr(self, name, state[name])
-        self.start_lrs = list(state["start_lrs"])
 
 
 class AbsoluteBounds(Bounds):
@@ -192,7 +183,7 @@ class RelativeBounds(Bounds):
     change of the scale.
     """
 
-    _state_names = (*Bounds._state_names, "scale")
+    _state_fields = state_fields(**Bounds._state_fields, scale="scale")
 
     def __init__(
         self, factor: float, reset_start: float, *, min_factor: float, max_factor: float

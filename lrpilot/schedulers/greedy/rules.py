@@ -1,18 +1,18 @@
 """The rules of GreedyLR: after every loss, raise the learning rate, lower it, or leave it."""
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from lrpilot.state import Stateful, state_fields
 
 
-class Rule(ABC):
+class Rule(Stateful, ABC):
     """Decides from one loss after the other; override `restart`, `decide` and `count_moves`.
 
     `reason` is (rule, signal, threshold) of the last move, as in `Decision`.
     """
 
-    _state_names: ClassVar[tuple[str, ...]] = ()
     limiting_argument: ClassVar[str]
     """The argument that says how many calls a move takes."""
     reason = ("", math.nan, math.nan)
@@ -38,15 +38,6 @@ class Rule(ABC):
     def count_moves(self, num_calls: int, direction: int) -> int:
         """The most moves of one direction that finite losses can cause in `num_calls` calls."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values."""
-        return {name: copy.copy(getattr(self, name)) for name in self._state_names}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in self._state_names:
-            setattr(self, name, copy.copy(state[name]))
-
 
 class TransformersRule(Rule):
     """More than `patience` good calls in a row raise, more than `patience` bad ones lower.
@@ -56,7 +47,15 @@ class TransformersRule(Rule):
     checked, and sums and comparisons are those of Hugging Face's class, in its order.
     """
 
-    _state_names = ("best", "num_good", "num_bad", "num_cooldown", "num_warmup", "_sum", "_recent")
+    _state_fields = state_fields(
+        "best",
+        "num_good",
+        "num_bad",
+        cooldown_left="num_cooldown",
+        warmup_left="num_warmup",
+        recent_losses="_recent",
+        sum_of_recent="_sum",
+    )
     limiting_argument = "patience"
 
     def __init__(

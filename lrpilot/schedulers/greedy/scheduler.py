@@ -15,6 +15,7 @@ from lrpilot.schedulers.greedy.arguments import resolve_arguments
 from lrpilot.schedulers.greedy.bounds import AbsoluteBounds, Bounds, RelativeBounds
 from lrpilot.schedulers.greedy.rules import PaperRule, Rule, TransformersRule
 from lrpilot.schedulers.greedy.trend import TrendRule
+from lrpilot.state import state_fields
 
 
 class ReachableLRs(NamedTuple):
@@ -97,7 +98,7 @@ class GreedyLR(AdaptiveLR):
         changes leads to faster convergence. 2025.
     """
 
-    _state_names = ("_pending",)
+    _state_fields = state_fields(pending_loss="_pending", rule="_rule", bounds="_bounds")
     _settings = ("semantics", "arguments")
 
     def __init__(
@@ -318,16 +319,6 @@ class GreedyLR(AdaptiveLR):
             if name in ("factor", "min_lr", "max_lr", "eps", "min_factor", "max_factor")
         }
         return f"the bounds must leave room around {self._bounds.start_lrs}, got {limits}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values (loads with `weights_only=True`)."""
-        parts = {"rule": self._rule.state_dict(), "bounds": self._bounds.state_dict()}
-        return {**super().state_dict(), **parts}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._rule.load_state_dict(state["rule"])
-        self._bounds.load_state_dict(state["bounds"])
 
 
 def _build(semantics: str, arguments: dict[str, Any]) -> tuple[Rule, Bounds]:

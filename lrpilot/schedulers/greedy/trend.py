@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from typing import Any
 
 from lrpilot.schedulers.greedy.rules import Rule
+from lrpilot.state import state_fields
 
 MIN_BLOCKS = 20
 
@@ -63,7 +64,14 @@ class TrendRule(Rule):
         Kendall. Rank correlation methods. 1948.
     """
 
-    _state_names = ("_blocks", "_mean", "_num_in_block", "_score", "_num_moves_left", "_direction")
+    _state_fields = state_fields(
+        block_means="_blocks",
+        open_block="_mean",
+        num_in_block="_num_in_block",
+        score="_score",
+        further_moves="_num_moves_left",
+        direction="_direction",
+    )
     limiting_argument = "window_size"
 
     def __init__(

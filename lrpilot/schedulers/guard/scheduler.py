@@ -1,11 +1,10 @@
 """Guard: any scheduler, kept from diverging."""
 
-import copy
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,6 +26,7 @@ from lrpilot.schedulers.torch_scheduler import (
     states_of_parts,
     undo_start,
 )
+from lrpilot.state import state_fields
 
 
 class DivergenceError(RuntimeError):
@@ -108,22 +108,26 @@ class Guard(AdaptiveLR):
     [0.1] ['nan', 'recovered']
     """
 
-    _state_names: ClassVar[tuple[str, ...]] = (
-        "num_retries",
-        "_healthy_loss",
-        "_healthy_steps",
-        "_wait",
-        "_has_recovered",
-        "_ceiling",
-        "_snapshot_epoch",
-        "_high_steps",
-        "_rollback_epoch",
-        "_has_warned",
-        "_own_lrs",
-        "_cap_lr",
-        "_observed",
+    _state_fields = state_fields(
+        "scheduler",
+        "detector",
+        "brake",
+        snapshot="_snapshot",
+        snapshot_step="_snapshot_epoch",
+        rollback_step="_rollback_epoch",
+        retries_in_use="num_retries",
+        healthy_loss="_healthy_loss",
+        healthy_steps="_healthy_steps",
+        healthy_steps_needed="_wait",
+        has_recovered="_has_recovered",
+        spike_ceiling="_ceiling",
+        high_steps="_high_steps",
+        has_warned="_has_warned",
+        scheduler_lrs="_own_lrs",
+        capped_lr="_cap_lr",
+        observed_loss="_observed",
     )
-    _settings: ClassVar[tuple[str, ...]] = ("wraps", "backoff", "rolls_back")
+    _settings = ("wraps", "backoff", "rolls_back")
 
     def __init__(
         self,
@@ -419,16 +423,6 @@ class Guard(AdaptiveLR):
             self._snapshot.take_missing()
         return [lr * self.factor for lr in lrs]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of guard, scheduler and snapshot (loads with `weights_only=True`)."""
-        return {
-            **super().state_dict(),
-            "detector": self.detector.state_dict(),
-            "brake": self.brake.state_dict(),
-            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
-            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
-        }
-
     def check_state(self, state: Any) -> None:
         """Refuse also a state around another scheduler, or of another model."""
         super().check_state(state)
@@ -437,14 +431,6 @@ class Guard(AdaptiveLR):
                 part.check_state(part_state)
         if self._snapshot is not None:
             self._snapshot.check_state(state["snapshot"])
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self.detector.load_state_dict(state["detector"])
-        self.brake.load_state_dict(state["brake"])
-        self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
-        if self._snapshot is not None:
-            self._snapshot.load_state_dict(state["snapshot"])
 
 
 def _read(loss: float | Tensor | None, observed: float | None) -> float:

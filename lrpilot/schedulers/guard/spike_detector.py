@@ -1,14 +1,15 @@
 """SpikeDetector: which losses stand out of the noise."""
 
 import math
-from typing import Any
+
+from lrpilot.state import Stateful, state_fields
 
 _NUM_FIRST = 5
 _LARGEST_FALL = 2.0  # in y; no positive loss falls further
 _LARGEST = 1e300  # sums of larger losses would overflow
 
 
-class SpikeDetector:
+class SpikeDetector(Stateful):
     """Tells a spike of the loss from its noise, whatever the loss's scale and sign.
 
     With m and s the running means of the loss L and of |L|, and d that of |y|::
@@ -36,7 +37,7 @@ class SpikeDetector:
     [False, False, False, False, True, False]
     """
 
-    _STATE = ("num_losses", "mean", "scale", "deviation", "threshold")
+    _state_fields = state_fields("num_losses", "mean", "scale", "deviation", "threshold")
     _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
 
     def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
@@ -86,12 +87,3 @@ class SpikeDetector:
         if y < deviation:
             self.deviation += (abs(y) - deviation) / min(count + 4, self.window)
         return is_spike
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values."""
-        return {name: getattr(self, name) for name in self._STATE}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in self._STATE:
-            setattr(self, name, state_dict[name])

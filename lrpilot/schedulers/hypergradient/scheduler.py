@@ -14,6 +14,7 @@ from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
 from lrpilot.schedulers.decision_log import Decision
 from lrpilot.schedulers.hypergradient.directions import LastStep
 from lrpilot.schedulers.hypergradient.step_scales import StepScales
+from lrpilot.state import state_fields
 
 LEVELS = ("global", "group", "tensor", "entry")
 UPDATES = ("additive", "multiplicative")
@@ -130,6 +131,7 @@ class HypergradientLR(AdaptiveLR):
     0.2556
     """
 
+    _state_fields = state_fields(last_step="_last_step", scales="_scales", mean_scale="_mean_scale")
     moves_before_step = True
     _settings: ClassVar[tuple[str, ...]] = (
         "hyper_lr",
@@ -279,15 +281,6 @@ class HypergradientLR(AdaptiveLR):
             self._scales.add_parameters()
         return joined
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        return {
-            **super().state_dict(),
-            "last_step": self._last_step.state_dict(),
-            "scales": None if self._scales is None else self._scales.state_dict(),
-            "mean_scale": self._mean_scale,
-        }
-
     def check_state(self, state: Any) -> None:
         """Refuse also a state of other parameters."""
         super().check_state(state)
@@ -306,10 +299,6 @@ class HypergradientLR(AdaptiveLR):
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
         self._set_bases()
-        self._last_step.load_state_dict(state["last_step"])
-        if self._scales is not None:
-            self._scales.load_state_dict(state["scales"])
-        self._mean_scale = state["mean_scale"]
 
     def _set_bases(self) -> None:
         self._bases = [float(lr) for lr in self.base_lrs]

@@ -14,6 +14,7 @@ from lrpilot.caps.cap import Cap
 from lrpilot.loss import read_loss
 from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
 from lrpilot.schedulers.line_search.trial_step import DescentLine, ForwardState
+from lrpilot.state import state_fields
 
 CONDITIONS = ("armijo", "goldstein")
 RESETS = ("keep", "grow", "restart")
@@ -137,7 +138,9 @@ class LineSearchLR(AdaptiveLR):
         converge faster with over-parameterization (but you should do a line-search). 2020.
     """
 
-    _state_names = ("num_trials", "total_trials", "_next_factor", "_has_searched")
+    _state_fields = state_fields(
+        "num_trials", "total_trials", next_factor="_next_factor", has_searched="_has_searched"
+    )
     moves_before_step = True
     _settings = (
         "condition",
