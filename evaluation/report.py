@@ -3,7 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from lrpilot.evaluation.grid import Result
 from lrpilot.evaluation.statistics import (
     MIN_SEEDS,
     Rows,
-    best_factor,
     mean_and_spread,
+    mean_at_factors,
     select,
+    tuned_rows,
     unique,
 )
 from lrpilot.files import write_whole
@@ -27,6 +29,40 @@ from matplotlib import pyplot as plt
 
 POLICY_COLOR = "#d62728"
 QUICK_NOTE = "quick: shows that everything runs, means nothing"
+
+Progress = Callable[..., Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how an experiment reports.
+
+    Args:
+        folder: gets tables, figures and runs.
+        origin: machine, versions and commit, for the heads of tables.
+        progress: called as `progress(iterable, total=..., desc=...)`; shows how far it is.
+        is_quick: whether this is the experiment's quick version, which judges nothing.
+    """
+
+    folder: Path
+    origin: str
+    progress: Progress
+    is_quick: bool = False
+
+    def write_rows(self, rows: Rows, name: str) -> None:
+        """Write rows as a CSV file of this name."""
+        write_rows(rows, self.folder / name)
+
+    def write_table(
+        self, title: str, *tables: str, name: str, details: Sequence[str] = (), verdict: str = ""
+    ) -> None:
+        """Write and print tables below a title, details and origin; a quick one has no verdict."""
+        parts = [f"{title}\n({'; '.join([*details, self.origin])})", *tables]
+        if self.is_quick:
+            parts.insert(0, QUICK_NOTE)
+        elif verdict:
+            parts.append(verdict)
+        write_table("\n\n".join(parts) + "\n", self.folder / name)
 
 
 def write_rows(rows: Rows, path: Path) -> None:
@@ -38,19 +74,32 @@ def write_rows(rows: Rows, path: Path) -> None:
     write_whole(path, file.getvalue())
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, and close it."""
+def write_figure(figure: Figure, path: Path, *, num_legend_columns: int = 0) -> None:
+    """Write a figure as PNG, and close it; with columns, the first panel's legend is below all."""
+    if num_legend_columns:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncol=num_legend_columns, frameon=False)
+        height = 0.02 + 0.04 * math.ceil(len(labels) / num_legend_columns)
+        figure.tight_layout(rect=(0, height, 1, 1))
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
     write_whole(path, file.getvalue())
 
 
-def write_table(text: str, path: Path, *, is_quick: bool = False) -> None:
-    """Write a table with what belongs to it, and print it; a quick version's says what it is."""
-    text = f"{QUICK_NOTE}\n\n{text}" if is_quick else text
+def write_table(text: str, path: Path) -> None:
+    """Write a table with what belongs to it, and print it."""
     write_whole(path, text)
     print(f"\n{text}")
+
+
+def line_style(label: str, index: int, *, is_policy: bool) -> dict[str, Any]:
+    """How a method's line is drawn: a policy's is thick, red, and in front of the others."""
+    if is_policy:
+        return {"label": label, "color": POLICY_COLOR, "linewidth": 2.5, "zorder": 3}
+    # the fourth color is the policy's
+    color = plt.get_cmap("tab10")((index + (index > 2)) % 10)
+    return {"label": label, "color": color, "linewidth": 1.2, "zorder": 2}
 
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -65,8 +114,22 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, lines)])
 
 
+def describe_spread(num_seeds: int) -> str:
+    """What stands behind a mean of so many seeds, for the head of a table.
+
+    `format_interval` and `judge` follow it: fewer than `MIN_SEEDS` seeds show their range.
+    """
+    if num_seeds == 1:
+        return "one value"
+    return "mean [95 % bootstrap interval]" if num_seeds >= MIN_SEEDS else "mean (least to largest)"
+
+
+def _format_spread(low: str, high: str, num_seeds: int) -> str:
+    return f"[{low}, {high}]" if num_seeds >= MIN_SEEDS else f"({low} to {high})"
+
+
 def format_interval(values: Sequence[float]) -> str:
-    """Mean and interval, or of few seeds the least and the largest, to the digits that show them.
+    """Mean and what `describe_spread` says of so many, to the digits that show it.
 
     >>> format_interval([0.1, 0.2]), format_interval([0.1, 0.2, 0.3, 0.4, 0.5])
     ('0.15 (0.10 to 0.20)', '0.30 [0.18, 0.42]')
@@ -75,67 +138,69 @@ def format_interval(values: Sequence[float]) -> str:
     if not np.isfinite(low) or len(values) == 1:
         return f"{mean:.4g}"
     digits = max(2, 1 - math.floor(math.log10(high - low))) if high > low else 3
-    ends = f"{low:.{digits}f}", f"{high:.{digits}f}"
-    spread = f"({' to '.join(ends)})" if len(values) < MIN_SEEDS else f"[{', '.join(ends)}]"
+    spread = _format_spread(f"{low:.{digits}f}", f"{high:.{digits}f}", len(values))
     return f"{mean:.{digits}f} {spread}"
 
 
-def describe_spread(num_seeds: int) -> str:
-    """What `format_interval` shows of so many seeds, for the head of a table."""
+def judge(differences: Sequence[float], *, lower: str, higher: str) -> str:
+    """A paired difference in words; a verdict is passed on `MIN_SEEDS` or more alone.
+
+    Args:
+        differences: one per seed.
+        lower: the word for a difference below 0.
+        higher: the word for one above 0.
+
+    >>> judge([-0.1, -0.3], lower="better", higher="worse")
+    '-0.2000 (-0.3000 to -0.1000), better on 2 of 2 seeds: too few for a verdict'
+    """
+    num_seeds = len(differences)
+    count = f"{lower} on {sum(value < 0 for value in differences)} of {num_seeds} seeds"
+    if not all(map(math.isfinite, differences)):
+        return f"{count}; a run diverged"
+    mean, low, high = mean_and_spread(differences)
     if num_seeds == 1:
-        return "one value"
-    return "mean [95 % bootstrap interval]" if num_seeds >= MIN_SEEDS else "mean (least to largest)"
+        return f"{mean:+.4f} on one seed"
+    word = lower if high < 0 else higher if low > 0 else "not different"
+    verdict = word if num_seeds >= MIN_SEEDS else f"{count}: too few for a verdict"
+    return f"{mean:+.4f} {_format_spread(f'{low:+.4f}', f'{high:+.4f}', num_seeds)}, {verdict}"
 
 
 def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> str:
-    """One line per scheduler, at its own best initial learning rate by held-out loss.
+    """One line per scheduler, at its best initial learning rate as `tuned_rows` chooses it.
 
     Divergence is counted over all initial learning rates.
-
-    Args:
-        rows: what is reported.
-        tuning_rows: what the choice is made on. Without them it is made on `rows`, and the
-            held-out loss is optimistic for every scheduler alike (the test accuracy is not).
     """
-    accuracy = "test_accuracy" in rows[0]
-    header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
-    header += ["test accuracy"] * accuracy + ["diverged", "seconds/run"]
+    accuracy = ["test_accuracy"] * ("test_accuracy" in rows[0])
     lines = []
     for name in unique(rows, "scheduler"):
-        mine = select(rows, scheduler=name)
-        tuned = best_factor(mine if tuning_rows is None else select(tuning_rows, scheduler=name))
-        best = select(mine, initial_lr_factor=tuned)
-        line = [name, f"{best[0]['initial_lr']:.3g}"]
-        line += [format_interval([row[k] for row in best]) for k in ("train_loss", "held_out_loss")]
-        if accuracy:
-            line.append(format_interval([row["test_accuracy"] for row in best]))
-        line.append(f"{sum(row['diverged'] for row in mine)}/{len(mine)}")
-        line.append(f"{np.mean([row['seconds'] for row in best]):.2f}")
-        lines.append(line)
-    return format_table(header, lines)
+        mine, best = select(rows, scheduler=name), tuned_rows(rows, name, tuning_rows)
+        columns = ("train_loss", "held_out_loss", *accuracy)
+        lines.append(
+            [
+                name,
+                f"{best[0]['initial_lr']:.3g}",
+                *(format_interval([row[column] for row in best]) for column in columns),
+                f"{sum(row['diverged'] for row in mine)}/{len(mine)}",
+                f"{np.mean([row['seconds'] for row in best]):.2f}",
+            ]
+        )
+    header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
+    header += [name.replace("_", " ") for name in accuracy]
+    return format_table([*header, "diverged", "seconds/run"], lines)
 
 
 def robustness_table(rows: Rows) -> str:
     """Held-out loss (mean over seeds) of every scheduler at every initial learning rate."""
-    factors = unique(rows, "initial_lr_factor")
     lines = []
     for name in unique(rows, "scheduler"):
-        means = [
-            float(
-                np.mean(
-                    [
-                        row["held_out_loss"]
-                        for row in select(rows, scheduler=name, initial_lr_factor=factor)
-                    ]
-                )
-            )
-            for factor in factors
-        ]
-        lines.append([name, *(f"{mean:.4g}" for mean in means), f"{np.median(means):.4g}"])
-    base_lr = rows[0]["initial_lr"] / rows[0]["initial_lr_factor"]
-    return format_table(
-        ["held-out loss at initial lr", *(f"{base_lr * f:.3g}" for f in factors), "median"], lines
-    )
+        means = list(mean_at_factors(select(rows, scheduler=name)).values())
+        lines.append([name, *(f"{mean:.4g}" for mean in (*means, np.median(means)))])
+    lrs = [f"{_base_lr(rows) * factor:.3g}" for factor in unique(rows, "initial_lr_factor")]
+    return format_table(["held-out loss at initial lr", *lrs, "median"], lines)
+
+
+def _base_lr(rows: Rows) -> float:
+    return float(rows[0]["initial_lr"] / rows[0]["initial_lr_factor"])
 
 
 def curve_rows(results: Sequence[Result], num_points: int = 100) -> list[dict[str, Any]]:
@@ -155,6 +220,28 @@ def curve_rows(results: Sequence[Result], num_points: int = 100) -> list[dict[st
     return rows
 
 
+def write_comparison(
+    results: Sequence[Result],
+    output: Output,
+    title: str,
+    *,
+    details: Sequence[str],
+    tuning_rows: Rows | None = None,
+    verdict: str = "",
+) -> None:
+    """Write runs.csv, curves.csv, curves.png and table.md of a grid; see `Output.write_table`."""
+    rows, curves = [result.row for result in results], curve_rows(results)
+    output.write_rows(rows, "runs.csv")
+    output.write_rows(curves, "curves.csv")
+    # placebos are in the tables; a figure with all of them is no longer legible
+    shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
+    draw_curves(shown, curves, output.folder / "curves.png", tuning_rows)
+    tables = [tuned_table(rows, tuning_rows)]
+    if len(unique(rows, "initial_lr_factor")) > 1:
+        tables.append(robustness_table(rows))
+    output.write_table(title, *tables, name="table.md", details=details, verdict=verdict)
+
+
 def draw_curves(rows: Rows, curves: Rows, path: Path, tuning_rows: Rows | None = None) -> None:
     """LR and loss over steps at each scheduler's best initial LR; held-out loss over it.
 
@@ -162,47 +249,38 @@ def draw_curves(rows: Rows, curves: Rows, path: Path, tuning_rows: Rows | None =
         rows: as in `runs.csv`.
         curves: as in `curves.csv`.
         path: the PNG file.
-        tuning_rows: as for `tuned_table`.
+        tuning_rows: as for `tuned_rows`.
     """
-    factors = unique(rows, "initial_lr_factor")
-    figure, axes = plt.subplots(1, 2 + (len(factors) > 1), figsize=(15, 4.5), squeeze=False)
-    for i, name in enumerate(unique(rows, "scheduler")):
-        mine = select(rows, scheduler=name)
-        is_policy = name == "policy"
-        style = {
-            "label": name,
-            "color": POLICY_COLOR if is_policy else plt.get_cmap("tab20")(2 * (i + (i > 2)) % 20),
-            "linewidth": 2.5 if is_policy else 1.2,
-            "zorder": 3 if is_policy else 2,
-        }
-        tuned = best_factor(mine if tuning_rows is None else select(tuning_rows, scheduler=name))
+    has_sweep = len(unique(rows, "initial_lr_factor")) > 1
+    figure, axes = plt.subplots(1, 2 + has_sweep, figsize=(15, 4.5))
+    names = unique(rows, "scheduler")
+    for i, name in enumerate(names):
+        style = line_style(name, i, is_policy=name == "policy")
+        tuned = tuned_rows(rows, name, tuning_rows)[0]["initial_lr_factor"]
         best = select(curves, scheduler=name, initial_lr_factor=tuned)
         seeds = [select(best, seed=seed) for seed in unique(best, "seed")]
+        # a seed that diverged ends earlier, and would bend the mean
         last_step = max(points[-1]["step"] for points in seeds)
         longest = [points for points in seeds if points[-1]["step"] == last_step]
         steps = [point["step"] for point in longest[0]]
-        for axis, key in ((axes[0, 0], "lr"), (axes[0, 1], "train_loss")):
+        for axis, key in zip(axes, ("lr", "train_loss"), strict=False):
             values = np.mean([[point[key] for point in points] for points in longest], axis=0)
             axis.plot(steps, values, **style)
-        if len(factors) > 1:
-            means = [
-                np.mean([r["held_out_loss"] for r in select(mine, initial_lr_factor=f)])
-                for f in factors
-            ]
-            base_lr = mine[0]["initial_lr"] / mine[0]["initial_lr_factor"]
-            axes[0, 2].plot([base_lr * f for f in factors], means, marker="o", **style)
-            axes[0, 2].set(xscale="log", xlabel="initial learning rate", ylabel="held-out loss")
-    held_out = [row["held_out_loss"] for row in rows if math.isfinite(row["held_out_loss"])]
-    if len(factors) > 1 and held_out and max(held_out) > 10 * min(held_out) > 0:
-        axes[0, 2].set_yscale("log")
-    axes[0, 0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
-    axes[0, 1].set(xlabel="optimizer step", ylabel="training loss")
+        if has_sweep:
+            mine = select(rows, scheduler=name)
+            means = mean_at_factors(mine)
+            lrs = [_base_lr(mine) * factor for factor in means]
+            axes[2].plot(lrs, list(means.values()), marker="o", **style)
+    axes[0].set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
+    axes[1].set(xlabel="optimizer step", ylabel="training loss")
     train_losses = [point["train_loss"] for point in curves if math.isfinite(point["train_loss"])]
     if train_losses and train_losses[0] > 5 * min(train_losses) > 0:
-        axes[0, 1].set_yscale("log")
-    task, seeds_used = rows[0]["task"], len(unique(rows, "seed"))
-    figure.suptitle(f"{task}: mean of {seeds_used} unseen seeds, each at its best initial LR")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    write_figure(figure, path)
+        axes[1].set_yscale("log")
+    if has_sweep:
+        axes[2].set(xscale="log", xlabel="initial learning rate", ylabel="held-out loss")
+        held_out = [row["held_out_loss"] for row in rows if math.isfinite(row["held_out_loss"])]
+        if held_out and max(held_out) > 10 * min(held_out) > 0:
+            axes[2].set_yscale("log")
+    task, num_seeds = rows[0]["task"], len(unique(rows, "seed"))
+    figure.suptitle(f"{task}: mean of {num_seeds} unseen seeds, each at its best initial LR")
+    write_figure(figure, path, num_legend_columns=len(names))

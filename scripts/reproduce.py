@@ -24,6 +24,7 @@ from lrpilot.agents.tracking import Tracker
 from lrpilot.agents.training import train_agent, without_folders
 from lrpilot.envs import runner_of
 from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.report import Output
 from scripts.jobs import run_job, run_script, write_config
 from scripts.overrides import is_given, plain
 
@@ -50,10 +51,12 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     compare = instantiate(experiment.compare, _convert_="all")
     compare(
         policy=None if path is None else Policy.load(path),
-        out_dir=out_dir,
-        origin=origin,
-        is_quick=cfg.quick,
-        progress=partial(tqdm, disable=not cfg.show_progress, leave=False),
+        output=Output(
+            out_dir,
+            origin,
+            progress=partial(tqdm, disable=not cfg.show_progress, leave=False),
+            is_quick=cfg.quick,
+        ),
     )
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")
 

@@ -30,6 +30,8 @@ def made_up_sentences(count: int, seed: int, *, longest: int = LONGEST) -> tuple
 TEXT = TextData(*(made_up_text(size, i) for i, size in enumerate((2000, 300, 301))))
 # 6 batches of 16 are an epoch
 SENTENCES = SentenceData(
-    *(part for i, size in enumerate((100, 40, 41)) for part in made_up_sentences(size, i)),
+    *made_up_sentences(100, 0),
+    *made_up_sentences(40, 1),
+    *made_up_sentences(41, 2),
     num_words=NUM_WORDS,
 )

@@ -9,6 +9,7 @@ from benchmarks.damaged_data import measure as measure_damaged
 from benchmarks.fine_tuning import PROBLEMS, fine_tune, schedulers
 from benchmarks.network_batch import Case, gpu_cases, measure
 from lrpilot.tasks.data.archives import DataError
+from lrpilot.tasks.images.task import ImageTask
 
 CASES = gpu_cases(device="cpu")
 
@@ -16,6 +17,7 @@ CASES = gpu_cases(device="cpu")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_case_for_a_gpu_runs_on_a_cpu(case: Case) -> None:
+    assert isinstance(case.task, ImageTask)
     try:
         case.task.load()
     except DataError:

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-def test_agent_on_the_quadratic_reaches_90_percent_of_the_best_return_under_its_limits(tmp_path):
+def test_agent_on_the_quadratic_reaches_90_percent_of_the_best_return_under_its_limits(
+    tmp_path: Path,
+) -> None:
     subprocess.run(
         [
             sys.executable,

@@ -5,22 +5,19 @@ reported on evaluation seeds, which no training and no choice has seen; placebos
 policy did on a third range of seeds.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
-from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.evaluation.grid import Method, Result, deployed, train_grid
 from lrpilot.evaluation.methods.placebos import placebos_of, record_policy
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
-from lrpilot.evaluation.statistics import Rows, best_factor, judge, select, unique
+from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
+from lrpilot.evaluation.statistics import Rows, select, tuned_rows, unique
 from lrpilot.tasks.task import Task
-
-Progress = Callable[..., Iterable[Any]]
 
 
 def compare_schedulers(
@@ -32,10 +29,7 @@ def compare_schedulers(
     num_seeds: int,
     num_replay: int,
     policy: Policy,
-    out_dir: Path,
-    origin: str,
-    progress: Progress,
-    is_quick: bool = False,
+    output: report.Output,
 ) -> None:
     """Train every method at every initial learning rate, and write table, figure and runs.
 
@@ -47,52 +41,41 @@ def compare_schedulers(
         num_seeds: seeds that are reported.
         num_replay: seeds that the policy is recorded on, for its placebos.
         policy: the learned policy.
-        out_dir: gets runs.csv, tuning.csv, curves.csv, curves.png and table.md.
-        origin: machine, versions and commit.
-        progress: called as `progress(iterable, total=..., desc=...)`.
-        is_quick: whether this is the experiment's quick version, which judges nothing.
+        output: gets runs.csv, tuning.csv, curves.csv, curves.png and table.md.
     """
-    seeds = range(FIRST_REPLAY_SEED, FIRST_REPLAY_SEED + num_replay)
-    recording = record_policy(task, policy, initial_lr_factors=initial_lr_factors, seeds=seeds)
+    recording = record_policy(
+        task, policy, initial_lr_factors=initial_lr_factors, seeds=replay_seeds(num_replay)
+    )
     methods = [
         Method("policy", partial(deployed, policy=policy)),
         *(Method(name, make) for name, make in schedulers.items()),
         *(Method(name, make) for name, make in placebos_of(policy, recording).items()),
     ]
 
-    def grid(first_seed: int, count: int, desc: str) -> list[Any]:
-        seeds = range(first_seed, first_seed + count)
+    def grid(seeds: range, desc: str) -> list[Result]:
         runs = train_grid(task, methods, initial_lr_factors=initial_lr_factors, seeds=seeds)
-        total = len(methods) * len(initial_lr_factors) * count
-        return list(progress(runs, total=total, desc=desc))
+        total = len(methods) * len(initial_lr_factors) * len(seeds)
+        return list(output.progress(runs, total=total, desc=f"{task.name}: {desc}"))
 
-    tuning_rows = [
-        result.row for result in grid(FIRST_TUNING_SEED, num_tuning, f"{task.name}: tuning")
-    ]
-    report.write_rows(tuning_rows, out_dir / "tuning.csv")
-    results = grid(FIRST_EVALUATION_SEED, num_seeds, f"{task.name}: unseen seeds")
-    rows = [result.row for result in results]
-    curves = report.curve_rows(results)
-    report.write_rows(rows, out_dir / "runs.csv")
-    report.write_rows(curves, out_dir / "curves.csv")
-    # placebos are in the tables; a figure with all of them is no longer legible
-    shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
-    report.draw_curves(shown, curves, out_dir / "curves.png", tuning_rows)
-    text = (
+    tuning_rows = [result.row for result in grid(tuning_seeds(num_tuning), "tuning")]
+    output.write_rows(tuning_rows, "tuning.csv")
+    results = grid(evaluation_seeds(num_seeds), "unseen seeds")
+    report.write_comparison(
+        results,
+        output,
         f"{task.name}: {num_seeds} unseen seeds, {report.describe_spread(num_seeds)}; initial "
-        f"learning rates chosen on {num_tuning} other seeds\n"
-        f"({task.total_steps} steps per run; {describe_search(task, policy, rows, num_tuning)}; "
-        f"{origin})\n\n"
-        f"{report.tuned_table(rows, tuning_rows)}\n\n{report.robustness_table(rows)}\n"
+        f"learning rates chosen on {num_tuning} other seeds",
+        details=[
+            f"{task.total_steps} steps per run",
+            describe_search(task, policy, len(initial_lr_factors) * num_tuning),
+        ],
+        tuning_rows=tuning_rows,
+        verdict=verdict([result.row for result in results], tuning_rows),
     )
-    if not is_quick:
-        text += f"\n{verdict(rows, tuning_rows)}\n"
-    report.write_table(text, out_dir / "table.md", is_quick=is_quick)
 
 
-def describe_search(task: Task, policy: Policy, rows: Rows, num_tuning: int) -> str:
+def describe_search(task: Task, policy: Policy, num_runs: int) -> str:
     """What the choice of a schedule's initial LR cost, and what the policy's training cost."""
-    num_runs = len(unique(rows, "initial_lr_factor")) * num_tuning
     inner_steps = policy.card.get("num_inner_steps", 0)
     return (
         f"search: {num_runs} runs per schedule, {inner_steps / task.total_steps:.0f} runs' worth "
@@ -110,10 +93,7 @@ def median_losses(rows: Rows, scheduler: str) -> list[float]:
 
 def tuned_losses(rows: Rows, tuning_rows: Rows, scheduler: str) -> list[float]:
     """Held-out loss at the tuned initial learning rate, one per seed."""
-    factor = best_factor(select(tuning_rows, scheduler=scheduler))
-    return [
-        row["held_out_loss"] for row in select(rows, scheduler=scheduler, initial_lr_factor=factor)
-    ]
+    return [row["held_out_loss"] for row in tuned_rows(rows, scheduler, tuning_rows)]
 
 
 def verdict(rows: Rows, tuning_rows: Rows) -> str:
@@ -123,20 +103,16 @@ def verdict(rows: Rows, tuning_rows: Rows) -> str:
     seeds, a choice that favours it.
     """
     names = unique(rows, "scheduler")
-    schedules = [n for n in names if n != "policy" and not n.startswith("placebo")]
-    placebos = [n for n in names if n.startswith("placebo")]
-
-    def tuned(name: str) -> list[float]:
-        return tuned_losses(rows, tuning_rows, name)
-
-    def median(name: str) -> list[float]:
-        return median_losses(rows, name)
-
+    placebos = [name for name in names if name.startswith("placebo")]
+    schedules = [name for name in names if name != "policy" and name not in placebos]
     lines = []
-    for title, losses in (("tuned", tuned), ("median over initial lrs", median)):
+    for title, losses in (
+        ("tuned", partial(tuned_losses, rows, tuning_rows)),
+        ("median over initial lrs", partial(median_losses, rows)),
+    ):
         best = min(schedules, key=lambda name: float(np.mean(losses(name))))
         for rival in (best, *placebos):
             difference = [a - b for a, b in zip(losses("policy"), losses(rival), strict=True)]
-            judged = judge(difference, lower="lower", higher="higher")
+            judged = report.judge(difference, lower="lower", higher="higher")
             lines.append(f"{title}: policy minus {rival}: {judged}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 
 from lrpilot.evaluation import report
 from lrpilot.evaluation.grid import Result
@@ -184,7 +185,7 @@ def test_a_result_that_cannot_be_written_whole_leaves_the_old_one(
 
     assert path.read_text() == "old"
     assert [found.name for found in tmp_path.iterdir()] == [name]
-    report.plt.close("all")
+    plt.close("all")
 
 
 @settings(deadline=None, max_examples=30)
@@ -257,10 +258,10 @@ def test_the_figure_is_drawn_when_some_runs_diverged(tmp_path: Path) -> None:
 
 
 def test_drawing_leaves_no_figure_open(tmp_path: Path) -> None:
-    before = report.plt.get_fignums()
+    before = plt.get_fignums()
     draw(make_results(), tmp_path / "curves.png")
 
-    assert report.plt.get_fignums() == before
+    assert plt.get_fignums() == before
 
 
 @pytest.mark.parametrize("num_steps", [20, 150])
@@ -269,12 +270,12 @@ def test_a_seed_that_diverged_does_not_bend_the_drawn_curve_of_the_others(
 ) -> None:
     results = [make_result("policy", 1.0, seed) for seed in (0, 1, 2)]
     results[1] = diverged(results[1], num_steps)
-    monkeypatch.setattr(report.plt, "close", lambda figure: None)
+    monkeypatch.setattr(plt, "close", lambda figure: None)
     draw(results, tmp_path / "curves.png")
-    line = report.plt.gcf().axes[0].lines[0]
+    line = plt.gcf().axes[0].lines[0]
     monkeypatch.undo()
-    report.plt.close("all")
+    plt.close("all")
 
     expected = report.curve_rows(results[:1])
-    assert line.get_xdata().tolist() == [point["step"] for point in expected]
+    assert np.asarray(line.get_xdata()).tolist() == [point["step"] for point in expected]
     assert line.get_ydata() == pytest.approx([point["lr"] for point in expected])

@@ -6,25 +6,21 @@ descent is seen) and the held-out loss on right ones ("held-out": what a user wo
 reported on evaluation seeds, which no choice has seen.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.double_descent import report
 from lrpilot.evaluation.grid import Method, deployed, train
-from lrpilot.evaluation.report import describe_spread, write_rows, write_table
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_TUNING_SEED
-from lrpilot.evaluation.statistics import Rows, select, unique
+from lrpilot.evaluation.report import Output, describe_spread
+from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
+from lrpilot.evaluation.statistics import Rows, best_factor, select, unique
 from lrpilot.tasks.theory.width import WidthTask
 
 CRITERIA = {"fit": "train_loss", "held-out": "held_out_loss"}
 
-Progress = Callable[..., Iterable[Any]]
 # width, scheduler, initial-LR factor
 Case = tuple[int, str, float]
 
@@ -38,10 +34,7 @@ def compare_widths(
     num_tuning: int,
     num_seeds: int,
     policy: Policy,
-    out_dir: Path,
-    origin: str,
-    progress: Progress,
-    is_quick: bool = False,
+    output: Output,
 ) -> None:
     """Train every method at every width, and write table, figure and runs.
 
@@ -53,47 +46,45 @@ def compare_widths(
         num_tuning: seeds that the initial learning rates are chosen on.
         num_seeds: seeds that are reported.
         policy: the learned policy.
-        out_dir: gets tuning.csv, runs.csv, table_double_descent.md and double_descent.png.
-        origin: machine, versions and commit.
-        progress: called as `progress(iterable, total=..., desc=...)`.
-        is_quick: whether this is the experiment's quick version.
+        output: gets tuning.csv, runs.csv, table_double_descent.md and double_descent.png.
     """
     methods = {name: Method(name, make) for name, make in schedulers.items()}
     methods["policy"] = Method("policy", partial(deployed, policy=policy))
 
-    def train_all(cases: Sequence[Case], first_seed: int, num_seeds: int, desc: str) -> Rows:
-        runs = [(case, first_seed + i) for case in cases for i in range(num_seeds)]
+    def train_all(cases: Sequence[Case], seeds: range, desc: str) -> Rows:
+        runs = [(case, seed) for case in cases for seed in seeds]
         rows = []
-        for (width, name, factor), seed in progress(runs, total=len(runs), desc=desc):
+        for (width, name, factor), seed in output.progress(runs, total=len(runs), desc=desc):
             wide = replace(task, width=width)
             result = train(wide, methods[name], initial_lr_factor=factor, seed=seed)
             rows.append({"width": width, **result.row})
         return rows
 
     grid = [(w, name, f) for w in widths for name in methods for f in initial_lr_factors]
-    tuning_rows = train_all(grid, FIRST_TUNING_SEED, num_tuning, "tuning")
+    tuning_rows = train_all(grid, tuning_seeds(num_tuning), "tuning")
     chosen = {criterion: choose(tuning_rows, column) for criterion, column in CRITERIA.items()}
     # where both criteria chose the same, the runs are the same
     cases = list(dict.fromkeys(case for cases in chosen.values() for case in cases))
-    unseen_rows = train_all(cases, FIRST_EVALUATION_SEED, num_seeds, "unseen seeds")
+    unseen_rows = train_all(cases, evaluation_seeds(num_seeds), "unseen seeds")
     rows = [
         {"chosen_by": criterion, **row}
         for criterion, cases in chosen.items()
         for width, name, factor in cases
         for row in select(unseen_rows, width=width, scheduler=name, initial_lr_factor=factor)
     ]
-    write_rows(tuning_rows, out_dir / "tuning.csv")
-    write_rows(rows, out_dir / "runs.csv")
-    interpolation_width = task.interpolation_width
-    report.draw(rows, tuning_rows, interpolation_width, out_dir / "double_descent.png")
-    text = (
+    output.write_rows(tuning_rows, "tuning.csv")
+    output.write_rows(rows, "runs.csv")
+    fitting_width = task.interpolation_width
+    report.draw(rows, tuning_rows, fitting_width, output.folder / "double_descent.png")
+    output.write_table(
         f"double descent: {num_seeds} unseen seeds, {describe_spread(num_seeds)}; initial "
         f"learning rates, of {len(initial_lr_factors)}, chosen per width on {num_tuning} other "
-        f"seeds; as many parameters as numbers to fit at width {interpolation_width:.1f}\n"
-        f"({task.total_steps} steps per run; policy {policy.fingerprint[:12]}; {origin})\n\n"
-        f"{report.peak_table(rows, interpolation_width)}\n\n{report.width_table(rows)}\n"
+        f"seeds; as many parameters as numbers to fit at width {fitting_width:.1f}",
+        report.peak_table(rows, fitting_width),
+        report.width_table(rows),
+        name="table_double_descent.md",
+        details=[f"{task.total_steps} steps per run", f"policy {policy.fingerprint[:12]}"],
     )
-    write_table(text, out_dir / "table_double_descent.md", is_quick=is_quick)
 
 
 def choose(tuning_rows: Rows, column: str) -> list[Case]:
@@ -105,13 +96,8 @@ def choose(tuning_rows: Rows, column: str) -> list[Case]:
     >>> choose(rows, "train_loss")
     [(8, 'constant', 1.0)]
     """
-    cases = []
-    for width in unique(tuning_rows, "width"):
-        for name in unique(tuning_rows, "scheduler"):
-            mine = select(tuning_rows, width=width, scheduler=name)
-            means = {
-                factor: float(np.mean([r[column] for r in select(mine, initial_lr_factor=factor)]))
-                for factor in unique(mine, "initial_lr_factor")
-            }
-            cases.append((width, name, min(means, key=lambda factor: means[factor])))
-    return cases
+    return [
+        (width, name, best_factor(select(tuning_rows, width=width, scheduler=name), column))
+        for width in unique(tuning_rows, "width")
+        for name in unique(tuning_rows, "scheduler")
+    ]

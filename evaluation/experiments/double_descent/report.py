@@ -4,18 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from lrpilot.evaluation.report import POLICY_COLOR, format_interval, format_table, write_figure
+from lrpilot.evaluation.report import format_interval, format_table, line_style, write_figure
 from lrpilot.evaluation.statistics import Rows, mean_and_spread, select, unique
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 Measure = Callable[[Rows], list[float]]
-COLORS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b")
 
 
 def error_rates(rows: Rows, split: str) -> list[float]:
@@ -50,31 +46,28 @@ def peak_table(rows: Rows, interpolation_width: float) -> str:
 
     Differences are paired by seed.
     """
-    below, at, above = landmarks(unique(rows, "width"), interpolation_width)
+    below, at, above = widths = landmarks(unique(rows, "width"), interpolation_width)
     first = unique(rows, "scheduler")[0]
-    header = ["measure", "lr chosen by", "control", f"at {below}", f"at {at}", f"at {above}"]
-    header += [f"{at} minus {below}", f"{at} minus {above}", f"minus {first}'s at {at}"]
     lines = []
     for title, measure in MEASURES.items():
         for criterion in unique(rows, "chosen_by"):
-
-            def values(
-                name: str, width: int, measure: Measure = measure, criterion: str = criterion
-            ) -> list[float]:
-                return measure(select(rows, chosen_by=criterion, scheduler=name, width=width))
-
+            chosen = select(rows, chosen_by=criterion)
+            values = {
+                (name, width): measure(select(chosen, scheduler=name, width=width))
+                for name in unique(rows, "scheduler")
+                for width in widths
+            }
             for name in unique(rows, "scheduler"):
-                peak = values(name, at)
-                others = [values(name, below), values(name, above), values(first, at)]
-                means = [np.mean(values(name, width)) for width in (below, at, above)]
                 differences = [
-                    format_interval([a - b for a, b in zip(peak, other, strict=True)])
-                    for other in others
+                    "-"
+                    if other == (name, at)
+                    else format_interval(list(np.subtract(values[name, at], values[other])))
+                    for other in ((name, below), (name, above), (first, at))
                 ]
-                if name == first:
-                    differences[-1] = "-"
-                cells = [title, criterion, name, *(f"{mean:.3f}" for mean in means)]
-                lines.append([*cells, *differences])
+                means = [f"{np.mean(values[name, width]):.3f}" for width in widths]
+                lines.append([title, criterion, name, *means, *differences])
+    header = ["measure", "lr chosen by", "control", *(f"at {width}" for width in widths)]
+    header += [f"{at} minus {below}", f"{at} minus {above}", f"minus {first}'s at {at}"]
     return format_table(header, lines)
 
 
@@ -110,12 +103,11 @@ def draw(rows: Rows, tuning_rows: Rows, interpolation_width: float, path: Path) 
     figure, axes = plt.subplots(
         2, len(criteria) + 1, figsize=(15, 8), sharex=True, sharey="row", layout="constrained"
     )
-    palette = dict(zip(names, COLORS, strict=False)) | {"policy": POLICY_COLOR}
     titles = {"fit": "initial LR with the best fit", "held-out": "initial LR best on held-out data"}
     for column, criterion in zip(axes.T, criteria, strict=False):
-        for name in names:
+        for i, name in enumerate(names):
             mine = select(rows, chosen_by=criterion, scheduler=name)
-            _draw_lines(column, mine, label=name, color=palette[name])
+            _draw_lines(column, mine, **line_style(name, i, is_policy=name == "policy"))
         column[0].set_title(titles[criterion])
     factors = unique(tuning_rows, "initial_lr_factor")
     for i, factor in enumerate(factors):
@@ -128,39 +120,25 @@ def draw(rows: Rows, tuning_rows: Rows, interpolation_width: float, path: Path) 
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     note = f" parameters = numbers to fit\n (width {interpolation_width:.0f})"
-    axes[0, 0].text(
-        interpolation_width,
-        0.98,
-        note,
-        va="top",
-        color="gray",
-        fontsize=8,
-        transform=axes[0, 0].get_xaxis_transform(),
-    )
+    top = {"va": "top", "transform": axes[0, 0].get_xaxis_transform()}
+    axes[0, 0].text(interpolation_width, 0.98, note, color="gray", fontsize=8, **top)
     axes[0, 1].legend()
     axes[0, -1].legend(title="initial LR", ncols=2)
-    axes[0, 0].set_ylabel("error: test (solid), training (dashed)")
-    axes[1, 0].set_ylabel("test loss")
     # 0.5 is the loss of an output of 0; what is worse, or diverged, would hide the rest
-    axes[0, 0].set_ylim(0.0, 0.7)
-    axes[1, 0].set_ylim(0.1, 0.55)
+    axes[0, 0].set(ylabel="error: test (solid), training (dashed)", ylim=(0.0, 0.7))
+    axes[1, 0].set(ylabel="test loss", ylim=(0.1, 0.55))
     for axis in axes[1]:
         axis.set_xlabel("width (hidden units)")
     write_figure(figure, path)
 
 
-def _draw_lines(column: Sequence[Axes], rows: Rows, *, label: str, color: object) -> None:
+def _draw_lines(column: Sequence[Axes], rows: Rows, **style: Any) -> None:
     """Test and training error into the first panel, test loss into the second."""
     widths = unique(rows, "width")
     by_width = [select(rows, width=width) for width in widths]
     for axis, measure in zip(column, MEASURES.values(), strict=True):
         means, lows, highs = np.transpose([mean_and_spread(measure(r)) for r in by_width])
-        is_policy = color == POLICY_COLOR
-        style: dict[str, Any] = {
-            "linewidth": 2.2 if is_policy else 1.4,
-            "zorder": 3 if is_policy else 2,
-        }
-        axis.plot(widths, means, color=color, label=label, marker="o", markersize=3, **style)
-        axis.fill_between(widths, lows, highs, color=color, alpha=0.2, linewidth=0)
+        axis.plot(widths, means, marker="o", markersize=3, **style)
+        axis.fill_between(widths, lows, highs, color=style["color"], alpha=0.2, linewidth=0)
     errors = [np.mean(error_rates(r, "train")) for r in by_width]
-    column[0].plot(widths, errors, color=color, linestyle="--", linewidth=1.0)
+    column[0].plot(widths, errors, color=style["color"], linestyle="--", linewidth=1.0)

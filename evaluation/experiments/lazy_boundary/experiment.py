@@ -7,17 +7,16 @@ is smaller.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, draw, sweep_table
-from lrpilot.evaluation.report import write_rows, write_table
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.report import Output
+from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import select
 from lrpilot.tasks.theory.lazy import LazyRun, LazyTask
 
@@ -40,10 +39,7 @@ def compare_boundaries(
     num_seeds: int,
     tolerance: float,
     policy: Policy | None,
-    out_dir: Path,
-    origin: str,
-    progress: Callable[..., Iterable[Any]],
-    is_quick: bool = False,
+    output: Output,
 ) -> None:
     """Measure boundaries over activations and widths, and write tables, figure and runs.
 
@@ -58,39 +54,41 @@ def compare_boundaries(
         num_seeds: networks per activation and width.
         tolerance: relative, of the measured boundaries.
         policy: not used: there is nothing to choose.
-        out_dir: gets boundaries.csv, sweep.csv, curves.csv, table_lazy_boundary.md and
+        output: gets boundaries.csv, sweep.csv, curves.csv, table_lazy_boundary.md and
             lazy_boundary.png.
-        origin: machine, versions and commit.
-        progress: called as `progress(iterable, total=..., desc=...)`.
-        is_quick: whether this is the experiment's quick version.
     """
+    seeds = evaluation_seeds(num_seeds)
     cases = [
-        (replace(task, activation=activation, width=width), FIRST_EVALUATION_SEED + i)
+        (replace(task, activation=activation, width=width), seed)
         for activation in activations
         for width in widths
-        for i in range(num_seeds)
+        for seed in seeds
     ]
     boundaries, sweep, curves = [], [], []
-    for case, seed in progress(cases, total=len(cases), desc="networks"):
+    for case, seed in output.progress(cases, total=len(cases), desc="networks"):
         row = boundary_row(case, seed=seed, num_growth=num_growth, tolerance=tolerance)
         known: dict[str, Any] = {"seed": seed, "limit": row["limit"]}
         boundaries.append(row)
         sweep += [sweep_row(case, multiple=m, num_growth=num_growth, **known) for m in multiples]
-        if (case.width, seed) == (shown_width, FIRST_EVALUATION_SEED):
+        if (case.width, seed) == (shown_width, seeds[0]):
             curves += curve_rows(case, multiples=shown_multiples, **known)
     shown = select(sweep, width=shown_width)
-    write_rows(boundaries, out_dir / "boundaries.csv")
-    write_rows(sweep, out_dir / "sweep.csv")
-    write_rows(curves, out_dir / "curves.csv")
-    draw(boundaries, shown, curves, out_dir / "lazy_boundary.png")
-    text = (
+    output.write_rows(boundaries, "boundaries.csv")
+    output.write_rows(sweep, "sweep.csv")
+    output.write_rows(curves, "curves.csv")
+    draw(boundaries, shown, curves, output.folder / "lazy_boundary.png")
+    output.write_table(
         f"learning rates over 2 n / lambda_max of the tangent kernel at the start: {num_seeds} "
-        f"networks each, median [least, largest], measured to {tolerance:.2%}\n"
-        f"(n {task.num_train}, {task.total_steps} steps, a rise of the loss within the first "
-        f"{num_growth}; {origin})\n\n{boundary_table(boundaries, sweep)}\n\n"
-        f"width {shown_width}, medians\n\n{sweep_table(shown)}\n"
+        f"networks each, median [least, largest], measured to {tolerance:.2%}",
+        boundary_table(boundaries, sweep),
+        f"width {shown_width}, medians",
+        sweep_table(shown),
+        name="table_lazy_boundary.md",
+        details=[
+            f"n {task.num_train}, {task.total_steps} steps, a rise of the loss within the first "
+            f"{num_growth}"
+        ],
     )
-    write_table(text, out_dir / "table_lazy_boundary.md", is_quick=is_quick)
 
 
 def train(
@@ -151,6 +149,9 @@ def boundary_row(task: LazyTask, *, seed: int, num_growth: int, tolerance: float
     limit, _ = start.cap()
     top = torch.linalg.eigh(start.tangent_kernel()).eigenvectors[:, -1]
 
+    def losses_at(multiple: float, num_steps: int | None = None) -> list[float]:
+        return train(task, seed=seed, lr=multiple * limit, num_steps=num_steps)[0]
+
     def diverges(multiple: float) -> bool:
         losses, _ = train(replace(task, linearized=True), seed=seed, lr=multiple * limit)
         return not losses[-1] <= losses[len(losses) // 2]
@@ -160,23 +161,23 @@ def boundary_row(task: LazyTask, *, seed: int, num_growth: int, tolerance: float
         return abs(float(top @ run.residuals())) > abs(float(top @ start.residuals()))
 
     def rises(multiple: float) -> bool:
-        losses, _ = train(task, seed=seed, lr=multiple * limit, num_steps=num_growth)
-        return first_rise(losses) is not None
+        return first_rise(losses_at(multiple, num_growth)) is not None
 
     def learns_nothing(multiple: float) -> bool:
-        losses, _ = train(task, seed=seed, lr=multiple * limit)
-        return not losses[-1] < LEARNED_LOSS
+        return not losses_at(multiple)[-1] < LEARNED_LOSS
 
-    return {
-        "activation": task.activation,
-        "width": task.width,
-        "seed": seed,
-        "limit": limit,
-        "linearized": find_boundary(diverges, STABILITY_BRACKET, tolerance=tolerance),
-        "projection": find_boundary(top_grows, STABILITY_BRACKET, tolerance=tolerance),
-        "rise": find_boundary(rises, STABILITY_BRACKET, tolerance=tolerance),
-        "learning": find_boundary(learns_nothing, LEARNING_BRACKET, tolerance=tolerance),
+    searches = {
+        "linearized": (diverges, STABILITY_BRACKET),
+        "projection": (top_grows, STABILITY_BRACKET),
+        "rise": (rises, STABILITY_BRACKET),
+        "learning": (learns_nothing, LEARNING_BRACKET),
     }
+    boundaries = {
+        name: find_boundary(is_beyond, bracket, tolerance=tolerance)
+        for name, (is_beyond, bracket) in searches.items()
+    }
+    key = {"activation": task.activation, "width": task.width, "seed": seed}
+    return {**key, "limit": limit, **boundaries}
 
 
 def sweep_row(

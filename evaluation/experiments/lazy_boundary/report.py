@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from lrpilot.evaluation.report import format_table, write_figure
 from lrpilot.evaluation.statistics import Rows, select, unique
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 # column, title, marker
 BOUNDARIES = (

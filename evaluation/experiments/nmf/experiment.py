@@ -4,56 +4,121 @@ Every control is tuned on tuning seeds and measured on held-out seeds that tunin
 the agent never saw; all controls see the same matrices, starts and noise.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrpilot import Policy
+from lrpilot.evaluation.experiments.nmf import report
+from lrpilot.evaluation.experiments.nmf.report import Outcome
 from lrpilot.evaluation.experiments.nmf.trials import (
     Control,
     OracleControl,
     PolicyControl,
     ScheduleControl,
     Trial,
-    mean_schedule,
     run_trial,
     schedule_factors,
 )
 from lrpilot.evaluation.methods.placebos import untrained
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
+from lrpilot.evaluation.report import Output, describe_spread
+from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.tasks.nmf.task import NMFTask
 
 MODES = ("raw", "clipped", "fraction")
 
+Schedules = Mapping[str, Callable[..., Any]]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
-@dataclass(frozen=True)
-class Outcome:
-    """One control on the held-out seeds.
+
+def compare_on_problems(
+    *,
+    task: NMFTask,
+    schedulers: Schedules,
+    real_matrices: Mapping[str, int],
+    num_tuning: int,
+    num_held_out: int,
+    num_real_seeds: int,
+    initial_lrs: Sequence[float],
+    real_initial_lrs: Sequence[float],
+    cap_fractions: Sequence[float],
+    policy: Policy,
+    output: Output,
+) -> None:
+    """Random problems, then real matrices; a table, a figure and a CSV of runs for each.
 
     Args:
-        name: as in the table.
-        mode: how it is joined to the cap: "raw", "clipped", "fraction", or "-".
-        tuned: the initial learning rate or cap fraction that tuning chose; NaN if nothing is.
-        trial: its runs.
+        task: the random problems.
+        schedulers: by name; called as `make(optimizer, total_steps=...)`.
+        real_matrices: name of each real matrix, and its rank.
+        num_tuning: random problems that schedules are tuned on.
+        num_held_out: others that all controls are compared on.
+        num_real_seeds: held-out runs on a real matrix.
+        initial_lrs: initial learning rates that are tried on random problems.
+        real_initial_lrs: the same on real matrices.
+        cap_fractions: fractions of the cap that are tried.
+        policy: the learned policy.
+        output: gets outcomes_<problem>.csv, table_<problem>.md and curves_<problem>.png.
     """
 
-    name: str
-    mode: str
-    tuned: float
-    trial: Trial
+    def compare_on(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
+        is_random = task.matrix is None
+        tuned = tune_schedules(
+            task,
+            schedulers,
+            initial_lrs=initial_lrs if is_random else real_initial_lrs,
+            cap_fractions=cap_fractions,
+            num_seeds=num_tuning,
+            modes=MODES if is_random else ("raw", "fraction"),
+            progress=partial(output.progress, desc=f"{name}: tuning"),
+        )
+        outcomes = compare(
+            task,
+            policy,
+            schedulers,
+            tuned,
+            cap_fractions=cap_fractions,
+            num_seeds=num_held_out,
+            num_replay_seeds=num_tuning,
+            progress=partial(output.progress, desc=f"{name}: held-out"),
+        )
+        output.write_table(
+            f"{name}: {num_held_out} held-out runs, tuned on {num_tuning} others, "
+            f"{task.total_steps} steps; {describe_spread(num_held_out)}",
+            report.comparison_table(outcomes),
+            name=f"table_{name}.md",
+            verdict=report.verdict(outcomes),
+        )
+        output.write_rows(report.outcome_rows(outcomes, name), f"outcomes_{name}.csv")
+        report.draw_outcomes(outcomes, f"NMF, {name}", output.folder / f"curves_{name}.png")
+
+    compare_on("random", task, num_tuning, num_held_out)
+    fixed = replace(task, smallest_shape=None, smallest_rank=None, scale_range=(1.0, 1.0))
+    for matrix, rank in real_matrices.items():
+        compare_on(matrix, replace(fixed, matrix=matrix, rank=rank), 1, num_real_seeds)
+
+
+def run_schedule(
+    task: NMFTask, make: Callable[..., Any], value: float, mode: str, seeds: Sequence[int]
+) -> Trial:
+    """A torch scheduler from this initial learning rate or fraction of the cap; see `Outcome`."""
+    control = ScheduleControl(schedule_factors(make, task.total_steps), value, mode)
+    return run_trial(task, control, seeds=seeds, needs_cap=mode != "raw")
 
 
 def tune_schedules(
     task: NMFTask,
-    schedules: Mapping[str, Callable[..., Any]],
+    schedules: Schedules,
     *,
     initial_lrs: Sequence[float],
     cap_fractions: Sequence[float],
     num_seeds: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]],
+    progress: Progress,
     modes: Sequence[str] = MODES,
 ) -> dict[tuple[str, str], float]:
     """The best initial learning rate or cap fraction of every schedule in every mode.
@@ -61,7 +126,6 @@ def tune_schedules(
     Returns:
         (schedule, mode) -> value with the smallest mean score on the tuning seeds.
     """
-    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + num_seeds)
     cases = [
         (name, mode, value)
         for name in schedules
@@ -70,14 +134,12 @@ def tune_schedules(
     ]
     scores: dict[tuple[str, str], dict[float, float]] = {}
     for name, mode, value in progress(cases):
-        factors = schedule_factors(schedules[name], task.total_steps)
-        control = ScheduleControl(factors, value, mode)
-        trial = run_trial(task, control, seeds=seeds, needs_cap=mode != "raw")
+        trial = run_schedule(task, schedules[name], value, mode, tuning_seeds(num_seeds))
         scores.setdefault((name, mode), {})[value] = float(trial.scores.mean())
     return {case: min(found, key=lambda value: found[value]) for case, found in scores.items()}
 
 
-def random_walk(policy: Policy, trial: Trial, seed: int) -> PolicyControl:
+def random_actions(policy: Policy, trial: Trial, seed: int) -> PolicyControl:
     """Random actions with the mean and variance, over decisions and runs, of the policy's."""
     rng = np.random.default_rng(seed)
     mean, std = float(trial.actions.mean()), float(trial.actions.std())
@@ -89,54 +151,51 @@ def random_walk(policy: Policy, trial: Trial, seed: int) -> PolicyControl:
     return PolicyControl(policy, actor=act)
 
 
-def replay(policy: Policy, task: NMFTask, num_seeds: int) -> ScheduleControl:
-    """The policy's mean schedule, taken on seeds that nothing else uses."""
-    seeds = range(FIRST_REPLAY_SEED, FIRST_REPLAY_SEED + num_seeds)
-    trial = run_trial(task, PolicyControl(policy), seeds=seeds)
+def mean_control(policy: Policy, task: NMFTask, num_seeds: int) -> ScheduleControl:
+    """The policy's mean schedule, taken on seeds that nothing else uses.
+
+    It is the geometric mean over runs of the factor at each decision.
+    """
+    trial = run_trial(task, PolicyControl(policy), seeds=replay_seeds(num_seeds))
+    decided = [math.exp(float(np.log(row).mean())) for row in trial.factors]
     interval = policy.clock.interval_steps(task.total_steps)
-    factors = np.repeat(mean_schedule(trial, policy), interval)[: task.total_steps]
+    factors = np.repeat([policy.action.start_factor, *decided], interval)[: task.total_steps]
     return ScheduleControl(factors.tolist(), 1.0, "fraction")
 
 
 def compare(
     task: NMFTask,
     policy: Policy,
-    schedules: Mapping[str, Callable[..., Any]],
+    schedules: Schedules,
     tuned: Mapping[tuple[str, str], float],
     *,
     cap_fractions: Sequence[float],
     num_seeds: int,
     num_replay_seeds: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]],
+    progress: Progress,
 ) -> list[Outcome]:
     """All controls on the held-out seeds: policy, tuned schedules, placebos, oracles."""
-    seeds = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + num_seeds)
+    seeds = evaluation_seeds(num_seeds)
 
-    def outcome(name: str, mode: str, value: float, control: Control) -> Outcome:
-        trial = run_trial(task, control, seeds=seeds, needs_cap=mode != "raw")
-        return Outcome(name, mode, value, trial)
+    def outcome(name: str, control: Control, mode: str = "fraction") -> Outcome:
+        return Outcome(name, mode, float("nan"), run_trial(task, control, seeds=seeds))
 
-    nothing = float("nan")
-    learned = outcome("policy", "fraction", nothing, PolicyControl(policy))
-    outcomes = [learned]
+    outcomes = [outcome("policy", PolicyControl(policy))]
     for (name, mode), value in progress(tuned.items()):
-        factors = schedule_factors(schedules[name], task.total_steps)
-        outcomes.append(outcome(name, mode, value, ScheduleControl(factors, value, mode)))
-    placebos: dict[str, Control] = {
-        "placebo: replay": replay(policy, task, num_replay_seeds),
-        "placebo: untrained": PolicyControl(untrained(policy, 0)),
-        "placebo: random walk": random_walk(policy, learned.trial, 0),
-    }
-    outcomes += [outcome(name, "fraction", nothing, c) for name, c in placebos.items()]
+        trial = run_schedule(task, schedules[name], value, mode, seeds)
+        outcomes.append(Outcome(name, mode, value, trial))
+    outcomes += [
+        outcome("placebo: replay", mean_control(policy, task, num_replay_seeds)),
+        outcome("placebo: untrained", PolicyControl(untrained(policy, 0))),
+        outcome("placebo: random walk", random_actions(policy, outcomes[0].trial, 0)),
+    ]
     ones = [1.0] * task.total_steps
     constants = [
         run_trial(task, ScheduleControl(ones, value, "fraction"), seeds=seeds)
         for value in cap_fractions
     ]
     best = constants[int(np.argmin([trial.scores.mean() for trial in constants]))]
-    hindsight = np.min([trial.scores for trial in constants], axis=0)
-    outcomes.append(
-        Outcome("hindsight: constant", "fraction", nothing, replace(best, scores=hindsight))
-    )
-    outcomes.append(outcome("oracle: exact line", "-", nothing, OracleControl()))
+    best = replace(best, scores=np.min([trial.scores for trial in constants], axis=0))
+    outcomes.append(Outcome("hindsight: constant", "fraction", float("nan"), best))
+    outcomes.append(outcome("oracle: exact line", OracleControl(), "-"))
     return outcomes

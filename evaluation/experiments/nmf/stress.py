@@ -7,7 +7,6 @@ import torch
 
 from lrpilot import Policy
 from lrpilot.caps.cap import name_guarantee
-from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation.experiments.nmf.trials import (
     DIVERGENCE_FACTOR,
     PolicyControl,
@@ -17,6 +16,7 @@ from lrpilot.evaluation.experiments.nmf.trials import (
 )
 from lrpilot.evaluation.methods.schedules import linear
 from lrpilot.evaluation.report import format_interval
+from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 
@@ -50,8 +50,7 @@ def count_diverged(task: NMFTask, *, num_runs: int, hold: int, name: str) -> lis
     """
     runs = task.start_batch(num_runs)
     assert isinstance(runs, BatchedNMFRuns)
-    seeds = [FIRST_EVALUATION_SEED + i for i in range(num_runs)]
-    runs.reset(list(range(num_runs)), seeds)
+    runs.reset(list(range(num_runs)), list(evaluation_seeds(num_runs)))
     rng = np.random.default_rng(0)
     fraction = torch.from_numpy(np.exp(rng.uniform(np.log(0.01), 0.0, size=num_runs)))
     everyone = torch.ones(num_runs, dtype=torch.bool)

@@ -53,14 +53,14 @@ class Trial:
 
 
 class Control(ABC):
-    """Learning rates from the step number and the cap; override `lrs`."""
+    """A rule for the learning rates of B runs; override `lrs`."""
 
     def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:  # noqa: B027 (optional)
         """Prepare for new runs."""
 
     @abstractmethod
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
-        """Learning rates of this step, of shape (B,)."""
+        """Learning rates of this step, of shape (B,), from its number and the cap."""
 
     def observe(self, losses: Tensor) -> None:  # noqa: B027 (optional)
         """Take the observed losses of the step."""
@@ -81,7 +81,7 @@ class ScheduleControl(Control):
         self._mode = mode
 
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
-        """See the class."""
+        """The learning rate of the schedule, joined to the cap."""
         lr = self._initial_lr * self._factors[step]
         if self._mode == "raw":
             return torch.full((runs.num_runs,), lr, device=runs.device)
@@ -186,34 +186,31 @@ def run_trial(
     recorded = {round(x) for x in np.linspace(0, total_steps, NUM_CURVE_POINTS + 1)}
     broken = torch.zeros_like(everyone)
     steps, curve, fractions = [], [], []
-    ratio = torch.ones_like(start)
+
+    def logs() -> Tensor:
+        ratio = runs.privileged_losses().double() / start
+        broken.logical_or_(~(ratio <= DIVERGENCE_FACTOR))
+        return ratio.nan_to_num(nan=torch.inf).clamp(1e-30, DIVERGENCE_FACTOR).log10()
+
     for step in range(total_steps):
         cap = runs.cap()[0] if needs_cap else None
         lrs = control.lrs(step, runs, cap)
         if step in recorded:
-            ratio = runs.privileged_losses().double() / start
-            broken |= ~(ratio <= DIVERGENCE_FACTOR)
             steps.append(step)
-            curve.append(_mean_log(ratio))
+            curve.append(float(logs().mean()))
             fractions.append(float((lrs if cap is None else lrs / cap).double().log10().mean()))
         control.observe(runs.step(lrs, everyone))
-    ratio = runs.privileged_losses().double() / start
-    broken |= ~(ratio <= DIVERGENCE_FACTOR)
-    ratio = torch.where(broken, DIVERGENCE_FACTOR, ratio)
+    scores = logs()
+    scores[broken] = math.log10(DIVERGENCE_FACTOR)
     return Trial(
-        scores=ratio.clamp(min=1e-30).log10().cpu().numpy(),
+        scores=scores.cpu().numpy(),
         diverged=broken.cpu().numpy(),
         steps=[*steps, total_steps],
-        curve=[*curve, _mean_log(ratio)],
+        curve=[*curve, float(scores.mean())],
         fractions=fractions,
         factors=np.array(getattr(control, "factors", [])),
         actions=np.array(getattr(control, "actions", [])),
     )
-
-
-def _mean_log(ratio: Tensor) -> float:
-    bounded = torch.where(ratio <= DIVERGENCE_FACTOR, ratio, DIVERGENCE_FACTOR)
-    return float(bounded.clamp(min=1e-30).log10().mean())
 
 
 def schedule_factors(make: Callable[..., Any], total_steps: int) -> list[float]:
@@ -226,11 +223,3 @@ def schedule_factors(make: Callable[..., Any], total_steps: int) -> list[float]:
         optimizer.step()
         scheduler.step()
     return factors
-
-
-def mean_schedule(trial: Trial, policy: Policy) -> list[float]:
-    """The mean schedule of a trial: geometric mean over runs of the factor at each decision."""
-    return [
-        policy.action.start_factor,
-        *(math.exp(float(np.log(row).mean())) for row in trial.factors),
-    ]

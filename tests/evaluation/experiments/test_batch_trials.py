@@ -8,7 +8,7 @@ from lrpilot.tasks.nmf.task import NMFTask
 from tests.scheduling import plain_action
 
 
-def test_trials_of_a_recurrent_policy_equal_policy_lr_with_a_memory_per_run():
+def test_trials_of_a_recurrent_policy_equal_policy_lr_with_a_memory_per_run() -> None:
     task = NMFTask(
         name="nmf",
         optimizer=torch.optim.SGD,

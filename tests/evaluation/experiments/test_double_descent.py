@@ -14,7 +14,8 @@ from lrpilot import ClockSpec, Policy
 from lrpilot.evaluation.experiments.double_descent.experiment import choose, compare_widths
 from lrpilot.evaluation.experiments.double_descent.report import landmarks, peak_table
 from lrpilot.evaluation.methods import schedules
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_TUNING_SEED
+from lrpilot.evaluation.report import Output
+from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.tasks.theory.width import WidthTask
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -48,9 +49,7 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_tuning=1,
         num_seeds=2,
         policy=POLICY,
-        out_dir=folder,
-        origin="a test",
-        progress=no_bar,
+        output=Output(folder, "machine of this test", no_bar),
     )
     return folder
 
@@ -59,7 +58,7 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_figure_and_runs_are_written(out_dir: Path) -> None:
     names = {"double_descent.png", "runs.csv", "table_double_descent.md", "tuning.csv"}
     assert {path.name for path in out_dir.iterdir()} == names
-    assert "a test" in (out_dir / "table_double_descent.md").read_text()
+    assert "machine of this test" in (out_dir / "table_double_descent.md").read_text()
 
 
 def test_every_method_runs_at_every_width_and_initial_lr_for_tuning(out_dir: Path) -> None:
@@ -70,11 +69,8 @@ def test_every_method_runs_at_every_width_and_initial_lr_for_tuning(out_dir: Pat
 
 def test_reported_seeds_are_not_those_of_tuning(out_dir: Path) -> None:
     tuning, reported = read(out_dir / "tuning.csv"), read(out_dir / "runs.csv")
-    assert {int(row["seed"]) for row in tuning} == {FIRST_TUNING_SEED}
-    assert {int(row["seed"]) for row in reported} == {
-        FIRST_EVALUATION_SEED,
-        FIRST_EVALUATION_SEED + 1,
-    }
+    assert {int(row["seed"]) for row in tuning} == {*tuning_seeds(1)}
+    assert {int(row["seed"]) for row in reported} == {*evaluation_seeds(2)}
 
 
 def test_both_criteria_report_every_width_scheduler_and_seed(out_dir: Path) -> None:

@@ -14,6 +14,7 @@ from lrpilot.evaluation.experiments.lazy_boundary.experiment import (
     train,
 )
 from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, draw
+from lrpilot.evaluation.report import Output
 from lrpilot.tasks.theory.lazy import LazyTask
 
 
@@ -136,9 +137,7 @@ def test_an_experiment_writes_its_runs_tables_and_figure(tmp_path: Any, capsys: 
         num_seeds=1,
         tolerance=0.05,
         policy=None,
-        out_dir=tmp_path,
-        origin="here",
-        progress=lambda cases, total, desc: cases,
+        output=Output(tmp_path, "machine of this test", lambda cases, total, desc: cases),
     )
     rows = {
         name: list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines()))
@@ -153,6 +152,6 @@ def test_an_experiment_writes_its_runs_tables_and_figure(tmp_path: Any, capsys: 
     }
     text = (tmp_path / "table_lazy_boundary.md").read_text()
     assert text in capsys.readouterr().out
-    assert "here" in text
+    assert "machine of this test" in text
     assert "| relu, width 16" in text
     assert (tmp_path / "lazy_boundary.png").stat().st_size > 10_000

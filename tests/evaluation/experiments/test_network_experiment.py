@@ -1,8 +1,11 @@
 import csv
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrpilot import Policy
 from lrpilot.evaluation.experiments.networks import (
     compare_schedulers,
     median_losses,
@@ -10,17 +13,19 @@ from lrpilot.evaluation.experiments.networks import (
     verdict,
 )
 from lrpilot.evaluation.methods import schedules
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED, FIRST_REPLAY_SEED, FIRST_TUNING_SEED
+from lrpilot.evaluation.report import Output
+from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
+from lrpilot.tasks.quadratic import QuadraticTask
 
 FACTORS = [0.1, 1.0]
 
 
-def no_bar(iterable, **_):
+def no_bar(iterable: Any, **_: Any) -> Any:
     return iterable
 
 
 @pytest.fixture(scope="module")
-def out_dir(task, policy, tmp_path_factory):
+def out_dir(task: QuadraticTask, policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("compared")
     compare_schedulers(
         task=task,
@@ -30,43 +35,41 @@ def out_dir(task, policy, tmp_path_factory):
         num_seeds=2,
         num_replay=1,
         policy=policy,
-        out_dir=out_dir,
-        origin="machine of this test",
-        progress=no_bar,
+        output=Output(out_dir, "machine of this test", no_bar),
     )
     return out_dir
 
 
-def rows_of(path):
+def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_every_method_is_run_at_every_initial_lr_on_every_seed(out_dir):
+def test_every_method_is_run_at_every_initial_lr_on_every_seed(out_dir: Path) -> None:
     rows = rows_of(out_dir / "runs.csv")
     assert len(rows) == 7 * len(FACTORS) * 2
     assert len({(r["scheduler"], r["initial_lr_factor"], r["seed"]) for r in rows}) == len(rows)
 
 
-def test_tuning_and_reporting_share_no_seed(out_dir):
+def test_tuning_and_reporting_share_no_seed(out_dir: Path) -> None:
     seeds = [
         {int(row["seed"]) for row in rows_of(out_dir / name)} for name in ("tuning.csv", "runs.csv")
     ]
-    assert seeds == [{FIRST_TUNING_SEED}, {FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 1}]
-    assert FIRST_REPLAY_SEED not in seeds[0] | seeds[1]
+    assert seeds == [{*tuning_seeds(1)}, {*evaluation_seeds(2)}]
+    assert seeds[0].isdisjoint(seeds[1])
 
 
-def test_table_names_origin_placebos_and_verdict(out_dir):
+def test_table_names_origin_placebos_and_verdict(out_dir: Path) -> None:
     text = (out_dir / "table.md").read_text()
     for part in ("machine of this test", "placebo: replay", "policy minus", "median"):
         assert part in text
 
 
-def test_figure_is_written(out_dir):
+def test_figure_is_written(out_dir: Path) -> None:
     assert (out_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def row(scheduler, factor, seed, loss):
+def row(scheduler: str, factor: float, seed: int, loss: float) -> dict[str, Any]:
     return {
         "scheduler": scheduler,
         "initial_lr_factor": factor,
@@ -93,26 +96,28 @@ ROWS = [
 ]
 
 
-def test_initial_lr_is_the_tuning_seeds_choice():
+def test_initial_lr_is_the_tuning_seeds_choice() -> None:
     assert tuned_losses(ROWS, TUNING, "policy") == [0.5, 0.6]
 
 
-def test_median_is_taken_over_initial_lrs_for_each_seed():
+def test_median_is_taken_over_initial_lrs_for_each_seed() -> None:
     assert median_losses(ROWS, "policy") == [pytest.approx(0.45), pytest.approx(0.5)]
 
 
-def test_verdict_is_paired_by_seed():
+def test_verdict_is_paired_by_seed() -> None:
     rows = [{**r, "seed": 2 * i + r["seed"]} for i in range(3) for r in ROWS]
     text = verdict(rows, TUNING)
     assert "tuned: policy minus cosine: -0.2500 [-0.2833, -0.2167], lower" in text
 
 
-def test_no_verdict_is_passed_on_fewer_than_five_seeds():
+def test_no_verdict_is_passed_on_fewer_than_five_seeds() -> None:
     line = "tuned: policy minus cosine: -0.2500 (-0.3000 to -0.2000), lower on 2 of 2 seeds"
     assert f"{line}: too few for a verdict" in verdict(ROWS, TUNING)
 
 
-def test_quick_version_says_so_in_its_table_and_passes_no_verdict(task, policy, tmp_path):
+def test_quick_version_says_so_in_its_table_and_passes_no_verdict(
+    task: QuadraticTask, policy: Policy, tmp_path: Path
+) -> None:
     compare_schedulers(
         task=task,
         schedulers={"cosine": schedules.cosine},
@@ -121,20 +126,17 @@ def test_quick_version_says_so_in_its_table_and_passes_no_verdict(task, policy, 
         num_seeds=1,
         num_replay=1,
         policy=policy,
-        out_dir=tmp_path,
-        origin="machine of this test",
-        progress=no_bar,
-        is_quick=True,
+        output=Output(tmp_path, "machine of this test", no_bar, is_quick=True),
     )
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("quick: shows that everything runs, means nothing\n")
     assert "policy minus" not in text
 
 
-def test_verdict_counts_seeds_where_a_rival_diverged():
+def test_verdict_counts_seeds_where_a_rival_diverged() -> None:
     assert "minus cosine: lower on 2 of 2 seeds; a run diverged" in verdict(ROWS, TUNING)
 
 
-def test_verdict_on_one_seed_claims_no_interval():
+def test_verdict_on_one_seed_claims_no_interval() -> None:
     one = [r for r in ROWS if r["seed"] == 1]
     assert "tuned: policy minus cosine: -0.2000 on one seed" in verdict(one, TUNING)

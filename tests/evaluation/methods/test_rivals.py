@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ Objective = Callable[[Tensor], Tensor]
 
 
 def rival(name: str) -> Method:
-    config = OmegaConf.load(CONF / f"{name}.yaml")[name]
+    config: Any = OmegaConf.select(OmegaConf.load(CONF / f"{name}.yaml"), name)
     return Method(
         name,
         instantiate(config.scheduler),
