@@ -26,7 +26,7 @@ def returns(output: str) -> list[float]:
 
 def rows(output: str) -> dict[str, list[float]]:
     """The numbers of the table's lines, by the scheduler's name."""
-    lines = re.findall(r"^(policy|cosine) +(.+)$", output, re.M)
+    lines = re.findall(r"^(policy|cosine|linear) +(.+)$", output, re.M)
     return {name: [float(value) for value in values.split()] for name, values in lines}
 
 
@@ -69,3 +69,12 @@ def test_the_own_task_learns_and_compares(tmp_path: Path) -> None:
     table = rows(run("own_task.py", *arguments, cwd=tmp_path))
     assert [len(values) for values in table.values()] == [5, 5]
     assert (tmp_path / "outputs" / "own_task" / "policy.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_policy_runs_in_the_trainer_beside_linear_decay(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    table = rows(run("trainer.py", "--total-steps", "300", cwd=tmp_path))
+    assert set(table) == {"policy", "linear"}
+    # at the smallest initial learning rate, which linear decay does not get away from
+    assert table["policy"][0] < table["linear"][0]
