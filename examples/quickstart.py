@@ -25,8 +25,8 @@ from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation import report
 from lrpilot.evaluation.grid import Method, deployed, train_grid
 from lrpilot.evaluation.methods.schedules import constant, cosine, linear, wsd
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 NUM_ENVS = 32
 EPISODE = 29  # decisions of an agent in a run: one for each of 30 intervals but the first
