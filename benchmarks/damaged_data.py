@@ -34,7 +34,7 @@ from scipy import sparse
 
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.data.archives import DataError, Official, read_archive, read_file
-from lrpilot.tasks.data.own_matrix import normalize_matrix, read_matrix, to_tensor
+from lrpilot.tasks.data.matrices import normalize_matrix, read_matrix, to_tensor
 from lrpilot.tasks.data.shared_tensors import share_tensors
 
 NUM_CASES = 200

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from lrpilot.caps.curvature import CurvatureCap
 from lrpilot.evaluation.report import format_table
 from lrpilot.schedulers.guard.scheduler import Guard
-from lrpilot.tasks.images.task import lenet
+from lrpilot.tasks.images.models import lenet
 
 BATCH_SIZE = 128
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -23,7 +23,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from lrpilot.evaluation.report import format_table
 from lrpilot.schedulers.hypergradient.scheduler import LEVELS, UPDATES, HypergradientLR
-from lrpilot.tasks.images.task import lenet
+from lrpilot.tasks.images.models import lenet
 
 BATCH_SIZE = 128
 LR = 1e-6  # all trainings stay at the same network, however many steps they make

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from lrpilot.evaluation.report import format_table
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
-from lrpilot.tasks.images.task import lenet
+from lrpilot.tasks.images.models import lenet
 
 BATCH = 128
 

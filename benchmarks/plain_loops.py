@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.data.texts import PADDING
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
-from lrpilot.tasks.language.transformer import PADDING
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.lazy import LazyTask
@@ -27,10 +27,10 @@ def bare_steps(task: Task) -> Iterator[None]:
     if isinstance(task, WidthTask):
         return width_steps(task, generator)
     if isinstance(task, GPTTask):
-        model = task.make_model(0, generator)
+        model = task.make_model(0)
         batches = text_batches(task.load().train, task.batch_size, task.context, generator)
     elif isinstance(task, SentenceTask):
-        model, sentences = task.make_model(0, generator), task.load()
+        model, sentences = task.make_model(0), task.load()
         batches = shuffled(sentences.train_x, sentences.train_y, task.batch_size, generator)
         batches = ((x[:, : int((x != PADDING).sum(1).max())], y) for x, y in batches)
     elif isinstance(task, SmallNetworkTask):

@@ -23,7 +23,7 @@ from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.data.archives import DataError
 from lrpilot.tasks.images.models import resnet9
 from lrpilot.tasks.images.task import ImageRun, ImageTask
-from lrpilot.tasks.networks.supervised import PRECISIONS
+from lrpilot.tasks.networks.task import PRECISIONS
 
 
 def parse_arguments() -> argparse.Namespace:

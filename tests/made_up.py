@@ -5,8 +5,7 @@ import random
 import torch
 from torch import Tensor
 
-from lrpilot.tasks.data.texts import SentenceData, TextData, encode_characters
-from lrpilot.tasks.language.transformer import PADDING
+from lrpilot.tasks.data.texts import PADDING, SentenceData, TextData, encode_characters
 
 NUM_WORDS = 30
 LONGEST = 9

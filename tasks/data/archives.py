@@ -82,7 +82,12 @@ def read_archive(archive: Path, members: dict[str, Official]) -> dict[str, bytes
     missing = [f"{name} with {members[name].named_digest}" for name in members if name not in files]
     if missing or problem:
         expected = missing[0] if missing else "a readable end"
-        raise _damaged_archive(archive, problem or "it ends early", expected)
+        with archive.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        raise DataError(
+            f"{archive} is truncated or damaged ({problem or 'it ends early'}): expected "
+            f"{expected}, got an archive with MD5 {md5} without it; {_CURE}"
+        )
     return {name: files[name] for name in members}
 
 
@@ -156,12 +161,3 @@ def _checked(content: bytes, official: Official, source: str) -> bytes:
 
 def _damaged(source: str, expected: str, received: str) -> DataError:
     return DataError(f"{source} is damaged: expected {expected}, got {received}; {_CURE}")
-
-
-def _damaged_archive(archive: Path, problem: str, expected: str) -> DataError:
-    with archive.open("rb") as file:
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
-    return DataError(
-        f"{archive} is truncated or damaged ({problem}): expected {expected}, got an archive with "
-        f"MD5 {md5} without it; {_CURE}"
-    )

@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from lrpilot.files import write_whole
@@ -84,8 +83,10 @@ _CONNECT_AND_READ_TIMEOUT_SECONDS = (3, 10)
 logger = logging.getLogger(__name__)
 
 
-def local_folders(data_dir: str | None) -> tuple[Path, ...]:
-    """The folder `data_dir`, else that of the environment variable `LRPILOT_DATA`, else none.
+def search_folders(data_dir: str | None) -> tuple[Path, ...]:
+    """Where files are looked for, first to last.
+
+    The folder `data_dir`, else that of the environment variable `LRPILOT_DATA`, if set; the cache.
 
     Raises:
         DataError: the folder does not exist.
@@ -94,10 +95,10 @@ def local_folders(data_dir: str | None) -> tuple[Path, ...]:
     if folder is None:
         source, folder = "`LRPILOT_DATA`", os.environ.get("LRPILOT_DATA") or None
     if folder is None:
-        return ()
+        return (cache_folder(),)
     if not os.path.isdir(os.path.expanduser(folder)):
         raise DataError(f"{source} must be an existing folder, got {folder!r}")
-    return (Path(folder).expanduser().absolute(),)
+    return Path(folder).expanduser().absolute(), cache_folder()
 
 
 def cache_folder() -> Path:
@@ -153,7 +154,7 @@ def _find(name: str, folders: tuple[Path, ...]) -> Path | None:
     for folder in folders:
         try:
             for place in (folder / subfolder for subfolder in _SUBFOLDERS[name]):
-                if _has_all(place, _FILES[name]):
+                if all(_is_file(place / file) for file in _FILES[name]):
                     return place
             archives = _ARCHIVES.get(name, ())
             for archive in (place / a for place in (folder, folder / name) for a in archives):
@@ -181,10 +182,6 @@ def _is_file(path: Path) -> bool:
     if stat.S_ISDIR(mode):
         raise DataError(f"{path} must be a file, got a folder")
     return stat.S_ISREG(mode)
-
-
-def _has_all(folder: Path, files: Iterable[str]) -> bool:
-    return all(_is_file(folder / file) for file in files)
 
 
 def _identity(path: Path) -> dict[str, str | int]:

@@ -9,7 +9,7 @@ References:
 import functools
 import gzip
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lrpilot.tasks.data.files import cache_folder, local_folders, read_files, source_of
+from lrpilot.tasks.data.files import cache_folder, read_files, search_folders, source_of
 from lrpilot.tasks.data.shared_tensors import share_tensors
+from lrpilot.tasks.data.splits import Splits
 
 _ImagesAndLabels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -33,27 +34,21 @@ _NUM_IMAGES = {
 _RECIPE = 1
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """A classification set in three disjoint parts, shared by all callers: never write into it.
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData(Splits):
+    """Images to classify, with a test split.
+
+    Inputs are images (N, C, H, W), float32, each channel with the mean and the standard deviation
+    that make those of the training images 0 and 1; targets are labels (N,), int64, from 0 to
+    `num_classes` - 1.
 
     Attributes:
-        train_x: images (N, C, H, W), float32, each channel with mean 0 and standard deviation 1.
-        train_y: labels (N,), int64, from 0 to `num_classes` - 1.
-        held_out_x: images for rewards and tuning, with the mean and deviation of `train_x`.
-        held_out_y: labels of `held_out_x`.
-        test_x: images for the final measurement only, with the mean and deviation of `train_x`.
-        test_y: labels of `test_x`.
         num_classes: number of classes.
     """
 
-    train_x: torch.Tensor
-    train_y: torch.Tensor
-    held_out_x: torch.Tensor
-    held_out_y: torch.Tensor
     test_x: torch.Tensor
     test_y: torch.Tensor
-    num_classes: int
+    num_classes: int = field(kw_only=True)
 
 
 def load_image_data(
@@ -93,10 +88,9 @@ def load_image_data(
     num_train = available if num_train is None else num_train
     if not 1 <= num_train <= available:
         raise ValueError(f"`num_train` must be between 1 and {available}, got {num_train}")
-    local = local_folders(data_dir)
+    folders = search_folders(data_dir)
     # "digits" reads no folder, so that a changed folder must not make a second copy of it.
-    folders = () if name == "digits" else (*local, cache_folder())
-    return _load(name, num_train, folders)
+    return _load(name, num_train, () if name == "digits" else folders)
 
 
 @functools.cache

@@ -2,16 +2,21 @@
 
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from lrpilot.files import remove_leftovers, write_whole
-from lrpilot.tasks.data.lock import one_at_a_time
+
+SECONDS_BEFORE_NOTICE = 5
+# making the dearest file, a pretrained network, takes a few minutes
+SECONDS_BEFORE_GOING_ON = 600
 
 logger = logging.getLogger(__name__)
 
@@ -86,3 +91,45 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         value = zlib.crc32(header.encode(), value)
         value = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[bool]:
+    """Wait until no other process is making this file, which then may be there.
+
+    After five seconds a warning says what is waited for. Whoever has waited for ten minutes goes
+    on as if there were no cache.
+
+    Yields:
+        Whether this process may write the file: not after waiting in vain, and not where the
+        folder cannot be written.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, path)
+    except (OSError, NotImplementedError) as error:  # full, read-only, or without locks
+        logger.warning("going on without the cache folder %s: %s", path.parent, error)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=SECONDS_BEFORE_NOTICE)
+    except Timeout:
+        logger.warning(
+            "waiting for another process that makes %s and holds %s; after %d seconds this one "
+            "goes on without the cache",
+            *(path, lock.lock_file, SECONDS_BEFORE_GOING_ON),
+        )
+        try:
+            lock.acquire(timeout=SECONDS_BEFORE_GOING_ON - SECONDS_BEFORE_NOTICE)
+        except Timeout:
+            logger.warning(
+                "%s has been held for %d seconds: going on without the cache. End the process "
+                "that holds it, if it hangs",
+                *(lock.lock_file, SECONDS_BEFORE_GOING_ON),
+            )

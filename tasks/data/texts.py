@@ -11,19 +11,21 @@ import functools
 import string
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrpilot.tasks.data.files import cache_folder, local_folders, read_files
-from lrpilot.tasks.language.transformer import PADDING
+from lrpilot.tasks.data.files import read_files, search_folders
+from lrpilot.tasks.data.splits import Splits
 
 TEXTS = ("shakespeare", "sst2")
 # the 65 characters of Tiny Shakespeare, in the order of their codes
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
+# numbers that stand for no word of the vocabulary: what fills up sentences, and rare words
+PADDING = 0
 UNKNOWN = 1
 MIN_WORD_COUNT = 2
 
@@ -44,28 +46,25 @@ class TextData:
     held_out: Tensor
     test: Tensor
 
+    def to(self, device: str) -> "TextData":
+        """The same text on a device."""
+        return TextData(*(part.to(device) for part in vars(self).values()))
 
-@dataclass(frozen=True)
-class SentenceData:
-    """Sentences of two classes in three disjoint parts, shared by all callers.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SentenceData(Splits):
+    """Sentences of two classes, with a test split.
+
+    Inputs are numbers of words (N, longest sentence), int64, filled up with `PADDING`; targets are
+    labels (N,), int64: 1 is a favourable judgement, 0 an unfavourable one.
 
     Attributes:
-        train_x: numbers of words (N, longest sentence), int64, filled up with `PADDING`.
-        train_y: labels (N,), int64: 1 is a favourable judgement, 0 an unfavourable one.
-        held_out_x: sentences for rewards and tuning.
-        held_out_y: their labels.
-        test_x: sentences for the final measurement only.
-        test_y: their labels.
         num_words: size of the vocabulary, `PADDING` and `UNKNOWN` included.
     """
 
-    train_x: Tensor
-    train_y: Tensor
-    held_out_x: Tensor
-    held_out_y: Tensor
     test_x: Tensor
     test_y: Tensor
-    num_words: int
+    num_words: int = field(kw_only=True)
 
 
 def load_text(name: str, *, data_dir: str | None = None) -> TextData:
@@ -94,7 +93,7 @@ def load_text(name: str, *, data_dir: str | None = None) -> TextData:
     """
     if name not in TEXTS:
         raise ValueError(f"`name` must be one of {TEXTS}, got {name!r}")
-    return _load_text(name, (*local_folders(data_dir), cache_folder()))
+    return _load_text(name, search_folders(data_dir))
 
 
 @functools.cache
@@ -134,7 +133,7 @@ def load_sentences(*, data_dir: str | None = None) -> SentenceData:
         DataError: the local folder does not exist, a file is damaged, or there are
             no files and no network.
     """
-    return _load_sentences((*local_folders(data_dir), cache_folder()))
+    return _load_sentences(search_folders(data_dir))
 
 
 @functools.cache

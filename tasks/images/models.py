@@ -1,8 +1,9 @@
 """Networks that classify images: `model(channels, num_classes)` makes one.
 
-`normalization` is one switch in all of them: "none", "batch", "group" (groups of at least 16
-channels, Wu and He's setting) or "layer" (all channels, and pixels, of an image together). A layer
-that is normalized has no bias of its own.
+`channels` are those of the images; the output, (batch, num_classes), are logits. `normalization`
+is one switch in all of them: "none", "batch", "group" (groups of at least 16 channels, Wu and He's
+setting) or "layer" (all channels, and pixels, of an image together). A layer that is normalized has
+no bias of its own. Arguments out of range and unknown names are a ValueError.
 
 References:
     Ioffe, Szegedy. Batch normalization: accelerating deep network training by reducing internal
@@ -71,17 +72,8 @@ def mlp(
 ) -> nn.Module:
     """Fully connected layers on the pixels: `depth` hidden layers of `width` units.
 
-    Args:
-        channels: of the images.
-        num_classes: logits.
-        image_size: pixels per side.
-        depth: hidden layers, at least 1.
-        width: units of a hidden layer, at least 1.
-        activation: "relu", "gelu", "silu" or "tanh", after the normalization.
-        normalization: see the module.
-
-    Raises:
-        ValueError: if `depth` or `width` is below 1, or a name is unknown.
+    `image_size` are the pixels per side; `activation`, after the normalization, is "relu", "gelu",
+    "silu" or "tanh".
 
     >>> [tuple(p.shape) for p in mlp(1, 10, image_size=8, depth=1, width=32).parameters()]
     [(32, 64), (32,), (10, 32), (10,)]
@@ -116,14 +108,7 @@ def resnet9(
     a residual pair of convolutions too; then the maximum over the image and a linear layer without
     bias, whose output is multiplied by 1/8. 6,573,120 parameters for CIFAR-10.
 
-    Args:
-        channels: of the images.
-        num_classes: logits.
-        widths: channels of the four convolutions.
-        normalization: see the module.
-
-    Raises:
-        ValueError: if there are not four widths, all at least 1, or a name is unknown.
+    `widths` are the channels of the four convolutions.
 
     References:
         Coleman et al. DAWNBench: an end-to-end deep learning benchmark and competition. 2017.
@@ -166,14 +151,7 @@ def resnet18(
     begin with stride 2; then the mean over the image and a linear layer. 11,173,962 parameters for
     CIFAR-10.
 
-    Args:
-        channels: of the images.
-        num_classes: logits.
-        widths: channels of the four stages.
-        normalization: see the module.
-
-    Raises:
-        ValueError: if there are not four widths, all at least 1, or a name is unknown.
+    `widths` are the channels of the four stages.
 
     References:
         He, Zhang, Ren, Sun. Deep residual learning for image recognition. 2016.

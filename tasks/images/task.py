@@ -1,64 +1,40 @@
 """Image classification: networks of `models.py` on the sets of `lrpilot.tasks.data.images`."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lrpilot.tasks.data.images import ImageData, load_image_data
 from lrpilot.tasks.images.augmentation import PADDING_MODES, crop_and_flip, draw_crops
-from lrpilot.tasks.images.batch import BatchedImageRuns
-from lrpilot.tasks.images.models import lenet, small_cnn
-from lrpilot.tasks.networks.supervised import (
-    EpochOrder,
-    check_precision,
-    forward,
-    measuring,
-    split_metrics,
-)
-from lrpilot.tasks.runs import Closure, ClosureRun
-from lrpilot.tasks.task import Task
-
-__all__ = ["ImageRun", "ImageTask", "lenet", "small_cnn"]
-
-EVALUATION_BATCH = 1000
+from lrpilot.tasks.images.models import small_cnn
+from lrpilot.tasks.networks.randomness import seeded
+from lrpilot.tasks.networks.supervised import BatchedSupervisedRuns, SupervisedRun, SupervisedTask
 
 
 @lru_cache(maxsize=4)
-def _data_on_device(
-    name: str, data_dir: str | None, num_train: int | None, device: str
-) -> ImageData:
-    data = load_image_data(name, data_dir=data_dir, num_train=num_train)
-    moved = {
-        key: value.to(device) for key, value in vars(data).items() if isinstance(value, Tensor)
-    }
-    return ImageData(**moved, num_classes=data.num_classes)
+def _load(name: str, data_dir: str | None, num_train: int | None, device: str) -> ImageData:
+    return load_image_data(name, data_dir=data_dir, num_train=num_train).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTask(Task):
+class ImageTask(SupervisedTask):
     """Classify images; the loss is the mean cross-entropy, in nats.
 
     Args:
         data: "digits", "fashion_mnist" or "cifar10".
         model: called as `model(channels, num_classes)`, with `image_size=` (pixels per side) if
             it has an argument of that name; returns a module that maps images (batch, channels,
-            height, width) to logits (batch, classes).
-        batch_size: images per step; epochs are shuffled, an incomplete batch is dropped.
+            height, width) to logits (batch, classes). On a GPU it is laid out channels last.
         augment: train on random crops of the padded images, half of them mirrored, drawn from the
             run's generator; what is measured is never augmented.
         crop_padding: pixels that are added on each side before an image is cropped.
         padding_mode: "reflect" or "zeros"; see `lrpilot.tasks.images.augmentation.crop_and_flip`.
         num_train: use the first so many training images; None uses all.
-        num_privileged: held-out images in the privileged loss.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
-        device: where model and data live; on a GPU the model is laid out channels last.
-        precision: of the forward pass and its gradients: "float32", or "bfloat16" by autocast.
 
     Raises:
         ValueError: if a size is below 1 or above what the data has, or a name is unknown.
@@ -67,42 +43,25 @@ class ImageTask(Task):
 
     data: str
     model: Callable[..., nn.Module] = small_cnn
-    batch_size: int = 64
     augment: bool = False
     crop_padding: int = 4
     padding_mode: str = "reflect"
     num_train: int | None = None
-    num_privileged: int = 256
     data_dir: str | None = None
-    device: str = "cpu"
-    precision: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "num_privileged"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.crop_padding < 0:
             raise ValueError(f"`crop_padding` must be at least 0, got {self.crop_padding}")
         if self.padding_mode not in PADDING_MODES:
             raise ValueError(
                 f"`padding_mode` must be one of {PADDING_MODES}, got {self.padding_mode!r}"
             )
-        check_precision(self.precision)
 
     def load(self) -> ImageData:
-        """The data on the device; one copy per process."""
-        data = _data_on_device(self.data, self.data_dir, self.num_train, self.device)
-        if self.batch_size > len(data.train_x):
-            raise ValueError(
-                f"`batch_size` must be at most the {len(data.train_x)} training images, got "
-                f"{self.batch_size}"
-            )
-        if self.num_privileged > len(data.held_out_x):
-            raise ValueError(
-                f"`num_privileged` must be at most the {len(data.held_out_x)} held-out images, got "
-                f"{self.num_privileged}"
-            )
+        """The images on the device; one copy per process."""
+        data = _load(self.data, self.data_dir, self.num_train, self.device)
+        self._check_sizes(data)
         size = data.train_x.shape[-1]
         if self.augment and self.crop_padding >= size:
             raise ValueError(
@@ -115,9 +74,7 @@ class ImageTask(Task):
         data = self.load()
         has_size = "image_size" in inspect.signature(self.model).parameters
         size = {"image_size": data.train_x.shape[-1]} if has_size else {}
-        with torch.random.fork_rng(devices=[]):
-            # unlike torch.manual_seed, this leaves the generators of GPUs alone
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             model = self.model(data.train_x.shape[1], data.num_classes, **size)
         model = model.to(self.device)
         # on a CPU it pays in bfloat16; float32 results stay as they were measured without it
@@ -125,86 +82,70 @@ class ImageTask(Task):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which a run goes through its training images once."""
-        return len(self.load().train_x) // self.batch_size
+    def augmented(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """A training batch for each of these generators, cropped and mirrored if `augment`.
+
+        Args:
+            images: (generators, batch, channels, height, width).
+            generators: of the runs.
+        """
+        if not self.augment:
+            return images
+        padding = self.crop_padding
+        crops = [draw_crops(images.shape[1], padding=padding, generator=rng) for rng in generators]
+        return crop_and_flip(
+            images.flatten(0, 1),
+            torch.cat(crops, dim=1).to(self.device, non_blocking=True),
+            padding=padding,
+            padding_mode=self.padding_mode,
+        ).view(images.shape)
 
     def start(self, seed: int) -> "ImageRun":
-        """A new network on freshly shuffled data."""
+        """A new network on freshly shuffled images."""
         return ImageRun(self, seed)
 
-    def start_batch(self, num_runs: int) -> BatchedImageRuns:
-        """B runs as one computation.
-
-        Raises:
-            ValueError: if the model or the optimizer cannot be batched (see
-                `BatchedNetworkRuns`).
-        """
+    def start_batch(self, num_runs: int) -> "BatchedImageRuns":
+        """B runs as one computation; see `BatchedSupervisedRuns`."""
         return BatchedImageRuns(self, num_runs)
 
 
-class ImageRun(ClosureRun):
-    """One network in training."""
+class ImageRun(SupervisedRun):
+    """One image classifier in training."""
 
-    def __init__(self, task: ImageTask, seed: int) -> None:
-        self.data = task.load()
-        self.model = task.make_model(seed)
-        super().__init__(
-            self.model.parameters(),
-            optimizer=task.optimizer,
-            lr=task.base_lr,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        self._task = task
-        self._epoch = EpochOrder(len(self.data.train_x), task.batch_size, self.generator)
+    data: ImageData
+    _task: ImageTask
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        index = self._epoch.next().to(self._task.device, non_blocking=True)
-        images = self.data.train_x.index_select(0, index)
-        if self._task.augment:
-            images = self._augmented(images)
-        return images, self.data.train_y.index_select(0, index)
+        images, labels = super()._next_batch()
+        return self._task.augmented(images.unsqueeze(0), [self.generator]).squeeze(0), labels
 
-    def _augmented(self, images: Tensor) -> Tensor:
-        task = self._task
-        crops = draw_crops(len(images), padding=task.crop_padding, generator=self.generator)
-        return crop_and_flip(
-            images,
-            crops.to(task.device, non_blocking=True),
-            padding=task.crop_padding,
-            padding_mode=task.padding_mode,
-        )
 
-    def _logits(self, images: Tensor) -> Tensor:
-        return forward(self.model, images, self._task.precision)
+class BatchedImageRuns(BatchedSupervisedRuns):
+    """B image classifiers in training as one computation."""
 
-    def _draw_loss(self) -> Closure:
-        images, labels = self._next_batch()
-        return lambda: functional.cross_entropy(self._logits(images), labels)
+    _task: ImageTask
 
-    def privileged_loss(self) -> float:
-        """Cross-entropy on the first `num_privileged` held-out images."""
-        size = self._task.num_privileged
-        with measuring(self.model):
-            logits = self._logits(self.data.held_out_x[:size])
-            return float(functional.cross_entropy(logits, self.data.held_out_y[:size]))
+    def __init__(self, task: ImageTask, num_runs: int) -> None:
+        super().__init__(task, num_runs)
+        is_on_gpu = torch.device(task.device).type == "cuda"
+        self._lies_channels_last = is_on_gpu and can_lie_channels_last(self._model)
 
-    def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy on the whole held-out and test splits."""
-        with measuring(self.model):
-            return split_metrics(self.data, self._logits, batch_size=EVALUATION_BATCH)
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = super()._next_batches(rows)
+        images = self._task.augmented(images, [self.generators[row] for row in rows.tolist()])
+        return runs_and_channels_last(images) if self._lies_channels_last else images, labels
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the model's buffers and the order of the current epoch."""
-        return {
-            **super().state_dict(),
-            "buffers": [buffer.clone() for buffer in self.model.buffers()],
-            **self._epoch.state_dict(),
-        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a run of the same task."""
-        super().load_state_dict(state)
-        for buffer, value in zip(self.model.buffers(), state["buffers"], strict=True):
-            buffer.copy_(value)
-        self._epoch.load_state_dict(state)
+def runs_and_channels_last(images: Tensor) -> Tensor:
+    """The same images (runs, batch, channels, height, width), laid out for a grouped convolution.
+
+    In memory a pixel's channels of all runs lie side by side: `torch.func.vmap` convolves runs as
+    groups of channels, and so gets what is channels last without a copy.
+    """
+    return images.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
+
+
+def can_lie_channels_last(model: nn.Module) -> bool:
+    """Whether no module asks `torch.func.vmap` for a memory layout, which it does not know."""
+    asking = nn.GroupNorm | nn.modules.pooling._AdaptiveAvgPoolNd
+    return not any(isinstance(module, asking) for module in model.modules())

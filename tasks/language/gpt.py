@@ -8,23 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpilot.tasks.data.texts import CHARACTERS, TEXTS, TextData, load_text
-from lrpilot.tasks.language.base import LanguageRun, LanguageTask, seeded
-from lrpilot.tasks.language.batch import BatchedLanguageRuns
-from lrpilot.tasks.language.transformer import GPT, RunDropout
-from lrpilot.tasks.networks.supervised import measuring
+from lrpilot.tasks.language.task import LanguageTask
+from lrpilot.tasks.language.transformer import GPT
+from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.randomness import RunDropout, seeded
+from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
+from lrpilot.tasks.networks.task import NetworkRun, measuring
 
 EVALUATION_BATCH = 128
 
 
 @lru_cache(maxsize=4)
 def _data_on_device(name: str, data_dir: str | None, device: str) -> TextData:
-    data = load_text(name, data_dir=data_dir)
-    return TextData(*(part.to(device) for part in (data.train, data.held_out, data.test)))
-
-
-@lru_cache(maxsize=4)
-def _offsets(context: int, device: str) -> Tensor:
-    return torch.arange(context + 1, device=device)
+    return load_text(name, data_dir=data_dir).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +30,23 @@ class GPTTask(LanguageTask):
     Args:
         data: "shakespeare" or "sst2"; see `lrpilot.tasks.data.texts.load_text` for its parts.
         context: characters per window.
+        batch_size: windows per step.
+        num_privileged: held-out windows in the privileged loss.
 
     Raises:
-        ValueError: if an argument is out of range, or a size is above what the text has.
-        lrpilot.tasks.data.archives.DataError: by `start`, if the text is missing or unreadable.
+        ValueError: if an argument is out of range, or by `start` a size above what the text has.
     """
 
     data: str = "shakespeare"
     context: int = 64
+    batch_size: int = 12
+    num_privileged: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_at_least_1("context")
         if self.data not in TEXTS:
             raise ValueError(f"`data` must be one of {TEXTS}, got {self.data!r}")
-        if self.context < 1:
-            raise ValueError(f"`context` must be at least 1, got {self.context}")
 
     def load(self) -> TextData:
         """The text on the device; one copy per process."""
@@ -61,8 +59,8 @@ class GPTTask(LanguageTask):
             )
         return data
 
-    def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
-        """The GPT of this seed."""
+    def make_model(self, seed: int) -> nn.Module:
+        """The GPT of this seed, on the device."""
         with seeded(seed):
             model = GPT(
                 len(CHARACTERS),
@@ -70,7 +68,7 @@ class GPTTask(LanguageTask):
                 num_layers=self.num_layers,
                 num_heads=self.num_heads,
                 width=self.width,
-                dropout=RunDropout(self.dropout, generator),
+                dropout=RunDropout(self.dropout),
             )
         return model.to(self.device)
 
@@ -90,42 +88,35 @@ class GPTTask(LanguageTask):
         """Where a minibatch's windows of this text begin, (batch_size,), on the CPU."""
         return torch.randint(len(text) - self.context, (self.batch_size,), generator=generator)
 
-    def spread_windows(self, text: Tensor) -> Tensor:
-        """Where `num_privileged` windows begin that lie evenly over this text, on the CPU.
-
-        Evenly, since neighbouring windows are alike.
-        """
+    def privileged_batch(self) -> tuple[Tensor, Tensor]:
+        """`num_privileged` windows of the held-out text, evenly spread, as neighbours are alike."""
+        text = self.load().held_out
         last = len(text) - 1 - self.context
-        return torch.linspace(0, last, self.num_privileged, dtype=torch.float64).long()
+        starts = torch.linspace(0, last, self.num_privileged, dtype=torch.float64).long()
+        return self.cut_windows(text, starts)
 
     def cut_windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """The characters from these on, and those that follow each: (..., context), int64."""
-        offsets = _offsets(self.context, self.device)
+        offsets = torch.arange(self.context + 1, device=self.device)
         windows = text[starts.to(self.device, non_blocking=True).unsqueeze(-1) + offsets].long()
         return windows[..., :-1], windows[..., 1:]
 
 
-class GPTRun(LanguageRun):
+class GPTRun(NetworkRun):
     """One GPT in training."""
+
+    _task: GPTTask
 
     def __init__(self, task: GPTTask, seed: int) -> None:
         super().__init__(task, seed)
         self.data = task.load()
-        self._task = task
-        held_out = self.data.held_out
-        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         starts = self._task.draw_windows(self.data.train, self.generator)
         return self._task.cut_windows(self.data.train, starts)
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(self._logits(inputs).flatten(0, 1), targets.flatten())
-
-    def privileged_loss(self) -> float:
-        """Cross-entropy on `num_privileged` fixed windows of the held-out text."""
-        with measuring(self.model):
-            return float(self._loss(*self._privileged))
+        return functional.cross_entropy(self._outputs(inputs).flatten(0, 1), targets.flatten())
 
     def evaluate(self) -> dict[str, float]:
         """Loss on the whole held-out and test texts, cut into windows without overlap.
@@ -155,7 +146,7 @@ class GPTRun(LanguageRun):
         return total / num_targets
 
 
-class BatchedGPTRuns(BatchedLanguageRuns):
+class BatchedGPTRuns(BatchedNetworkRuns):
     """B GPTs in training as one computation, equal to the single runs to rounding.
 
     Args:
@@ -167,11 +158,20 @@ class BatchedGPTRuns(BatchedLanguageRuns):
     """
 
     def __init__(self, task: GPTTask, num_runs: int) -> None:
-        super().__init__(task, num_runs)
+        super().__init__(
+            task.make_model(0),
+            optimizer=task.optimizer,
+            num_runs=num_runs,
+            device=task.device,
+            max_gradient_norm=task.max_gradient_norm,
+            precision=task.precision,
+        )
         self.data = task.load()
-        self._task: GPTTask = task
-        held_out = self.data.held_out
-        self._privileged = task.cut_windows(held_out, task.spread_windows(held_out))
+        self._task = task
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        self._take(row, self._task.make_model(seed))
+        return self._settings
 
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         text = self.data.train
@@ -180,4 +180,4 @@ class BatchedGPTRuns(BatchedLanguageRuns):
 
     def privileged_losses(self) -> Tensor:
         """Cross-entropies on `num_privileged` fixed windows of the held-out text."""
-        return self._measured(*self._privileged)
+        return self._measured(*self._task.privileged_batch())

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lrpilot.tasks.data.files import cache_folder
 from lrpilot.tasks.data.shared_tensors import share_tensors
-from lrpilot.tasks.language.base import seeded
 from lrpilot.tasks.language.gpt import GPTTask
+from lrpilot.tasks.networks.randomness import seeded
 
 ADAPTED_LAYERS = ("query_key_value", "attention_output", "mlp_input", "mlp_output")
 PRETRAINING_LR = 1e-3
@@ -135,9 +135,7 @@ class LoRATask(GPTTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "alpha", "pretraining_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        self._check_at_least_1("rank", "alpha", "pretraining_steps")
 
     @property
     def pretraining(self) -> Pretraining:
@@ -151,13 +149,13 @@ class LoRATask(GPTTask):
             num_steps=self.pretraining_steps,
         )
 
-    def make_model(self, seed: int, generator: torch.Generator) -> nn.Module:
+    def make_model(self, seed: int) -> nn.Module:
         """The pretrained GPT with new adapters."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ImportError('the task needs peft: pip install "lrpilot[lora]"') from error
-        model = super().make_model(seed, generator)
+        model = super().make_model(seed)
         folder = cache_folder() / "pretrained"
         model.load_state_dict(_pretrained(self.pretraining, folder, self.data_dir, self.device))
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(ADAPTED_LAYERS))

@@ -9,71 +9,15 @@ References:
 """
 
 import math
-from typing import Any
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PADDING = 0
+from lrpilot.tasks.data.texts import PADDING
+from lrpilot.tasks.networks.randomness import RunDropout
+
 INITIAL_STD = 0.02
-
-
-class RunDropout(nn.Module):
-    """Dropout whose masks come from a run's own generator; the identity when measuring.
-
-    While training y = x m / (1 - p), where the entries of m are 0 with probability p, else 1.
-    One instance serves a whole network.
-
-    Under `torch.func.vmap` over runs, set `streams` first: of each run, its generator, and how many
-    positions of x (batch, length, ...) its own batch has. What lies behind these, which fills up
-    shorter batches, is kept, and draws nothing.
-
-    Args:
-        probability: p, in [0, 1).
-        generator: where the masks are drawn, on its device.
-    """
-
-    def __init__(self, probability: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.probability = probability
-        self.generator = generator
-        self.streams: list[tuple[torch.Generator, int]] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop entries of x."""
-        if not self.training or self.probability == 0.0:
-            return x
-        mask: Tensor = _Mask.apply(x.detach(), self)  # type: ignore[no-untyped-call]
-        return x * mask
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The factor m / (1 - p) of x, from this generator, on its device."""
-        uniform = torch.rand(x.shape, generator=generator, device=generator.device)
-        mask = (uniform >= self.probability).to(x.dtype)
-        return mask.div_(1.0 - self.probability)
-
-
-class _Mask(torch.autograd.Function):
-    """A mask for x; `vmap` draws that of each run as the run alone would."""
-
-    @staticmethod
-    def forward(x: Tensor, dropout: RunDropout) -> Tensor:
-        return dropout.draw(x, dropout.generator).to(x.device)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int, None], x: Tensor, dropout: RunDropout
-    ) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)
-        masks = torch.ones_like(x, device=dropout.generator.device)
-        for run, mask, (generator, length) in zip(x, masks, dropout.streams, strict=True):
-            mask[:, :length] = dropout.draw(run[:, :length], generator)
-        return masks.to(x.device), 0
 
 
 class Attention(nn.Module):
@@ -121,6 +65,8 @@ class Block(nn.Module):
 class _Transformer(nn.Module):
     """Embeddings, blocks and a final normalization; no layer has a bias."""
 
+    is_causal: ClassVar[bool]
+
     def __init__(
         self,
         num_tokens: int,
@@ -129,21 +75,22 @@ class _Transformer(nn.Module):
         num_layers: int,
         num_heads: int,
         width: int,
-        is_causal: bool,
         dropout: RunDropout,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(num_tokens, width)
         self.position_embedding = nn.Embedding(max_length, width)
         self.dropout = dropout
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, is_causal=is_causal, dropout=dropout) for _ in range(num_layers)
+            Block(width, num_heads, is_causal=self.is_causal, dropout=dropout)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width, bias=False)
-
-    def _initialize(self) -> None:
-        """N(0, 0.02^2); what ends a residual branch is smaller, as 2 `num_layers` of them add."""
-        branch_std = INITIAL_STD / math.sqrt(2 * len(self.blocks))
+        if num_classes:
+            self.head = nn.Linear(width, num_classes, bias=False)
+        # what ends a residual branch is smaller, as 2 `num_layers` of them add
+        branch_std = INITIAL_STD / math.sqrt(2 * num_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 is_branch_end = name.endswith(("attention_output.weight", "mlp_output.weight"))
@@ -163,40 +110,20 @@ class GPT(_Transformer):
 
     Args:
         num_tokens: size of the vocabulary.
-        context: largest number of tokens that it reads at once.
+        max_length: largest number of tokens that it reads at once.
         num_layers: blocks.
         num_heads: attention heads, a divisor of `width`.
         width: size of a token's representation.
         dropout: applied to the embeddings and at the end of every branch.
 
-    >>> dropout = RunDropout(0.0, torch.Generator())
-    >>> gpt = GPT(65, 64, num_layers=4, num_heads=4, width=128, dropout=dropout)
+    >>> gpt = GPT(65, 64, num_layers=4, num_heads=4, width=128, dropout=RunDropout(0.0))
     >>> gpt(torch.zeros(2, 10, dtype=torch.int64)).shape
     torch.Size([2, 10, 65])
     >>> sum(parameter.numel() for parameter in gpt.parameters())
     804096
     """
 
-    def __init__(
-        self,
-        num_tokens: int,
-        context: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        width: int,
-        dropout: RunDropout,
-    ) -> None:
-        super().__init__(
-            num_tokens,
-            context,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            width=width,
-            is_causal=True,
-            dropout=dropout,
-        )
-        self._initialize()
+    is_causal = True
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (batch, length, num_tokens) of what follows each of `tokens`, (batch, length)."""
@@ -206,43 +133,16 @@ class GPT(_Transformer):
 class Encoder(_Transformer):
     """Classifies sentences by the mean of their words' representations.
 
-    Args:
-        num_tokens: size of the vocabulary, with the number `PADDING` that fills up sentences.
-        max_length: largest number of words.
-        num_classes: number of classes.
-        num_layers: blocks.
-        num_heads: attention heads, a divisor of `width`.
-        width: size of a word's representation.
-        dropout: applied to the embeddings and at the end of every branch.
+    Its arguments are those of `GPT`, of words with the number `PADDING` that fills up sentences,
+    and `num_classes`.
 
-    >>> dropout = RunDropout(0.0, torch.Generator())
-    >>> encoder = Encoder(100, 9, 2, num_layers=1, num_heads=2, width=8, dropout=dropout)
+    >>> sizes = {"num_layers": 1, "num_heads": 2, "width": 8, "num_classes": 2}
+    >>> encoder = Encoder(100, 9, dropout=RunDropout(0.0), **sizes)
     >>> encoder(torch.tensor([[5, 7, 9], [6, PADDING, PADDING]])).shape
     torch.Size([2, 2])
     """
 
-    def __init__(
-        self,
-        num_tokens: int,
-        max_length: int,
-        num_classes: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        width: int,
-        dropout: RunDropout,
-    ) -> None:
-        super().__init__(
-            num_tokens,
-            max_length,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            width=width,
-            is_causal=False,
-            dropout=dropout,
-        )
-        self.head = nn.Linear(width, num_classes, bias=False)
-        self._initialize()
+    is_causal = False
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (batch, num_classes) of sentences (batch, length)."""

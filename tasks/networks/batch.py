@@ -1,15 +1,16 @@
 """Many networks of one architecture as one tensor computation."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import sample_positions
+from lrpilot.tasks.networks.randomness import RunDropout
 from lrpilot.tasks.networks.stacked_optimizer import (
     StackedOptimizer,
     UpdateSettings,
@@ -17,15 +18,10 @@ from lrpilot.tasks.networks.stacked_optimizer import (
     extend,
     read_settings,
 )
-from lrpilot.tasks.networks.supervised import measuring
+from lrpilot.tasks.networks.task import measuring
 from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory
 
 _TENSORS = ("parameters", "_gradients")
-
-
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """Stacked tensors (B, ...) side by side as one matrix (B, entries)."""
-    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,7 +60,7 @@ class BatchedNetworkRuns(BatchedRuns):
     The losses of all runs are computed through `torch.func.vmap`, and differentiated together:
     their sum has in each row the gradient of that run's loss. Buffers (the running statistics of
     batch normalization) are kept per run. Recurrent layers are refused, and so is torch's dropout,
-    which draws for all runs from one generator (see `RunDropout` of the transformer).
+    which draws for all runs from one generator; `RunDropout` draws from each run's own.
 
     Args:
         model: a network of the architecture.
@@ -101,6 +97,11 @@ class BatchedNetworkRuns(BatchedRuns):
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         buffers = dict(model.named_buffers())
         self._model = model
+        self._dropouts = [
+            module
+            for module in model.modules()
+            if isinstance(module, RunDropout) and module.probability > 0.0
+        ]
         self._names = [*trained, *buffers]
         self._shapes = [parameter.shape for parameter in trained.values()]
         self._sizes = [parameter.numel() for parameter in trained.values()]
@@ -139,6 +140,13 @@ class BatchedNetworkRuns(BatchedRuns):
         """The loss of one run's batch, of shape ()."""
         return cross_entropies(outputs, targets).mean()
 
+    def _lengths(self, inputs: Tensor) -> list[int] | list[None]:
+        """Of each run's inputs, (rows, batch, length, ...), the length that it alone would see.
+
+        None stands for all of it.
+        """
+        return [None] * len(inputs)
+
     @torch.no_grad()
     def reset(self, rows: list[int], seeds: list[int]) -> None:
         """Start the runs of these indices anew, from these seeds."""
@@ -168,6 +176,11 @@ class BatchedNetworkRuns(BatchedRuns):
         self, rows: Tensor, parameters: list[Tensor], inputs: Tensor, targets: Tensor
     ) -> Tensor:
         """Losses (rows,) of the runs of these indices on what `_next_batches` gave."""
+        if self._dropouts:
+            generators = [self.generators[row] for row in rows.tolist()]
+            streams = list(zip(generators, self._lengths(inputs), strict=True))
+            for dropout in self._dropouts:
+                dropout.streams = streams
         if len(rows) == self.num_runs:
             return self._mapped(parameters, self._buffers, inputs, targets, dim=0)
         buffers = [buffer[rows] for buffer in self._buffers]
@@ -203,7 +216,9 @@ class BatchedNetworkRuns(BatchedRuns):
 
         mapped = vmap(loss, in_dims=(0, dim, dim))
         is_bfloat16 = self._precision == "bfloat16"
-        with torch.autocast(self.parameters.device.type, torch.bfloat16, enabled=is_bfloat16):
+        autocast = torch.autocast(self.parameters.device.type, torch.bfloat16, enabled=is_bfloat16)
+        # the CPU's flash attention is the one operation that cannot be mapped
+        with autocast, sdpa_kernel(SDPBackend.MATH):
             losses: Tensor = mapped([*parameters, *buffers], inputs, targets)
         return losses
 
@@ -215,7 +230,8 @@ class BatchedNetworkRuns(BatchedRuns):
         leaves = [part.detach().requires_grad_() for part in self._stacked(weights)]
         with torch.enable_grad():
             losses = self._losses(rows, leaves, *self._next_batches(rows))
-            gradients = flatten(torch.autograd.grad(losses.sum(), leaves))
+            stacked = torch.autograd.grad(losses.sum(), leaves)
+            gradients = torch.cat([gradient.flatten(1) for gradient in stacked], dim=1)
         with torch.no_grad():
             if self._max_gradient_norm is not None:
                 gradients = clip_norms(gradients, self._max_gradient_norm)

@@ -1,16 +1,14 @@
 """A task from what everybody has: a model, a loss, data and an optimizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from lrpilot.tasks.networks.global_generators import seeded_on
-from lrpilot.tasks.networks.splits import Data, Splits, read_splits
-from lrpilot.tasks.networks.supervised_task import LossFunction, SupervisedTask
+from lrpilot.tasks.data.splits import Data, Splits, read_splits
+from lrpilot.tasks.networks.randomness import seeded
+from lrpilot.tasks.networks.supervised import LossFunction, SupervisedTask
 from lrpilot.tasks.runs import OptimizerFactory
-
-DEFAULT_NUM_PRIVILEGED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +24,11 @@ class ModelTask(SupervisedTask):
     """
 
     model: Callable[[], nn.Module]
-    splits: Splits
+    splits: Splits = field(repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, split in (("batch_size", "train"), ("num_privileged", "held_out")):
-            available = len(getattr(self.splits, f"{split}_x"))
-            if getattr(self, name) > available:
-                raise ValueError(
-                    f"`{name}` must be at most the {available} examples of the split {split!r}, "
-                    f"got {getattr(self, name)}"
-                )
+        self._check_sizes(self.splits)
         # computes a first loss, so that a model, loss and data that do not fit say so now
         _ = self.draws_globally
 
@@ -46,7 +38,7 @@ class ModelTask(SupervisedTask):
 
     def make_model(self, seed: int) -> nn.Module:
         """The network of this seed, on the device; no global generator is touched."""
-        with seeded_on(self.device, seed):
+        with seeded(seed, self.device):
             model = self.model()
             if not isinstance(model, nn.Module):
                 raise ValueError(
@@ -69,6 +61,7 @@ def from_model(
     test_share: float = 0.0,
     split_seed: int = 0,
     num_privileged: int | None = None,
+    max_gradient_norm: float | None = None,
     device: str = "cpu",
     precision: str = "float32",
     name: str = "from_model",
@@ -97,6 +90,7 @@ def from_model(
         split_seed: of the choice of these examples.
         num_privileged: held-out examples in the privileged loss, which is the reward's; by default
             256, or all if there are fewer.
+        max_gradient_norm: gradients of a larger norm are shortened to it; None leaves them.
         device: where network and examples live.
         precision: "float32" (the network's own), or "bfloat16" by autocast.
         name: in tables and run folders.
@@ -123,7 +117,7 @@ def from_model(
         data, held_out_share=held_out_share, test_share=test_share, seed=split_seed
     ).to(device)
     if num_privileged is None:
-        num_privileged = min(DEFAULT_NUM_PRIVILEGED, len(splits.held_out_x))
+        num_privileged = min(ModelTask.num_privileged, len(splits.held_out_x))
     return ModelTask(
         name=name,
         optimizer=optimizer,
@@ -133,6 +127,7 @@ def from_model(
         loss=loss,
         batch_size=batch_size,
         num_privileged=num_privileged,
+        max_gradient_norm=max_gradient_norm,
         device=device,
         precision=precision,
         model=model,

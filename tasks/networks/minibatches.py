@@ -1,4 +1,4 @@
-"""Which examples many runs see next."""
+"""Which examples a run, or each of many runs, sees next: shuffled anew for every epoch."""
 
 from typing import Any
 
@@ -10,11 +10,42 @@ from lrpilot.tasks.networks.stacked_optimizer import extend
 _STATE = ("_orders", "_positions")
 
 
-class Minibatches:
-    """The minibatches of B runs, each of which shuffles its own examples, epoch by epoch.
+class MinibatchSampler:
+    """The minibatches of one run, epoch by epoch; an incomplete one is dropped.
 
-    As in a single run, an incomplete batch is dropped, and the order of an epoch is drawn from the
-    run's generator when it begins.
+    Args:
+        num_examples: how many there are.
+        batch_size: at most as many.
+        generator: the run's own, from which the order of an epoch is drawn when it begins.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, generator: torch.Generator) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._generator = generator
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._position = 0
+
+    def next(self) -> Tensor:
+        """Indices of the next minibatch, (batch_size,), on the CPU."""
+        if self._position + self._batch_size > len(self._order):
+            self._order = torch.randperm(self._num_examples, generator=self._generator)
+            self._position = 0
+        self._position += self._batch_size
+        return self._order[self._position - self._batch_size : self._position]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of the current epoch, and the place in it."""
+        return {"order": self._order.clone(), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._order = state["order"].clone()
+        self._position = state["position"]
+
+
+class BatchedMinibatchSampler:
+    """The minibatches of B runs, each what a `MinibatchSampler` of its generator would give.
 
     Args:
         generators: of the runs.
@@ -40,7 +71,7 @@ class Minibatches:
             setattr(self, name, extend(getattr(self, name), len(self._generators)))
 
     def next(self, rows: Tensor) -> Tensor:
-        """The examples of the next minibatches, (rows, batch size)."""
+        """Indices of the next minibatches, (rows, batch_size), on the CPU."""
         num_examples = self._orders.shape[1]
         ended = rows[self._positions[rows] + self._batch_size > num_examples].tolist()
         for row in ended:

@@ -1,110 +1,255 @@
-"""What runs on labelled examples share: the order of an epoch, and how a network is measured."""
+"""Tasks on labelled examples: a network, a loss of its outputs and targets, shuffled minibatches.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+A task of this kind says what its examples are (`load`) and how its network is made (`make_model`);
+single runs, batched runs, measurements and their states follow from that.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PRECISIONS = ("float32", "bfloat16")
+from lrpilot.tasks.data.splits import Splits
+from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
+from lrpilot.tasks.networks.randomness import generator_states, seeded
+from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
+from lrpilot.tasks.networks.task import NetworkRun, NetworkTask, forward, measuring
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a name that is not in `PRECISIONS`.
+@dataclass(frozen=True, kw_only=True)
+class SupervisedTask(NetworkTask):
+    """Train a network on labelled examples; epochs are shuffled, an incomplete batch is dropped.
+
+    Args:
+        loss: called as `loss(outputs, targets)` on a minibatch; returns its mean loss, a tensor of
+            shape (). Torch's cross-entropy, where the targets are numbers of classes, makes the
+            task a classification, whose accuracy is measured, too.
 
     Raises:
-        ValueError: if it is not.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
-
-
-def forward(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
-    """The model's outputs, computed in this precision, in float32."""
-    if precision == "float32":
-        outputs: Tensor = model(inputs)
-        return outputs
-    with torch.autocast(inputs.device.type, torch.bfloat16):
-        outputs = model(inputs)
-    return outputs.float()
-
-
-class EpochOrder:
-    """Shuffles the examples anew for every epoch; an incomplete batch is dropped.
-
-    Args:
-        num_examples: how many there are.
-        batch_size: at most as many.
-        generator: the run's own.
+        ValueError: if an argument is out of range.
     """
 
-    def __init__(self, num_examples: int, batch_size: int, generator: torch.Generator) -> None:
-        self._num_examples = num_examples
-        self._batch_size = batch_size
-        self._generator = generator
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._position = 0
+    loss: LossFunction = functional.cross_entropy
+    evaluation_batch: ClassVar[int] = 1000
 
-    def next(self) -> Tensor:
-        """Indices of the next minibatch, (batch_size,), on the CPU."""
-        if self._position + self._batch_size > len(self._order):
-            self._order = torch.randperm(self._num_examples, generator=self._generator)
-            self._position = 0
-        self._position += self._batch_size
-        return self._order[self._position - self._batch_size : self._position]
+    @abstractmethod
+    def load(self) -> Splits:
+        """The examples on the device; one copy per process."""
+
+    def _check_sizes(self, data: Splits) -> None:
+        for name, part, available in (
+            ("batch_size", "training", len(data.train_x)),
+            ("num_privileged", "held-out", len(data.held_out_x)),
+        ):
+            if getattr(self, name) > available:
+                raise ValueError(
+                    f"`{name}` must be at most the {available} {part} examples, got "
+                    f"{getattr(self, name)}"
+                )
+
+    def privileged_batch(self) -> tuple[Tensor, Tensor]:
+        """The first `num_privileged` held-out examples."""
+        data = self.load()
+        return data.held_out_x[: self.num_privileged], data.held_out_y[: self.num_privileged]
+
+    @cached_property
+    def is_classification(self) -> bool:
+        """Whether the loss is torch's cross-entropy of class numbers, (examples,)."""
+        targets = self.load().train_y
+        is_numbers = targets.dtype == torch.int64 and targets.dim() == 1
+        return self.loss is functional.cross_entropy and is_numbers and bool((targets >= 0).all())
+
+    @cached_property
+    def draws_globally(self) -> bool:
+        """Whether a forward pass in training draws from torch's global generators, as dropout does.
+
+        Raises:
+            ValueError: if the network's output is not one tensor, or the loss is not a number that
+                depends on the weights.
+        """
+        data, model = self.load(), self.make_model(0)
+        with seeded(0, self.device):
+            before = generator_states(self.device)
+            outputs = forward(model, data.train_x[: self.batch_size], self.precision)
+            after = generator_states(self.device)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"`model` must return one tensor, got {type(outputs).__name__}")
+            loss = self.loss(outputs, data.train_y[: self.batch_size])
+        if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                "`loss` must return the mean over a minibatch, a tensor of shape () that depends "
+                f"on the weights, got {got}"
+            )
+        return not all(map(torch.equal, before, after))
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which a run goes through its training examples once."""
+        return len(self.load().train_x) // self.batch_size
+
+    def start(self, seed: int) -> "SupervisedRun":
+        """A new network on freshly shuffled examples."""
+        return SupervisedRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> "BatchedSupervisedRuns":
+        """B runs as one computation; see `BatchedSupervisedRuns`."""
+        return BatchedSupervisedRuns(self, num_runs)
+
+
+class SupervisedRun(NetworkRun):
+    """One network in training on labelled examples."""
+
+    _task: SupervisedTask
+
+    def __init__(self, task: SupervisedTask, seed: int) -> None:
+        super().__init__(task, seed)
+        self.data = task.load()
+        self._sampler = MinibatchSampler(len(self.data.train_x), task.batch_size, self.generator)
+        frozen = [value for value in self.model.parameters() if not value.requires_grad]
+        self._fixed = [*frozen, *self.model.buffers()]
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        index = self._sampler.next().to(self._task.device, non_blocking=True)
+        return self.data.train_x.index_select(0, index), self.data.train_y.index_select(0, index)
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._task.loss(self._outputs(inputs), targets)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss, and accuracy of a classification, on the held-out split and on any test one.
+
+        Both are measured on whole splits.
+        """
+        metrics = {}
+        for split in ("held_out", "test"):
+            inputs, targets = getattr(self.data, f"{split}_x"), getattr(self.data, f"{split}_y")
+            if inputs is not None:
+                loss, num_correct = self._totals(inputs, targets)
+                metrics[f"{split}_loss"] = loss / len(inputs)
+                if self._task.is_classification:
+                    metrics[f"{split}_accuracy"] = num_correct / len(inputs)
+        return metrics
+
+    def _totals(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """The sum of the losses, and the number of correct answers of a classification."""
+        size, task = self._task.evaluation_batch, self._task
+        loss = correct = 0.0
+        with measuring(self.model):
+            for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+                with self._seeded(0):
+                    outputs = self._outputs(x)
+                    if task.is_classification:
+                        loss += float(functional.cross_entropy(outputs, y, reduction="sum"))
+                        correct += float((outputs.argmax(1) == y).sum())
+                    else:
+                        loss += len(x) * float(task.loss(outputs, y))
+        return loss, correct
 
     def state_dict(self) -> dict[str, Any]:
-        """The order of the current epoch, and the place in it."""
-        return {"order": self._order.clone(), "position": self._position}
+        """The state, with buffers, frozen parameters, and the order of the current epoch."""
+        return {
+            **super().state_dict(),
+            "fixed": [tensor.detach().clone() for tensor in self._fixed],
+            **self._sampler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self._order = state["order"].clone()
-        self._position = state["position"]
-
-
-@contextmanager
-def measuring(model: nn.Module) -> Iterator[None]:
-    """No gradient is kept, nothing is dropped, and batch normalization keeps its statistics."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
         with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+            for tensor, value in zip(self._fixed, state["fixed"], strict=True):
+                tensor.copy_(value)
+        self._sampler.load_state_dict(state)
 
 
-def loss_and_accuracy(
-    logits: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, *, batch_size: int
-) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of examples that are classified correctly.
+class BatchedSupervisedRuns(BatchedNetworkRuns):
+    """B networks of a `SupervisedTask` as one computation; they share one copy of the examples.
 
     Args:
-        logits: maps a batch of inputs to (batch, classes).
-        inputs: all of them.
-        labels: (examples,).
-        batch_size: of the forward passes.
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: if network and loss are not what `torch.func.vmap` maps, networks of different
+            seeds have different frozen parameters, and as `BatchedNetworkRuns` does.
     """
-    loss = correct = 0.0
-    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-        outputs = logits(x)
-        loss += float(functional.cross_entropy(outputs, y, reduction="sum"))
-        correct += float((outputs.argmax(1) == y).sum())
-    return loss / len(labels), correct / len(labels)
 
+    def __init__(self, task: SupervisedTask, num_runs: int) -> None:
+        super().__init__(
+            task.make_model(0),
+            optimizer=task.optimizer,
+            num_runs=num_runs,
+            device=task.device,
+            max_gradient_norm=task.max_gradient_norm,
+            precision=task.precision,
+        )
+        self._task = task
+        self.data = task.load()
+        self._sampler = BatchedMinibatchSampler(
+            self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
+        )
+        self._check_frozen(task.make_model(1))
+        self._check_mapping()
 
-def split_metrics(
-    data: Any, logits: Callable[[Tensor], Tensor], *, batch_size: int
-) -> dict[str, float]:
-    """Loss and accuracy on the whole held-out and test splits of `data`."""
-    metrics = {}
-    for split in ("held_out", "test"):
-        inputs, labels = getattr(data, f"{split}_x"), getattr(data, f"{split}_y")
-        loss, accuracy = loss_and_accuracy(logits, inputs, labels, batch_size=batch_size)
-        metrics[f"{split}_loss"] = loss
-        metrics[f"{split}_accuracy"] = accuracy
-    return metrics
+    def _check_frozen(self, other: nn.Module) -> None:
+        for (name, mine), theirs in zip(
+            self._model.named_parameters(), other.parameters(), strict=True
+        ):
+            if not mine.requires_grad and not torch.equal(mine, theirs):
+                raise ValueError(
+                    "`model` of batched runs must have the same frozen parameters for every seed, "
+                    f"got another {name!r} for another seed"
+                )
+
+    def _check_mapping(self) -> None:
+        """Map the loss of one step, so that what cannot be mapped says so now."""
+        size = self._task.batch_size
+        inputs, targets = self.data.train_x[None, :size], self.data.train_y[None, :size]
+        try:
+            self._losses(torch.arange(1), self._stacked(self.parameters[:1]), inputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                "`model` and `loss` of batched runs must be what torch.func.vmap maps (without "
+                f"random draws, branches on values or calls of `.item()`), got: {error}"
+            ) from error
+
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+        super().reset(rows, seeds)
+        self._sampler.start(rows)
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        self._take(row, self._task.make_model(seed))
+        return self._settings
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._task.is_classification:
+            return super()._loss(outputs, targets)
+        return self._task.loss(outputs, targets)
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        index = self._sampler.next(rows.cpu()).to(self.device, non_blocking=True)
+        return self.data.train_x[index], self.data.train_y[index]
+
+    def privileged_losses(self) -> Tensor:
+        """Losses on the first `num_privileged` held-out examples."""
+        return self._measured(*self._task.privileged_batch())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the orders of the current epochs."""
+        return {**super().state_dict(), "minibatches": self._sampler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        super().load_state_dict(state)
+        self._sampler.load_state_dict(state["minibatches"])

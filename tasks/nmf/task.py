@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from lrpilot.caps.cap import check_update
-from lrpilot.tasks.data.matrices import REAL_MATRICES, load_matrix
-from lrpilot.tasks.data.own_matrix import normalize_matrix, read_matrix, to_tensor
+from lrpilot.tasks.data.matrices import (
+    REAL_MATRICES,
+    load_matrix,
+    normalize_matrix,
+    read_matrix,
+    to_tensor,
+)
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.problem import DRAWN_STEPS, Draws, Numbers, Problem, draw_instance
 from lrpilot.tasks.runs import Run

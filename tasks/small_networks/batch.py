@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns, cross_entropies
-from lrpilot.tasks.networks.minibatches import Minibatches
+from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings, extend, read_settings
 from lrpilot.tasks.runs import BatchedRuns
 from lrpilot.tasks.small_networks.problem import Setup, draw_problem, make_network
@@ -33,7 +33,7 @@ class NetworkGroup(BatchedNetworkRuns):
         super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
         self._task, self._setup = task, setup
         self._layers = list(model)
-        self._minibatches = Minibatches(
+        self._minibatches = BatchedMinibatchSampler(
             self.generators, num_examples=setup.num_train, batch_size=setup.batch_size
         )
         train, held_out = (num_runs, setup.num_train), (num_runs, task.num_privileged)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
-from lrpilot.tasks.networks.supervised import EpochOrder
+from lrpilot.tasks.networks.minibatches import MinibatchSampler
 from lrpilot.tasks.runs import Closure, ClosureRun, OptimizerFactory
 from lrpilot.tasks.small_networks.batch import BatchedSmallNetworks
 from lrpilot.tasks.small_networks.problem import (
@@ -187,7 +187,7 @@ class SmallNetworkRun(ClosureRun):
             generator=generator,
         )
         self._seed = seed
-        self._epoch = EpochOrder(
+        self._epoch = MinibatchSampler(
             len(self.problem.train.y), self.problem.setup.batch_size, generator
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpilot.tasks.data.images import load_image_data
-from lrpilot.tasks.networks.supervised import EpochOrder
+from lrpilot.tasks.networks.minibatches import MinibatchSampler
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width_batch import BatchedWidthRuns
@@ -204,7 +204,7 @@ class WidthRun(ClosureRun):
             lr=task.base_lr,
             generator=generator,
         )
-        self._epoch = EpochOrder(task.num_train, task.batch_size, generator)
+        self._epoch = MinibatchSampler(task.num_train, task.batch_size, generator)
 
     def _draw_loss(self) -> Closure:
         picked = self._epoch.next()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
-from lrpilot.tasks.networks.minibatches import Minibatches
+from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class BatchedWidthRuns(BatchedNetworkRuns):
         self._splits = task.load()
         self._chosen = torch.zeros(num_runs, task.num_train, dtype=torch.int64)
         self._labels = torch.zeros_like(self._chosen)
-        self._minibatches = Minibatches(
+        self._minibatches = BatchedMinibatchSampler(
             self.generators, num_examples=task.num_train, batch_size=task.batch_size
         )
 

@@ -14,7 +14,7 @@ from lrpilot.tasks.images.models import resnet9
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
-from lrpilot.tasks.networks.supervised import measuring
+from lrpilot.tasks.networks.task import measuring
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
 from lrpilot.tasks.runs import OptimizerFactory

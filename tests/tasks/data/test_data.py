@@ -15,10 +15,9 @@ from lrpilot.tasks.data import images as data
 from lrpilot.tasks.data.archives import DataError
 from lrpilot.tasks.data.files import read_files
 from lrpilot.tasks.data.images import ImageData, load_image_data
+from tests.tasks.data.real_files import FOLDER, Payload
 
-_FOLDER = Path(
-    os.environ.get("LRPILOT_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data"
-)
+pytestmark = pytest.mark.usefixtures("no_files")
 _FASHION_FILES = [
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -28,20 +27,9 @@ _FASHION_FILES = [
 _CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
 
 
-@pytest.fixture(autouse=True)
-def _empty_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No local folder, an empty cache, and a proxy that refuses every download."""
-    monkeypatch.delenv("LRPILOT_DATA", raising=False)
-    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 @pytest.fixture(scope="module")
 def fashion_folder() -> Path:
-    for folder in (_FOLDER, _FOLDER / "FashionMNIST" / "raw", _FOLDER / "fashion_mnist"):
+    for folder in (FOLDER, FOLDER / "FashionMNIST" / "raw", FOLDER / "fashion_mnist"):
         if (folder / _FASHION_FILES[0]).is_file():
             return folder
     pytest.skip("needs the Fashion-MNIST files: set LRPILOT_DATA")
@@ -64,11 +52,11 @@ def cifar10_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cifar10(cifar10_cache: Path) -> Iterator[ImageData]:
-    if not [*_FOLDER.glob("cifar-10-*"), *_FOLDER.glob("cifar10/cifar-10-*")]:
+    if not [*FOLDER.glob("cifar-10-*"), *FOLDER.glob("cifar10/cifar-10-*")]:
         pytest.skip("needs the CIFAR-10 files: set LRPILOT_DATA")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LRPILOT_CACHE", str(cifar10_cache))
-        yield load_image_data("cifar10", data_dir=str(_FOLDER))
+        yield load_image_data("cifar10", data_dir=str(FOLDER))
     data._load.cache_clear()  # 0.7 GB that no other test needs.
 
 
@@ -190,17 +178,9 @@ def test_without_data_and_network_the_error_names_folders_and_cures(
 # damaged files
 
 
-class _Payload:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.marker),)
-
-
 def test_altered_file_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:
     marker = tmp_path / "unpickled"
-    content = pickle.dumps(_Payload(marker))
+    content = pickle.dumps(Payload(marker))
     _write_files(tmp_path / "local" / "cifar-10-batches-py", _CIFAR10_FILES, content)
     with pytest.raises(DataError):
         load_image_data("cifar10", data_dir=str(tmp_path / "local"))

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrpilot.tasks.data import lock
-from lrpilot.tasks.data.lock import one_at_a_time
-from lrpilot.tasks.data.shared_tensors import share_tensors
+from lrpilot.tasks.data import shared_tensors
+from lrpilot.tasks.data.shared_tensors import one_at_a_time, share_tensors
 
 HOLD = "import fcntl, time; f = open({!r}, 'w'); fcntl.flock(f, 2); print(flush=True); {}"
 
@@ -28,8 +27,8 @@ def _hung(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "SECONDS_BEFORE_NOTICE", 0.1, raising=False)
-    monkeypatch.setattr(lock, "SECONDS_BEFORE_GOING_ON", 0.3, raising=False)
+    monkeypatch.setattr(shared_tensors, "SECONDS_BEFORE_NOTICE", 0.1, raising=False)
+    monkeypatch.setattr(shared_tensors, "SECONDS_BEFORE_GOING_ON", 0.3, raising=False)
 
 
 @pytest.mark.usefixtures("_hung", "_impatient")

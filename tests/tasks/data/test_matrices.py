@@ -1,9 +1,8 @@
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import joblib
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -11,10 +10,8 @@ import torch
 from lrpilot.tasks.data.archives import DataError
 from lrpilot.tasks.data.files import read_files
 from lrpilot.tasks.data.matrices import NUM_TERMS, REAL_MATRICES, count_terms, load_matrix
+from tests.tasks.data.real_files import FOLDER, Payload
 
-_FOLDER = Path(
-    os.environ.get("LRPILOT_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data"
-)
 _SHAPES = {"digits": (61, 1797), "olivetti": (4096, 400), "shakespeare": (1000, 301)}
 _FILES = {
     "olivetti": ("olivettifaces.mat", ("olivetti", "nmf", ".")),
@@ -23,25 +20,9 @@ _FILES = {
 _TEXT = "Ann:\nThe cat, the DOG.\n\nBob:\nthe end; don't\n\nAnn:\ncat\n"
 
 
-class _Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
 @pytest.fixture(autouse=True)
-def _empty_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No local folder, an empty cache, no matrix in memory, and no network."""
-    monkeypatch.delenv("LRPILOT_DATA", raising=False)
-    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
+def _empty_surroundings(no_files: None) -> Iterator[None]:
+    """Nothing outside, and no matrix in memory."""
     load_matrix.cache_clear()
     yield
     load_matrix.cache_clear()
@@ -51,8 +32,8 @@ def _file(name: str) -> Path:
     """The file of a matrix in the data folder; without it the test is skipped."""
     file, subfolders = _FILES[name]
     for subfolder in subfolders:
-        if (_FOLDER / subfolder / file).is_file():
-            return _FOLDER / subfolder / file
+        if (FOLDER / subfolder / file).is_file():
+            return FOLDER / subfolder / file
     pytest.skip(f"needs {file}: set LRPILOT_DATA")
 
 
@@ -61,7 +42,7 @@ def _load(name: str) -> torch.Tensor:
     if name == "digits":
         return load_matrix(name)
     _file(name)
-    return load_matrix(name, str(_FOLDER))
+    return load_matrix(name, str(FOLDER))
 
 
 @pytest.mark.parametrize("name", REAL_MATRICES)
@@ -118,7 +99,7 @@ def test_a_pickle_in_the_cache_is_not_opened(tmp_path: Path) -> None:
     # where scikit-learn stores what it downloaded
     cache = tmp_path / "cache"
     cache.mkdir()
-    joblib.dump(_Payload(tmp_path / "executed"), cache / "olivetti_py3.pkz", compress=6)
+    joblib.dump(Payload(tmp_path / "executed"), cache / "olivetti_py3.pkz", compress=6)
     with pytest.raises(DataError):
         load_matrix("olivetti")
     assert not (tmp_path / "executed").exists()

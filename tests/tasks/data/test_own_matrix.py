@@ -148,7 +148,7 @@ def test_a_matrix_is_read_from_a_file(kind: str, type_: type, tmp_path: Path) ->
 def test_a_path_is_taken_from_the_command_line(tmp_path: Path) -> None:
     np.save(tmp_path / "my.npy", VALUES)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = ["task=nmf", f"task.matrix={tmp_path / 'my.npy'}", "task.batch_size=7"]
+        overrides = ["task=nmf", f"+task.matrix={tmp_path / 'my.npy'}", "+task.batch_size=7"]
         config = compose("train_agent", overrides)
     task = instantiate(config.task, _convert_="all")
     assert tuple(task.shape) == (9, 7)

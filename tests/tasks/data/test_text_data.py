@@ -11,28 +11,17 @@ from lrpilot.tasks.data import texts as text_data
 from lrpilot.tasks.data.archives import DataError
 from lrpilot.tasks.data.texts import (
     CHARACTERS,
+    PADDING,
     UNKNOWN,
     encode_characters,
     load_sentences,
     load_text,
     number_words,
 )
-from lrpilot.tasks.language.transformer import PADDING
 
 FOLDER = os.environ.get("LRPILOT_DATA")
 NEEDS_TEXT = pytest.mark.skipif(not FOLDER, reason="needs the texts: set LRPILOT_DATA")
 SPLITS = ("train", "held_out", "test")
-
-
-@pytest.fixture
-def _no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No local folder, an empty cache, and no network."""
-    monkeypatch.delenv("LRPILOT_DATA", raising=False)
-    monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
 
 
 def decode(numbers: Tensor) -> str:
@@ -135,20 +124,20 @@ def test_an_unknown_text_is_refused() -> None:
         load_text("bible")
 
 
-@pytest.mark.usefixtures("_no_files")
+@pytest.mark.usefixtures("no_files")
 @pytest.mark.parametrize("name", ["shakespeare", "sst2"])
 def test_without_files_and_network_one_error_names_three_cures(name: str) -> None:
     with pytest.raises(DataError, match=r"(?s)`data_dir` or LRPILOT_DATA .*cache .*network"):
         load_text(name)
 
 
-@pytest.mark.usefixtures("_no_files")
+@pytest.mark.usefixtures("no_files")
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="`data_dir` must be an existing folder"):
         load_sentences(data_dir=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.usefixtures("_no_files")
+@pytest.mark.usefixtures("no_files")
 def test_an_altered_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shakespeare").mkdir()
     (tmp_path / "shakespeare" / "input.txt").write_text("To be, or not to be")

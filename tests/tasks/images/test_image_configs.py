@@ -27,7 +27,7 @@ def built(*overrides: str) -> Any:
 @pytest.mark.parametrize("task", IMAGE_TASKS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_image_task_composes_with_every_model(task: str, model: str) -> None:
-    image_task = built(f"task={task}", f"task/model={model}", "task.augment=true")
+    image_task = built(f"task={task}", f"task/model={model}", "+task.augment=true")
 
     assert isinstance(image_task, ImageTask)
     assert image_task.augment
@@ -48,9 +48,9 @@ def test_the_default_is_the_small_cnn_without_augmentation(task: str) -> None:
 def test_every_model_but_lenet_trains_on_digits_with_every_normalization(
     model: str, normalization: str
 ) -> None:
-    overrides = ["task=digits", "task.batch_size=4", f"task.model.normalization={normalization}"]
+    overrides = ["task=digits", "+task.batch_size=4", f"+task.model.normalization={normalization}"]
     if model.startswith("resnet"):
-        overrides.append("task.model.widths=[4,4,8,8]")
+        overrides.append("+task.model.widths=[4,4,8,8]")
     run = built(*overrides, f"task/model={model}").start(0)
     run.step()
 

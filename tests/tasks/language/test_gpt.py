@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -17,12 +16,11 @@ import lrpilot.envs  # noqa: F401 (registers the environment)
 from lrpilot import ActionSpec, ClockSpec, LineSearchLR, ObservationSpec, Policy, PolicyLR
 from lrpilot.tasks.data.texts import TextData, load_text
 from lrpilot.tasks.language import gpt
-from lrpilot.tasks.language.gpt import GPTTask
 from tests.made_up import TEXT, made_up_text
 from tests.running import advance, check_environment
+from tests.tasks.language.builders import WINDOWS, gpt_task
 
-CONTEXT = 16
-ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
+CONTEXT: int = WINDOWS["context"]
 NEEDS_TEXT = pytest.mark.skipif(
     not os.environ.get("LRPILOT_DATA"), reason="needs the texts: set LRPILOT_DATA"
 )
@@ -31,22 +29,6 @@ NEEDS_TEXT = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _made_up(use_text: Callable[[TextData], None]) -> None:
     use_text(TEXT)
-
-
-def make_task(**changes: Any) -> GPTTask:
-    arguments: dict[str, Any] = {
-        "name": "shakespeare",
-        "optimizer": ADAMW,
-        "base_lr": 3e-3,
-        "total_steps": 20,
-        "batch_size": 6,
-        "context": CONTEXT,
-        "num_layers": 2,
-        "num_heads": 2,
-        "width": 16,
-        "num_privileged": 8,
-    }
-    return GPTTask(**{**arguments, **changes})
 
 
 class PlainGPT(nn.Module):
@@ -64,7 +46,8 @@ class PlainGPT(nn.Module):
         self.gains = nn.ParameterList(torch.ones(width) for _ in range(2 * layers + 1))
         for matrix in (self.wte, self.wpe):
             nn.init.normal_(matrix.weight, 0.0, 0.02)
-        for c_attn, attn_proj, c_fc, mlp_proj in self.h:
+        blocks: list[Any] = list(self.h)
+        for c_attn, attn_proj, c_fc, mlp_proj in blocks:
             nn.init.normal_(c_attn.weight, 0.0, 0.02)
             nn.init.normal_(attn_proj.weight, 0.0, 0.02 / math.sqrt(2 * layers))
             nn.init.normal_(c_fc.weight, 0.0, 0.02)
@@ -74,7 +57,8 @@ class PlainGPT(nn.Module):
         batch, length = index.shape
         x = self.wte(index) + self.wpe(torch.arange(length))
         width = x.shape[-1]
-        for i, (c_attn, attn_proj, c_fc, mlp_proj) in enumerate(self.h):
+        blocks: list[Any] = list(self.h)
+        for i, (c_attn, attn_proj, c_fc, mlp_proj) in enumerate(blocks):
             y = functional.layer_norm(x, (width,), self.gains[2 * i])
             q, k, v = (
                 part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
@@ -118,7 +102,7 @@ def test_a_run_equals_a_plain_training_loop(
     seed, num_steps = 11, 40
     data = TEXT if text == "made_up" else load_text(text)
     use_text(data)
-    run = make_task(max_gradient_norm=clip).start(seed)
+    run = gpt_task(max_gradient_norm=clip).start(seed)
     observed = advance(run, num_steps)
 
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +116,7 @@ def test_a_run_equals_a_plain_training_loop(
 
 
 def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
-    run, plain = make_task(dropout=0.2).start(0), make_task(dropout=0.2).start(0)
+    run, plain = gpt_task(dropout=0.2).start(0), gpt_task(dropout=0.2).start(0)
     seen: list[list[float]] = []
 
     def backward(closure: Callable[[], Tensor]) -> Tensor:
@@ -148,7 +132,7 @@ def test_the_closure_of_a_step_sees_one_minibatch_and_one_mask() -> None:
 
 
 def test_a_line_search_trains_a_gpt() -> None:
-    run = make_task(optimizer=torch.optim.SGD, base_lr=1.0, dropout=0.1).start(0)
+    run = gpt_task(optimizer=torch.optim.SGD, base_lr=1.0, dropout=0.1).start(0)
     scheduler = LineSearchLR(run.optimizer, run.model, batches_per_epoch=20)
     run.differentiate_with(scheduler.search)
     losses = []
@@ -160,25 +144,25 @@ def test_a_line_search_trains_a_gpt() -> None:
 
 
 def test_runs_share_one_copy_of_the_text() -> None:
-    task = make_task()
+    task = gpt_task()
 
     assert task.start(0).data.train.data_ptr() == task.start(1).data.train.data_ptr()
 
 
 def test_training_reads_the_training_text_alone(use_text: Callable[[TextData], None]) -> None:
-    plain = make_task().start(0)
+    plain = gpt_task().start(0)
     other = made_up_text(900, 7)
     use_text(TextData(TEXT.train, other, other))
 
-    assert advance(make_task().start(0), 10) == advance(plain, 10)
+    assert advance(gpt_task().start(0), 10) == advance(plain, 10)
 
 
 def test_the_privileged_loss_does_not_read_the_test_text(
     use_text: Callable[[TextData], None],
 ) -> None:
-    plain = make_task().start(0)
+    plain = gpt_task().start(0)
     use_text(TextData(TEXT.train, TEXT.held_out, made_up_text(900, 7)))
-    other = make_task().start(0)
+    other = gpt_task().start(0)
 
     assert other.privileged_loss() == plain.privileged_loss()
     assert other.evaluate()["test_loss"] != plain.evaluate()["test_loss"]
@@ -186,7 +170,7 @@ def test_the_privileged_loss_does_not_read_the_test_text(
 
 @pytest.mark.parametrize("num_privileged", [1, 8])
 def test_the_privileged_loss_is_that_of_evenly_spaced_windows(num_privileged: int) -> None:
-    run = make_task(num_privileged=num_privileged).start(0)
+    run = gpt_task(num_privileged=num_privileged).start(0)
     text = TEXT.held_out.long()
     starts = np.linspace(0, len(text) - 1 - CONTEXT, num_privileged).astype(int)
     with torch.no_grad():
@@ -205,7 +189,7 @@ def test_evaluate_predicts_every_character_but_the_first_once(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt, "EVALUATION_BATCH", batch)
-    run = make_task(dropout=0.3).start(0)
+    run = gpt_task(dropout=0.3).start(0)
     advance(run, 5)
     metrics = run.evaluate()
     run.model.eval()
@@ -227,7 +211,7 @@ def test_the_lengths_of_the_test_texts_leave_a_rest() -> None:
 
 
 def test_gradients_are_shortened_to_the_given_norm() -> None:
-    run = make_task(max_gradient_norm=0.01).start(0)
+    run = gpt_task(max_gradient_norm=0.01).start(0)
     run.step()
     norm = torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]).norm()
 
@@ -235,13 +219,11 @@ def test_gradients_are_shortened_to_the_given_norm() -> None:
 
 
 def test_a_large_limit_of_the_gradient_changes_nothing() -> None:
-    assert advance(make_task(max_gradient_norm=1e9).start(0), 10) == advance(
-        make_task().start(0), 10
-    )
+    assert advance(gpt_task(max_gradient_norm=1e9).start(0), 10) == advance(gpt_task().start(0), 10)
 
 
 def test_a_diverging_run_is_data_not_an_exception() -> None:
-    run = make_task(base_lr=1e20, optimizer=torch.optim.SGD).start(0)
+    run = gpt_task(base_lr=1e20, optimizer=torch.optim.SGD).start(0)
     losses = advance(run, 10)
 
     assert not math.isfinite(losses[-1])
@@ -250,7 +232,7 @@ def test_a_diverging_run_is_data_not_an_exception() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_both_environment_checkers_pass_without_a_warning(dropout: float) -> None:
-    task = make_task(dropout=dropout, max_gradient_norm=1.0)
+    task = gpt_task(dropout=dropout, max_gradient_norm=1.0)
     check_environment(task)
 
 
@@ -263,7 +245,7 @@ def test_a_policy_drives_a_run_as_in_its_environment() -> None:
     ]
     policy = Policy(layers, observation, ActionSpec(), clock)
     env: Any = gymnasium.make(
-        "lrpilot/LRControl-v0", task=make_task(), num_decisions=5, initial_lr_factors=(1.0, 1.0)
+        "lrpilot/LRControl-v0", task=gpt_task(), num_decisions=5, initial_lr_factors=(1.0, 1.0)
     ).unwrapped
     options = {"task_seed": 3, "initial_lr": 3e-3, "total_steps": 20}
     seen, info = env.reset(options=options)
@@ -272,7 +254,7 @@ def test_a_policy_drives_a_run_as_in_its_environment() -> None:
         seen, _, is_over, _, info = env.step(np.array([policy.act(seen)], np.float32))
         expected += info["losses"]
 
-    run = make_task().start(3)
+    run = gpt_task().start(3)
     scheduler = PolicyLR(run.optimizer, policy, total_steps=20)
     losses = []
     for _ in range(20):
@@ -304,21 +286,21 @@ def test_a_policy_drives_a_run_as_in_its_environment() -> None:
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_task(**arguments)
+        gpt_task(**arguments)
 
 
 def test_more_privileged_windows_than_the_text_has_are_refused() -> None:
     largest = (len(TEXT.held_out) - 1) // CONTEXT
     message = f"must be at most the {largest} held-out windows of 16 characters, got 1000"
     with pytest.raises(ValueError, match=message):
-        make_task(num_privileged=1000).start(0)
+        gpt_task(num_privileged=1000).start(0)
 
 
 @pytest.mark.slow
 @NEEDS_TEXT
 def test_a_gpt_learns_shakespeare(use_text: Callable[[TextData], None]) -> None:
     use_text(load_text("shakespeare"))
-    run = make_task(width=32, num_heads=4, context=32, batch_size=12, base_lr=1e-2).start(0)
+    run = gpt_task(width=32, num_heads=4, context=32, batch_size=12, base_lr=1e-2).start(0)
     before = run.evaluate()
     advance(run, 300)
     after = run.evaluate()

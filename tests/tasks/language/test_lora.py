@@ -15,8 +15,9 @@ import lrpilot.envs  # noqa: F401 (registers the environment)
 from lrpilot.tasks.data.texts import TextData, encode_characters, load_text
 from lrpilot.tasks.language import gpt, lora
 from lrpilot.tasks.language.gpt import GPTTask
-from lrpilot.tasks.language.lora import ADAPTED_LAYERS, LoRATask, Pretraining
+from lrpilot.tasks.language.lora import ADAPTED_LAYERS, Pretraining
 from tests.running import advance, check_environment, through_file
+from tests.tasks.language.builders import lora_task
 
 pytest.importorskip("peft")
 
@@ -44,23 +45,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     lora._pretrained.cache_clear()
 
 
-def make_task(**changes: Any) -> LoRATask:
-    arguments: dict[str, Any] = {
-        "name": "lora",
-        "optimizer": torch.optim.AdamW,
-        "base_lr": 1e-2,
-        "total_steps": 20,
-        "batch_size": 6,
-        "num_privileged": 8,
-        "rank": 2,
-        "pretraining_steps": 30,
-        **SIZES,
-    }
-    return LoRATask(**{**arguments, **changes})
-
-
 def test_only_adapters_are_trained() -> None:
-    run = make_task().start(0)
+    run = lora_task().start(0)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     advance(run, 5)
     after = run.model.state_dict()
@@ -74,7 +60,7 @@ def test_only_adapters_are_trained() -> None:
 
 
 def test_a_run_starts_at_the_pretrained_network(cache: Path) -> None:
-    run = make_task().start(0)
+    run = lora_task().start(0)
     (path,) = cache.glob("*.safetensors")
     plain = GPTTask(
         name="plain",
@@ -93,7 +79,7 @@ def test_a_run_starts_at_the_pretrained_network(cache: Path) -> None:
 
 
 def test_an_adapted_layer_adds_a_scaled_product_of_low_rank() -> None:
-    run = make_task(rank=2, alpha=3).start(0)
+    run = lora_task(rank=2, alpha=3).start(0)
     advance(run, 5)
     layer: Any = run.model.get_submodule("blocks.0.mlp_input")
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -105,7 +91,7 @@ def test_an_adapted_layer_adds_a_scaled_product_of_low_rank() -> None:
 
 
 def test_pretraining_equals_a_plain_run_on_shakespeare(cache: Path) -> None:
-    make_task().start(0)
+    lora_task().start(0)
     (path,) = cache.glob("*.safetensors")
     run = GPTTask(
         name="plain",
@@ -117,7 +103,7 @@ def test_pretraining_equals_a_plain_run_on_shakespeare(cache: Path) -> None:
         **SIZES,
     ).start(0)
     for step in range(30):
-        run.step(make_task().pretraining.lr(step))
+        run.step(lora_task().pretraining.lr(step))
     expected = run.model.state_dict()
 
     assert all(torch.equal(value, expected[name]) for name, value in load_file(path).items())
@@ -134,7 +120,7 @@ def test_pretraining_warms_up_and_decays_to_a_tenth() -> None:
 
 
 def test_pretraining_is_done_once_and_the_file_gives_the_same_run(cache: Path) -> None:
-    task = make_task()
+    task = lora_task()
     losses = advance(task.start(0), 5)
     (path,) = cache.glob("*.safetensors")
     written = path.stat().st_mtime_ns
@@ -146,8 +132,8 @@ def test_pretraining_is_done_once_and_the_file_gives_the_same_run(cache: Path) -
 
 @pytest.mark.parametrize("change", [{"pretraining_steps": 31}, {"width": 8}, {"context": 8}])
 def test_another_pretraining_has_another_file(change: dict[str, int], cache: Path) -> None:
-    make_task().start(0)
-    make_task(**change).start(0)
+    lora_task().start(0)
+    lora_task(**change).start(0)
 
     assert len(list(cache.glob("*.safetensors"))) == 2
 
@@ -156,8 +142,8 @@ def test_another_pretraining_has_another_file(change: dict[str, int], cache: Pat
 def test_what_changes_the_adaptation_alone_keeps_the_file(
     change: dict[str, Any], cache: Path
 ) -> None:
-    make_task().start(0)
-    make_task(**change).start(0)
+    lora_task().start(0)
+    lora_task(**change).start(0)
 
     assert len(list(cache.glob("*.safetensors"))) == 1
 
@@ -165,29 +151,29 @@ def test_what_changes_the_adaptation_alone_keeps_the_file(
 def test_a_cache_that_cannot_be_written_costs_nothing_but_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = advance(make_task().start(0), 5)
+    losses = advance(lora_task().start(0), 5)
     lora._pretrained.cache_clear()
     (tmp_path / "file").write_bytes(b"a file, not a folder")
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "file"))
 
-    assert advance(make_task().start(0), 5) == losses
+    assert advance(lora_task().start(0), 5) == losses
 
 
 def test_a_damaged_file_is_made_anew(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    losses = advance(make_task().start(0), 5)
+    losses = advance(lora_task().start(0), 5)
     (path,) = cache.glob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 64
     path.write_bytes(content)
     lora._pretrained.cache_clear()
 
-    assert advance(make_task().start(0), 5) == losses
+    assert advance(lora_task().start(0), 5) == losses
     assert f"{path} is damaged and is made anew" in caplog.text
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_two_runs_of_one_seed_are_identical_whatever_the_global_seed(dropout: float) -> None:
-    task = make_task(dropout=dropout)
+    task = lora_task(dropout=dropout)
     losses = []
     for global_seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -200,7 +186,7 @@ def test_two_runs_of_one_seed_are_identical_whatever_the_global_seed(dropout: fl
 
 
 def test_runs_of_different_seeds_share_the_network_and_differ_in_adapters() -> None:
-    task = make_task()
+    task = lora_task()
     first, second = task.start(0), task.start(1)
 
     assert first.privileged_loss() == second.privileged_loss()
@@ -209,7 +195,7 @@ def test_runs_of_different_seeds_share_the_network_and_differ_in_adapters() -> N
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_state_through_a_file_continues_bit_identically(dropout: float) -> None:
-    task = make_task(dropout=dropout)
+    task = lora_task(dropout=dropout)
     run = task.start(5)
     advance(run, 7)
     resumed = task.start(6)
@@ -220,7 +206,7 @@ def test_state_through_a_file_continues_bit_identically(dropout: float) -> None:
 
 
 def test_adapters_learn_the_other_text() -> None:
-    run = make_task(pretraining_steps=100).start(0)
+    run = lora_task(pretraining_steps=100).start(0)
     before = run.evaluate()["test_loss"]
     advance(run, 100)
 
@@ -228,7 +214,7 @@ def test_adapters_learn_the_other_text() -> None:
 
 
 def test_both_environment_checkers_pass_without_a_warning() -> None:
-    check_environment(make_task())
+    check_environment(lora_task())
 
 
 @pytest.mark.parametrize(
@@ -241,13 +227,13 @@ def test_both_environment_checkers_pass_without_a_warning() -> None:
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_task(**arguments)
+        lora_task(**arguments)
 
 
 def test_without_peft_the_error_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "lrpilot\[lora\]"'):
-        make_task().start(0)
+        lora_task().start(0)
 
 
 @pytest.mark.skipif(not os.environ.get("LRPILOT_DATA"), reason="needs SST-2: set LRPILOT_DATA")
@@ -256,7 +242,7 @@ def test_adapters_learn_film_sentences_from_a_network_that_knows_shakespeare(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gpt, "load_text", load_text)
-    run = make_task(width=32, context=32, pretraining_steps=300, batch_size=12).start(0)
+    run = lora_task(width=32, context=32, pretraining_steps=300, batch_size=12).start(0)
     before = run.evaluate()["held_out_loss"]
     advance(run, 200)
 

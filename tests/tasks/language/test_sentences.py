@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lrpilot.envs  # noqa: F401 (registers the environment)
-from lrpilot.tasks.data.texts import SentenceData, load_sentences
-from lrpilot.tasks.language import sentences
+from lrpilot.tasks.data.texts import PADDING, SentenceData, load_sentences
 from lrpilot.tasks.language.sentences import SentenceTask
-from lrpilot.tasks.language.transformer import PADDING
 from tests.made_up import SENTENCES, made_up_sentences
 from tests.running import advance, check_environment
+from tests.tasks.language.builders import sentence_task
 
 NEEDS_SENTENCES = pytest.mark.skipif(
     not os.environ.get("LRPILOT_DATA"), reason="needs SST-2: set LRPILOT_DATA"
@@ -26,20 +25,6 @@ NEEDS_SENTENCES = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _made_up(use_sentences: Callable[[SentenceData], None]) -> None:
     use_sentences(SENTENCES)
-
-
-def make_task(**changes: Any) -> SentenceTask:
-    arguments: dict[str, Any] = {
-        "name": "sst2",
-        "optimizer": torch.optim.AdamW,
-        "base_lr": 3e-3,
-        "total_steps": 20,
-        "batch_size": 16,
-        "num_heads": 2,
-        "width": 16,
-        "num_privileged": 20,
-    }
-    return SentenceTask(**{**arguments, **changes})
 
 
 class PlainEncoder(nn.Module):
@@ -57,14 +42,16 @@ class PlainEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2 * layers + 1))
         self.head = nn.Linear(width, 2, bias=False)
         small = 0.02 / (2 * layers) ** 0.5
-        for module in (self.words, self.places, *(m for layer in self.layers for m in layer)):
-            is_branch_end = any(module is layer[1] or module is layer[3] for layer in self.layers)
+        blocks: list[Any] = list(self.layers)
+        for module in (self.words, self.places, *(m for block in blocks for m in block)):
+            is_branch_end = any(module is block[1] or module is block[3] for block in blocks)
             nn.init.normal_(module.weight, 0.0, small if is_branch_end else 0.02)
         nn.init.normal_(self.head.weight, 0.0, 0.02)
 
     def forward(self, sentence: Tensor) -> Tensor:
         x = self.words(sentence) + self.places.weight[: len(sentence)]
-        for i, (query_key_value, output, up, down) in enumerate(self.layers):
+        blocks: list[Any] = list(self.layers)
+        for i, (query_key_value, output, up, down) in enumerate(blocks):
             parts = query_key_value(self.norms[2 * i](x)).chunk(3, dim=1)
             mixed = []
             for q, k, v in zip(*(part.chunk(self.heads, dim=1) for part in parts), strict=True):
@@ -82,7 +69,7 @@ def test_a_run_equals_a_plain_loop_over_unpadded_sentences(
     loaded = SENTENCES if data == "made_up" else load_sentences()
     use_sentences(loaded)
     seed, num_steps = 11, 12
-    run = make_task(optimizer=torch.optim.SGD, base_lr=0.5).start(seed)
+    run = sentence_task(optimizer=torch.optim.SGD, base_lr=0.5).start(seed)
     observed = advance(run, num_steps)
 
     with torch.random.fork_rng(devices=[]):
@@ -109,8 +96,8 @@ def test_a_run_equals_a_plain_loop_over_unpadded_sentences(
 def test_evaluate_measures_whole_splits_also_in_parts(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sentences, "EVALUATION_BATCH", batch)
-    run = make_task(dropout=0.3).start(0)
+    monkeypatch.setattr(SentenceTask, "evaluation_batch", batch)
+    run = sentence_task(dropout=0.3).start(0)
     advance(run, 30)
     metrics = run.evaluate()
     run.model.eval()
@@ -125,7 +112,7 @@ def test_evaluate_measures_whole_splits_also_in_parts(
 
 
 def test_the_privileged_loss_is_that_of_the_first_held_out_sentences() -> None:
-    run = make_task().start(0)
+    run = sentence_task().start(0)
     with torch.no_grad():
         logits = run.model(SENTENCES.held_out_x[:20])
     expected = functional.cross_entropy(logits, SENTENCES.held_out_y[:20])
@@ -136,10 +123,10 @@ def test_the_privileged_loss_is_that_of_the_first_held_out_sentences() -> None:
 def test_training_and_privileged_loss_do_not_read_the_test_sentences(
     use_sentences: Callable[[SentenceData], None],
 ) -> None:
-    plain = make_task().start(0)
+    plain = sentence_task().start(0)
     x, y = made_up_sentences(41, 7)
     use_sentences(replace(SENTENCES, test_x=x, test_y=y))
-    other = make_task().start(0)
+    other = sentence_task().start(0)
 
     assert advance(other, 10) == advance(plain, 10)
     assert other.privileged_loss() == plain.privileged_loss()
@@ -147,23 +134,23 @@ def test_training_and_privileged_loss_do_not_read_the_test_sentences(
 
 
 def test_both_environment_checkers_pass_without_a_warning() -> None:
-    task = make_task(dropout=0.1, max_gradient_norm=1.0)
+    task = sentence_task(dropout=0.1, max_gradient_norm=1.0)
     check_environment(task)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 101}, "`batch_size` must be at most the 100 training sentences, got 101"),
+        ({"batch_size": 101}, "`batch_size` must be at most the 100 training examples, got 101"),
         (
             {"num_privileged": 41},
-            "`num_privileged` must be at most the 40 held-out sentences, got 41",
+            "`num_privileged` must be at most the 40 held-out examples, got 41",
         ),
     ],
 )
 def test_a_size_above_the_data_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_task(**arguments).start(0)
+        sentence_task(**arguments).start(0)
 
 
 @NEEDS_SENTENCES
@@ -172,7 +159,7 @@ def test_an_encoder_learns_to_tell_sentiment(
     use_sentences: Callable[[SentenceData], None],
 ) -> None:
     use_sentences(load_sentences())
-    run = make_task(batch_size=32, num_heads=4, width=64, base_lr=1e-3).start(0)
+    run = sentence_task(batch_size=32, num_heads=4, width=64, base_lr=1e-3).start(0)
     advance(run, 216)
 
     assert run.evaluate()["test_accuracy"] > 0.75

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lrpilot.tasks.language.transformer import GPT, PADDING, Attention, Encoder, RunDropout
+from lrpilot.tasks.data.texts import PADDING
+from lrpilot.tasks.language.transformer import GPT, Attention, Encoder
+from lrpilot.tasks.networks.randomness import RunDropout
 
 LENGTH = 12
 NUM_TOKENS = 20
@@ -19,15 +21,17 @@ def make_gpt(dropout: float = 0.0, **changes: Any) -> GPT:
     arguments: dict[str, Any] = {"num_layers": 3, "num_heads": 2, "width": 16, **changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = RunDropout(dropout, torch.Generator().manual_seed(0))
+        module = RunDropout(dropout)
         return GPT(NUM_TOKENS, LENGTH, dropout=module, **arguments)
 
 
 def make_encoder(dropout: float = 0.0) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = RunDropout(dropout, torch.Generator().manual_seed(0))
-        return Encoder(NUM_TOKENS, LENGTH, 3, num_layers=2, num_heads=2, width=16, dropout=module)
+        module = RunDropout(dropout)
+        return Encoder(
+            NUM_TOKENS, LENGTH, num_classes=3, num_layers=2, num_heads=2, width=16, dropout=module
+        )
 
 
 def random_tokens(*shape: int) -> Tensor:
@@ -142,7 +146,7 @@ def test_later_words_change_what_an_encoder_makes_of_earlier_ones() -> None:
 
 
 def test_dropout_keeps_the_mean_and_drops_the_stated_share() -> None:
-    dropout = RunDropout(0.25, torch.Generator().manual_seed(0))
+    dropout = RunDropout(0.25)
     y = dropout(torch.ones(100_000))
 
     assert y.unique().tolist() == pytest.approx([0.0, 1.0 / 0.75])
@@ -154,7 +158,9 @@ def test_dropout_follows_its_own_generator_alone() -> None:
     for seed, global_seed in ((0, 1), (0, 2), (3, 1)):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        masks.append(RunDropout(0.5, torch.Generator().manual_seed(seed))(torch.ones(64)))
+        dropout = RunDropout(0.5)
+        dropout.generator.manual_seed(seed)
+        masks.append(dropout(torch.ones(64)))
         assert torch.equal(before, torch.get_rng_state())
 
     assert torch.equal(masks[0], masks[1])
@@ -162,13 +168,11 @@ def test_dropout_follows_its_own_generator_alone() -> None:
 
 
 def test_dropout_of_nothing_draws_nothing() -> None:
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
     x = torch.ones(5)
-
-    assert RunDropout(0.0, generator)(x) is x
-    assert RunDropout(0.5, generator).eval()(x) is x
-    assert torch.equal(before, generator.get_state())
+    for dropout in (RunDropout(0.0), RunDropout(0.5).eval()):
+        before = dropout.generator.get_state()
+        assert dropout(x) is x
+        assert torch.equal(before, dropout.generator.get_state())
 
 
 @pytest.mark.parametrize("make", [make_gpt, make_encoder])
@@ -185,7 +189,7 @@ def test_stacked_networks_compute_as_each_alone(make: Any) -> None:
     with torch.no_grad():
         for parameter in networks[1].parameters():
             parameter.mul_(1.1)
-    parameters, _ = torch.func.stack_module_state(networks)  # type: ignore[attr-defined]
+    parameters, _ = torch.func.stack_module_state(networks)
     tokens = random_tokens(2, 4, LENGTH)
 
     def call(values: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -194,6 +198,6 @@ def test_stacked_networks_compute_as_each_alone(make: Any) -> None:
 
     # the CPU's flash attention is the one operation that cannot be mapped
     with sdpa_kernel(SDPBackend.MATH):
-        together = torch.func.vmap(call)(parameters, tokens)  # type: ignore[attr-defined]
+        together = torch.func.vmap(call)(parameters, tokens)
     alone = torch.stack([network(x) for network, x in zip(networks, tokens, strict=True)])
     torch.testing.assert_close(together, alone)

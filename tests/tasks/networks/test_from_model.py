@@ -10,9 +10,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 from lrpilot import GreedyLR
+from lrpilot.tasks.data.splits import Data, read_splits
 from lrpilot.tasks.networks.from_model import ModelTask, from_model
-from lrpilot.tasks.networks.splits import Data, read_splits
-from lrpilot.tasks.networks.supervised_task import BatchedSupervisedRuns
+from tests.batched import Pair, compare, start_batch
 from tests.running import (
     advance,
     check_batched_environments,
@@ -20,7 +20,6 @@ from tests.running import (
     through_file,
 )
 
-SEEDS = [5, 6, 7]
 OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
     "momentum": partial(torch.optim.SGD, momentum=0.9, weight_decay=0.01),
@@ -85,12 +84,6 @@ def make_task(**changes: Any) -> ModelTask:
     return from_model(**{**arguments, **changes})
 
 
-def started(task: ModelTask) -> BatchedSupervisedRuns:
-    runs = task.start_batch(len(SEEDS))
-    runs.reset(list(range(len(SEEDS))), SEEDS)
-    return runs
-
-
 BATCHED: dict[str, dict[str, Any]] = {
     "mlp": {},
     "batch normalization": {"model": normalized},
@@ -104,37 +97,23 @@ BATCHED: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(task: ModelTask) -> None:
+def compare_with_rests(task: ModelTask) -> None:
     """Assert that batched runs equal single ones, beyond an epoch and with runs left out."""
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    pair = Pair(task)
     for step in range(30):
-        lrs = task.base_lr * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64) * (1 - step / 60)
-        active = torch.tensor([True, step % 2 == 0, True])
-        losses = runs.step(lrs, active).tolist()
-        for i, single in enumerate(singles):
-            expected = float(single.step(float(lrs[i]))) if active[i] else 0.0
-            assert losses[i] == pytest.approx(expected, abs=1e-9)
-    privileged = [single.privileged_loss() for single in singles]
-    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=1e-9)
-    for row, single in zip(runs.parameters, singles, strict=True):
-        expected_row = nn.utils.parameters_to_vector(single.parameters)
-        torch.testing.assert_close(row, expected_row, rtol=0.0, atol=1e-9)
+        pair.step(step, torch.tensor([True, step % 2 == 0, True]))
+    pair.check()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("changes", BATCHED)
 def test_batched_runs_equal_single_runs_in_float64(changes: str, optimizer: str) -> None:
-    compare(make_task(**BATCHED[changes], optimizer=OPTIMIZERS[optimizer]))
+    compare_with_rests(make_task(**BATCHED[changes], optimizer=OPTIMIZERS[optimizer]))
 
 
 def test_batched_runs_equal_single_runs_in_float32() -> None:
-    task = make_task(model=lambda: mlp().float(), data=points(dtype=torch.float32))
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    for _ in range(20):
-        losses = runs.step(torch.full((3,), 0.05), torch.ones(3, dtype=torch.bool))
-        expected = [float(single.step(0.05)) for single in singles]
-        assert losses.tolist() == pytest.approx(expected, abs=1e-5)
+    compare(make_task(model=lambda: mlp().float(), data=points(dtype=torch.float32)), 20)
 
 
 def test_batched_environments_equal_single_ones_through_their_resets() -> None:
@@ -215,7 +194,7 @@ def test_state_through_a_file_continues_bit_identically(model: Callable[[], nn.M
 
 def test_state_of_batched_runs_through_a_file_continues_bit_identically() -> None:
     task = make_task(model=normalized)
-    first, second = started(task), task.start_batch(3)
+    first, second = start_batch(task), task.start_batch(3)
     everyone, lrs = torch.ones(3, dtype=torch.bool), torch.full((3,), 0.05)
     for _ in range(5):
         first.step(lrs, everyone)
@@ -250,12 +229,12 @@ def test_the_held_out_loss_is_the_mean_over_all_examples() -> None:
     run = task.start(0)
     outputs = run.model(task.splits.held_out_x).detach()
     expected = float(functional.cross_entropy(outputs, task.splits.held_out_y))
-    assert run.evaluate() == {"held_out_loss": pytest.approx(expected, rel=1e-12)}
+    assert run.evaluate()["held_out_loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_test_loss_is_measured_where_there_is_a_test_split() -> None:
     metrics = make_task(test_share=0.1).start(0).evaluate()
-    assert set(metrics) == {"held_out_loss", "test_loss"}
+    assert set(metrics) == {"held_out_loss", "held_out_accuracy", "test_loss", "test_accuracy"}
 
 
 def test_the_privileged_loss_is_of_at_most_256_examples_by_default() -> None:
@@ -270,8 +249,8 @@ def test_an_epoch_is_what_full_minibatches_there_are() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 193}, "`batch_size` must be at most the 192 examples of the split 'train'"),
-        ({"num_privileged": 49}, "`num_privileged` must be at most the 48 examples of the split"),
+        ({"batch_size": 193}, "`batch_size` must be at most the 192 training examples"),
+        ({"num_privileged": 49}, "`num_privileged` must be at most the 48 held-out examples"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"base_lr": 0.0}, "`base_lr` must be positive"),
         ({"precision": "float16"}, "`precision` must be one of"),
@@ -389,12 +368,7 @@ def test_data_that_do_not_fit_are_refused(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("changes", BATCHED)
 def test_batched_runs_on_a_gpu_equal_single_runs_there(changes: str) -> None:
-    task = make_task(**BATCHED[changes], device="cuda")
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    lrs = torch.full((3,), 0.05, device="cuda")
-    for _ in range(20):
-        losses = runs.step(lrs, torch.ones(3, dtype=torch.bool, device="cuda")).tolist()
-        assert losses == pytest.approx([float(run.step(0.05)) for run in singles], abs=1e-9)
+    compare(make_task(**BATCHED[changes], device="cuda"), 20)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

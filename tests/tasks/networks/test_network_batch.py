@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import ParameterSample
-from lrpilot.tasks.images.batch import (
-    BatchedImageRuns,
+from lrpilot.tasks.images.models import mlp, resnet9, resnet18, small_cnn
+from lrpilot.tasks.images.task import (
+    ImageTask,
     can_lie_channels_last,
     runs_and_channels_last,
 )
-from lrpilot.tasks.images.models import mlp, resnet9, resnet18, small_cnn
-from lrpilot.tasks.images.task import ImageTask
+from tests.batched import EVERYONE, SEEDS, Pair, compare, lrs_of, start_batch
 from tests.running import check_batched_environments, through_file
+from tests.tasks.images.builders import digits_task
 
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 OPTIMIZERS: dict[str, Any] = {
@@ -26,7 +27,6 @@ OPTIMIZERS: dict[str, Any] = {
     "adam": partial(ADAM, weight_decay=0.01, betas=(0.8, 0.99)),
     "adamw": partial(ADAMW, weight_decay=0.1),
 }
-SEEDS = [5, 6, 7]
 MODELS: dict[str, Any] = {
     "mlp": partial(mlp, width=16),
     "normalized mlp": partial(mlp, width=16, normalization="layer", activation="gelu"),
@@ -52,16 +52,8 @@ class Double:
         return nn.Sequential(ToDouble(), self.make(channels, num_classes, **size)).double()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task(ImageTask):
-    def start_batch(self, num_runs: int) -> BatchedImageRuns:
-        return BatchedImageRuns(self, num_runs)
-
-
-def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) -> Task:
+def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) -> ImageTask:
     arguments: dict[str, Any] = {
-        "name": "digits",
-        "data": "digits",
         "model": Double(MODELS[name]),
         "optimizer": OPTIMIZERS.get(optimizer, optimizer),
         "base_lr": 0.003 if optimizer in ("adam", "adamw") else 0.05,
@@ -69,51 +61,20 @@ def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) ->
         "batch_size": 16,
         "num_privileged": 64,
     }
-    return Task(**{**arguments, **changes})
-
-
-def started(task: Task) -> BatchedImageRuns:
-    runs = task.start_batch(len(SEEDS))
-    runs.reset(list(range(len(SEEDS))), SEEDS)
-    return runs
-
-
-def lrs_of(step: int, base_lr: float, device: str = "cpu") -> Tensor:
-    """Another learning rate for each run."""
-    factors = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device)
-    return base_lr * factors * (1 - step / 60)
-
-
-def compare(task: Task, num_steps: int, *, tolerance: float) -> None:
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    everyone = torch.ones(len(SEEDS), dtype=torch.bool, device=task.device)
-    for step in range(num_steps):
-        lrs = lrs_of(step, task.base_lr, task.device)
-        losses = runs.step(lrs, everyone)
-        expected = [
-            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
-        ]
-        assert losses.tolist() == pytest.approx(expected, abs=tolerance)
-    privileged = [single.privileged_loss() for single in singles]
-    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=tolerance)
-    for row, single in zip(runs.parameters, singles, strict=True):
-        expected_row = nn.utils.parameters_to_vector(single.parameters)
-        torch.testing.assert_close(row, expected_row, rtol=0.0, atol=tolerance)
+    return digits_task(**{**arguments, **changes})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: str) -> None:
-    compare(make_task(model, optimizer), 20, tolerance=1e-9)
+    compare(make_task(model, optimizer), 20)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_runs_equal_single_runs_for_20_steps_in_float32(model: str, optimizer: str) -> None:
-    # Adam divides by the root of tiny second moments, so that rounding grows
-    tolerance = 5e-3 if "adam" in optimizer else 1e-5
-    compare(make_task(optimizer=optimizer, model=MODELS[model]), 20, tolerance=tolerance)
+    compare(make_task(optimizer=optimizer, model=MODELS[model]), 20)
 
 
 NORMALIZED: dict[str, Any] = {
@@ -125,32 +86,24 @@ NORMALIZED: dict[str, Any] = {
 
 @pytest.mark.parametrize("model", NORMALIZED)
 def test_runs_with_batch_normalization_equal_single_runs_for_20_steps(model: str) -> None:
-    compare(make_task(model=Double(NORMALIZED[model])), 20, tolerance=1e-9)
+    compare(make_task(model=Double(NORMALIZED[model])), 20)
 
 
 def test_running_statistics_are_those_of_single_runs() -> None:
-    task = make_task(model=Double(NORMALIZED["cnn"]))
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    lrs = lrs_of(0, task.base_lr)
+    pair = Pair(make_task(model=Double(NORMALIZED["cnn"])))
     for step in range(8):
         if step == 5:
-            runs.reset([1], [99])
-            singles[1] = task.start(99)
-        active = torch.tensor([step % (i + 1) == 0 for i in range(3)])
-        runs.step(lrs, active)
-        for single, lr, is_active in zip(singles, lrs.tolist(), active.tolist(), strict=True):
-            if is_active:
-                single.step(lr)
-    privileged = [single.privileged_loss() for single in singles]
-    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=1e-9)
-    buffers = runs.state_dict()["buffers"]
-    for i, single in enumerate(singles):
-        for stacked, buffer in zip(buffers, single.state_dict()["buffers"], strict=True):
+            pair.restart(1, 99)
+        pair.step(active=torch.tensor([step % (i + 1) == 0 for i in range(3)]))
+    pair.check()
+    buffers = pair.runs.state_dict()["buffers"]
+    for i, single in enumerate(pair.singles):
+        for stacked, buffer in zip(buffers, single.state_dict()["fixed"], strict=True):
             torch.testing.assert_close(stacked[i], buffer, rtol=1e-9, atol=1e-12)
 
 
 def test_measuring_leaves_running_statistics_alone() -> None:
-    runs = started(make_task(model=NORMALIZED["cnn"]))
+    runs = start_batch(make_task(model=NORMALIZED["cnn"]))
     before = runs.state_dict()["buffers"]
     runs.privileged_losses()
     after = runs.state_dict()["buffers"]
@@ -163,8 +116,8 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(model: Any, normaliz
     # rounding is 2^-8 relative, at different places: each side is compared with float32
     make = partial(make_task, model=partial(model, normalization=normalization))
     task = make(precision="bfloat16")
-    runs = started(task)
-    losses = runs.step(torch.full((3,), 0.05), torch.ones(3, dtype=torch.bool))
+    runs = start_batch(task)
+    losses = runs.step(torch.full((3,), 0.05), EVERYONE)
     assert losses.dtype == runs.weights().dtype == torch.float32
     privileged = runs.privileged_losses()
     for i, seed in enumerate(SEEDS):
@@ -198,16 +151,10 @@ CHANNELS_LAST = {
 
 @pytest.mark.parametrize("model", CHANNELS_LAST)
 def test_runs_that_lie_channels_last_equal_single_runs(model: str) -> None:
-    task = make_task(model=Double(CHANNELS_LAST[model]))
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    runs._lies_channels_last = True
+    pair = Pair(make_task(model=Double(CHANNELS_LAST[model])))
+    pair.runs._lies_channels_last = True
     for step in range(5):
-        lrs = lrs_of(step, task.base_lr)
-        losses = runs.step(lrs, torch.ones(3, dtype=torch.bool)).tolist()
-        expected = [
-            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
-        ]
-        assert losses == pytest.approx(expected, abs=1e-9)
+        pair.step(step)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +171,7 @@ def test_only_a_network_that_can_be_mapped_so_lies_channels_last(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", [*MODELS.values(), *NORMALIZED.values()])
 def test_runs_on_a_gpu_equal_single_runs_there(model: Any) -> None:
-    compare(make_task(model=Double(model), augment=True, device="cuda"), 20, tolerance=1e-9)
+    compare(make_task(model=Double(model), augment=True, device="cuda"), 20)
 
 
 def test_a_model_of_two_dtypes_is_refused() -> None:
@@ -236,64 +183,39 @@ def test_a_model_of_two_dtypes_is_refused() -> None:
 
 
 def test_augmented_runs_equal_single_runs() -> None:
-    compare(make_task("cnn", augment=True, crop_padding=2), 20, tolerance=1e-9)
+    compare(make_task("cnn", augment=True, crop_padding=2), 20)
 
 
 def test_weights_and_gradients_are_what_a_single_runs_observer_samples() -> None:
-    task = make_task(model=Double(partial(mlp, width=400)))
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
+    pair = Pair(make_task(model=Double(partial(mlp, width=400))))
     for step in range(3):
-        lrs = lrs_of(step, task.base_lr)
-        runs.step(lrs, torch.ones(3, dtype=torch.bool))
-        for single, lr in zip(singles, lrs.tolist(), strict=True):
-            single.step(lr)
-    assert runs.weights().shape == (3, ObservationSpec().num_entries)
-    for i, single in enumerate(singles):
-        sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
-        torch.testing.assert_close(runs.weights()[i], sample.values(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(runs.gradients()[i], sample.gradient(), rtol=1e-6, atol=1e-9)
+        pair.step(step)
+    assert pair.runs.weights().shape == (3, ObservationSpec().num_entries)
+    pair.check_samples()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_runs_that_are_not_active_stay_as_they_are(optimizer: str) -> None:
-    task = make_task(optimizer=optimizer)
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    lrs = lrs_of(0, task.base_lr)
+    pair = Pair(make_task(optimizer=optimizer))
     for step in range(12):
-        active = torch.tensor([step % (i + 1) == 0 for i in range(3)])
-        losses = runs.step(lrs, active)
-        for i, single in enumerate(singles):
-            if active[i]:
-                assert float(losses[i]) == pytest.approx(
-                    float(single.step(float(lrs[i]))), abs=1e-9
-                )
-            else:
-                assert losses[i] == 0.0
+        pair.step(active=torch.tensor([step % (i + 1) == 0 for i in range(3)]))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_starts_anew_while_the_others_go_on(optimizer: str) -> None:
-    task = make_task(optimizer=optimizer)
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    everyone, lrs = torch.ones(3, dtype=torch.bool), lrs_of(0, task.base_lr)
+    pair = Pair(make_task(optimizer=optimizer))
     for step in range(10):
         if step == 4:
-            runs.reset([1], [99])
-            singles[1] = task.start(99)
-        losses = runs.step(lrs, everyone)
-        expected = [
-            float(single.step(lr)) for single, lr in zip(singles, lrs.tolist(), strict=True)
-        ]
-        assert losses.tolist() == pytest.approx(expected, abs=1e-9)
+            pair.restart(1, 99)
+        pair.step()
 
 
 def test_a_run_that_diverges_leaves_the_others_alone() -> None:
     task = make_task()
-    alone, beside = started(task), started(task)
-    everyone = torch.ones(3, dtype=torch.bool)
+    alone, beside = start_batch(task), start_batch(task)
     for _ in range(10):
-        expected = alone.step(torch.tensor([0.05, 0.05, 0.05]), everyone)
-        losses = beside.step(torch.tensor([0.05, math.inf, 0.05]), everyone)
+        expected = alone.step(torch.tensor([0.05, 0.05, 0.05]), EVERYONE)
+        losses = beside.step(torch.tensor([0.05, math.inf, 0.05]), EVERYONE)
     assert losses[0] == expected[0]
     assert losses[1].isnan()
     assert losses[2] == expected[2]
@@ -303,11 +225,10 @@ def test_a_run_that_diverges_leaves_the_others_alone() -> None:
 def test_the_step_is_linear_in_the_learning_rate(optimizer: str) -> None:
     moves = []
     for lr in (0.0, 0.01, 0.02):
-        runs = started(make_task(optimizer=optimizer))
-        everyone = torch.ones(3, dtype=torch.bool)
-        runs.step(torch.full((3,), 0.01), everyone)
+        runs = start_batch(make_task(optimizer=optimizer))
+        runs.step(torch.full((3,), 0.01), EVERYONE)
         before = runs.parameters.clone()
-        runs.step(torch.full((3,), lr), everyone)
+        runs.step(torch.full((3,), lr), EVERYONE)
         moves.append(runs.parameters - before)
     assert not moves[0].any()
     torch.testing.assert_close(2 * moves[1], moves[2], rtol=1e-9, atol=1e-12)
@@ -316,14 +237,14 @@ def test_the_step_is_linear_in_the_learning_rate(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_state_through_a_file_continues_bit_identically(optimizer: str) -> None:
     task = make_task(optimizer=optimizer)
-    first, second = started(task), task.start_batch(3)
-    everyone, lrs = torch.ones(3, dtype=torch.bool), lrs_of(0, task.base_lr)
+    first, second = start_batch(task), task.start_batch(3)
+    lrs = lrs_of(task)
     for _ in range(5):
-        first.step(lrs, everyone)
+        first.step(lrs, EVERYONE)
     second.load_state_dict(through_file(first.state_dict()))
     # 74 steps are an epoch: a new order is drawn
     for _ in range(75):
-        assert torch.equal(first.step(lrs, everyone), second.step(lrs, everyone))
+        assert torch.equal(first.step(lrs, EVERYONE), second.step(lrs, EVERYONE))
     assert torch.equal(first.weights(), second.weights())
     assert torch.equal(first.gradients(), second.gradients())
 
@@ -335,10 +256,10 @@ def test_runs_share_one_copy_of_the_data() -> None:
 
 def test_runs_leave_the_global_generator_alone() -> None:
     task = make_task()
-    started(task)
+    start_batch(task)
     before = torch.get_rng_state()
-    runs = started(task)
-    runs.step(lrs_of(0, 0.1), torch.ones(3, dtype=torch.bool))
+    runs = start_batch(task)
+    runs.step(lrs_of(task), EVERYONE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -374,7 +295,7 @@ def test_what_cannot_be_batched_is_refused(change: dict[str, Any], message: str)
 
 def test_networks_have_no_cap() -> None:
     with pytest.raises(ValueError, match="`cap` must be asked of runs that have one"):
-        started(make_task()).cap()
+        start_batch(make_task()).cap()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
-
-from lrpilot.tasks.networks.global_generators import seeded_on
 
 Data = tuple[Any, Any] | Dataset[Any]
 """Inputs and targets, as two tensors or arrays, or as a dataset of such pairs."""
@@ -16,7 +14,7 @@ Data = tuple[Any, Any] | Dataset[Any]
 SPLITS = ("train", "held_out", "test")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Splits:
     """Inputs and targets, an example a row; shared by all runs: never write into them.
 
@@ -36,17 +34,10 @@ class Splits:
     test_x: Tensor | None = None
     test_y: Tensor | None = None
 
-    def __repr__(self) -> str:
-        shapes = {
-            name: None if value is None else f"{tuple(value.shape)} {value.dtype}"
-            for name, value in vars(self).items()
-        }
-        return f"Splits({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
-
-    def to(self, device: str) -> "Splits":
+    def to(self, device: str) -> Self:
         """The same examples on a device."""
-        given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-        return replace(self, **{name: tensor.to(device) for name, tensor in given.items()})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def read_splits(
@@ -77,7 +68,8 @@ def read_splits(
     given = dict(data) if isinstance(data, Mapping) else {"train": data}
     if "train" not in given or not set(given) <= set(SPLITS):
         raise ValueError(f"`data` must map 'train', and may map {SPLITS[1:]}, got {list(given)}")
-    with seeded_on("cpu", seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         read = {name: _read(part, name) for name, part in given.items()}
     shares = {"held_out": held_out_share, "test": test_share}
     inputs, targets = read["train"]

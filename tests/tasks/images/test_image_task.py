@@ -10,27 +10,20 @@ import torch
 from torch import nn
 
 from lrpilot.tasks.data.images import ImageData, load_image_data
-from lrpilot.tasks.images import task as cnn
-from lrpilot.tasks.images.task import ImageTask, small_cnn
+from lrpilot.tasks.images import task as image_task
+from lrpilot.tasks.images.models import small_cnn
+from lrpilot.tasks.images.task import ImageTask
+from tests.tasks.images.builders import digits_task
 
 # an `id` would come again, and the data of a name are kept
 NAMES = itertools.count()
 
 
-def make_task(**changes: Any) -> ImageTask:
-    arguments: dict[str, Any] = {
-        "name": "digits",
-        "optimizer": partial(torch.optim.SGD, momentum=0.9),
-        "base_lr": 0.05,
-        "total_steps": 40,
-        "data": "digits",
-    }
-    return ImageTask(**{**arguments, **changes})
-
-
 def with_nan(data: ImageData, *splits: str) -> ImageData:
     names = [f"{split}_x" for split in splits]
-    poison = {name: torch.full_like(getattr(data, name), math.nan) for name in names}
+    poison: dict[str, Any] = {
+        name: torch.full_like(getattr(data, name), math.nan) for name in names
+    }
     return dataclasses.replace(data, **poison)
 
 
@@ -39,7 +32,7 @@ def use_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImageData], str]:
     """Makes a data set available under a name of its own."""
 
     def use(data: ImageData) -> str:
-        monkeypatch.setattr(cnn, "load_image_data", lambda *args, **kwargs: data)
+        monkeypatch.setattr(image_task, "load_image_data", lambda *args, **kwargs: data)
         return f"made by a test: {next(NAMES)}"
 
     return use
@@ -50,7 +43,7 @@ def test_a_run_equals_a_plain_training_loop(optimizer_name: str) -> None:
     seed, batch_size, num_steps = 11, 64, 40
     kwargs: dict[str, Any] = {"momentum": {"momentum": 0.9}, "adamw": {}}[optimizer_name]
     optimizer_class: Any = torch.optim.SGD if optimizer_name == "momentum" else torch.optim.AdamW
-    run = make_task(optimizer=partial(optimizer_class, **kwargs), base_lr=0.01).start(seed)
+    run = digits_task(optimizer=partial(optimizer_class, **kwargs), base_lr=0.01).start(seed)
     observed = [float(run.step()) for _ in range(num_steps)]
 
     data = load_image_data("digits")
@@ -77,7 +70,7 @@ def test_a_run_equals_a_plain_training_loop(optimizer_name: str) -> None:
 
 
 def test_an_epoch_visits_each_image_at_most_once_and_drops_the_rest() -> None:
-    run = make_task(batch_size=100).start(0)
+    run = digits_task(batch_size=100).start(0)
     seen: list[float] = []
     run.model.register_forward_pre_hook(
         lambda _, args: seen.extend(args[0].sum((1, 2, 3)).tolist())
@@ -91,13 +84,13 @@ def test_an_epoch_visits_each_image_at_most_once_and_drops_the_rest() -> None:
 
 
 def test_batches_of_all_images_have_the_same_loss_in_any_order() -> None:
-    run = make_task(batch_size=1197).start(0)
+    run = digits_task(batch_size=1197).start(0)
 
     assert float(run.step(0.0)) == pytest.approx(float(run.step(0.0)), rel=1e-5)
 
 
 def test_epochs_are_shuffled_anew() -> None:
-    run = make_task(batch_size=600).start(0)
+    run = digits_task(batch_size=600).start(0)
     first_images = []
     run.model.register_forward_pre_hook(lambda _, args: first_images.append(args[0][0].clone()))
     for _ in range(3):
@@ -108,8 +101,8 @@ def test_epochs_are_shuffled_anew() -> None:
 
 
 def test_all_runs_share_one_copy_of_the_data() -> None:
-    first = make_task().start(0)
-    second = make_task(batch_size=32, model=partial(small_cnn), base_lr=0.2).start(1)
+    first = digits_task().start(0)
+    second = digits_task(batch_size=32, model=partial(small_cnn), base_lr=0.2).start(1)
 
     assert first.data is second.data
     loaded = load_image_data("digits")
@@ -119,7 +112,7 @@ def test_all_runs_share_one_copy_of_the_data() -> None:
 def test_training_does_not_write_into_the_data() -> None:
     data = load_image_data("digits")
     before = {name: value.clone() for name, value in vars(data).items() if name != "num_classes"}
-    run = make_task().start(0)
+    run = digits_task().start(0)
     for _ in range(20):
         run.step()
     run.evaluate()
@@ -130,8 +123,8 @@ def test_training_does_not_write_into_the_data() -> None:
 def test_training_and_privileged_loss_never_read_the_test_split(
     use_data: Callable[[ImageData], str],
 ) -> None:
-    plain = make_task().start(0)
-    poisoned = make_task(data=use_data(with_nan(load_image_data("digits"), "test"))).start(0)
+    plain = digits_task().start(0)
+    poisoned = digits_task(data=use_data(with_nan(load_image_data("digits"), "test"))).start(0)
 
     for _ in range(20):
         assert float(poisoned.step()) == float(plain.step())
@@ -140,16 +133,16 @@ def test_training_and_privileged_loss_never_read_the_test_split(
 
 
 def test_training_never_reads_the_held_out_split(use_data: Callable[[ImageData], str]) -> None:
-    plain = make_task().start(0)
+    plain = digits_task().start(0)
     data = with_nan(load_image_data("digits"), "held_out", "test")
-    poisoned = make_task(data=use_data(data)).start(0)
+    poisoned = digits_task(data=use_data(data)).start(0)
 
     assert [float(poisoned.step()) for _ in range(20)] == [float(plain.step()) for _ in range(20)]
     assert math.isnan(poisoned.privileged_loss())
 
 
 def test_privileged_loss_is_the_loss_of_the_first_held_out_images() -> None:
-    run = make_task(num_privileged=17).start(0)
+    run = digits_task(num_privileged=17).start(0)
     run.step()
     data = load_image_data("digits")
     logits = run.model(data.held_out_x[:17])
@@ -159,7 +152,7 @@ def test_privileged_loss_is_the_loss_of_the_first_held_out_images() -> None:
 
 
 def test_evaluate_measures_whole_splits_also_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_task().start(0)
+    run = digits_task().start(0)
     for _ in range(20):
         run.step()
     data = load_image_data("digits")
@@ -172,12 +165,12 @@ def test_evaluate_measures_whole_splits_also_in_parts(monkeypatch: pytest.Monkey
         expected[f"{split}_accuracy"] = float((logits.argmax(1) == labels).float().mean())
 
     for batch in (1000, 128):
-        monkeypatch.setattr(cnn, "EVALUATION_BATCH", batch)
+        monkeypatch.setattr(ImageTask, "evaluation_batch", batch)
         assert run.evaluate() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_trained_network_classifies_digits() -> None:
-    run = make_task(base_lr=0.1).start(0)
+    run = digits_task(base_lr=0.1).start(0)
     for _ in range(250):
         run.step()
 
@@ -185,7 +178,7 @@ def test_a_trained_network_classifies_digits() -> None:
 
 
 def test_num_train_keeps_so_many_training_images() -> None:
-    run = make_task(num_train=100).start(0)
+    run = digits_task(num_train=100).start(0)
 
     assert len(run.data.train_x) == 100
 
@@ -193,29 +186,29 @@ def test_num_train_keeps_so_many_training_images() -> None:
 @pytest.mark.parametrize("name", ["batch_size", "num_privileged"])
 def test_a_size_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-        make_task(**{name: 0})
+        digits_task(**{name: 0})
 
 
 def test_a_batch_above_the_data_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="`batch_size` must be at most the 1197 training images, got 1198"
+        ValueError, match="`batch_size` must be at most the 1197 training examples, got 1198"
     ):
-        make_task(batch_size=1198).start(0)
+        digits_task(batch_size=1198).start(0)
 
 
 def test_a_batch_above_num_train_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="`batch_size` must be at most the 10 training images, got 64"
+        ValueError, match="`batch_size` must be at most the 10 training examples, got 64"
     ):
-        make_task(num_train=10).start(0)
+        digits_task(num_train=10).start(0)
 
 
 def test_more_privileged_than_held_out_images_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="`num_privileged` must be at most the 300 held-out images, got 301"
+        ValueError, match="`num_privileged` must be at most the 300 held-out examples, got 301"
     ):
-        make_task(num_privileged=301).start(0)
+        digits_task(num_privileged=301).start(0)
 
 
 def test_an_epoch_has_as_many_steps_as_there_are_whole_batches() -> None:
-    assert make_task(batch_size=64, num_train=200).steps_per_epoch() == 3
+    assert digits_task(batch_size=64, num_train=200).steps_per_epoch() == 3

@@ -1,0 +1,39 @@
+"""What the language tasks share: the sizes of a transformer."""
+
+from dataclasses import dataclass
+
+from lrpilot.tasks.networks.task import NetworkTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageTask(NetworkTask):
+    """Train a transformer on text; the loss is the mean cross-entropy, in nats.
+
+    Args:
+        num_layers: blocks of the transformer.
+        num_heads: attention heads, a divisor of `width`.
+        width: size of a token's representation.
+        dropout: probability, drawn from the run's generator; on the embeddings and at the end of
+            every branch, not on the attention weights.
+        data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
+
+    Raises:
+        ValueError: if an argument is out of range.
+        lrpilot.tasks.data.archives.DataError: by `start`, if the data is missing or unreadable.
+    """
+
+    num_layers: int = 4
+    num_heads: int = 4
+    width: int = 128
+    dropout: float = 0.0
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least_1("num_layers", "num_heads", "width")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"`width` must be a multiple of `num_heads` = {self.num_heads}, got {self.width}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
