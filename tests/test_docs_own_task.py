@@ -46,7 +46,7 @@ def run(command: list[str], project: Path) -> str:
 def test_the_page_shows_files_programs_and_commands() -> None:
     names = [name[1] for _, code in BLOCKS if (name := FILE_NAME.match(code))]
     assert names == ["train.py", "my_pkg/tasks.py", "conf/task/equation.yaml"]
-    assert (len(PROGRAMS), len(COMMANDS)) == (4, 1)
+    assert (len(PROGRAMS), len(COMMANDS)) == (4, 2)
 
 
 def test_a_task_from_a_model_takes_under_15_lines() -> None:
@@ -61,8 +61,14 @@ def test_the_program_runs(index: int, project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_agent_learns_a_task_of_a_config_folder_and_is_compared(project: Path) -> None:
+def test_an_agent_learns_a_task_of_a_package_without_a_file_of_it(project: Path) -> None:
     output = run(["bash", "-euc", COMMANDS[0]], project)
+    assert re.search(r"^task +own$", output, re.M)
+
+
+@pytest.mark.slow
+def test_an_agent_learns_a_task_of_a_config_folder_and_is_compared(project: Path) -> None:
+    output = run(["bash", "-euc", COMMANDS[1]], project)
     assert re.search(r"^task +equation$", output, re.M)
     for scheduler in ("policy", "cosine", "greedy"):
         assert re.search(rf"^\| {scheduler} +\|", output, re.M)
