@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
-from lrpilot.agents import checkpoint
 from lrpilot.agents.algorithms import Agent, env_steps_before_update
+from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_snapshot
 from lrpilot.agents.export import export_policy, import_policy, versions
 from lrpilot.agents.metrics import RolloutRecorder
 from lrpilot.agents.stop_signal import StopSignal
 from lrpilot.agents.tracking import Tracker
+from lrpilot.envs.runners import make_vec_env
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
+from lrpilot.tasks.runs import Task
+from lrpilot.tasks.shipped import load_task
 
 AGENT_FILE = "agent.zip"
 METRICS_FILE = "metrics.csv"
@@ -32,21 +38,25 @@ def has_results(run_dir: Path) -> bool:
     return all((run_dir / name).is_file() for name in names)
 
 
-def train_agent(
-    env: VecEnv,
+def train(
+    task: Task | str,
+    settings: Mapping[str, Any] | None = None,
     *,
     algorithm: Callable[..., Agent],
     total_steps: int,
-    seed: int,
+    num_envs: int,
     run_dir: Path,
-    tracker: Tracker,
-    card: dict[str, Any],
-    checkpoint_steps: int,
-    settings: dict[str, Any] | None = None,
-    provenance: dict[str, str] | None = None,
-    resume_from: Path | None = None,
+    runner: str = "auto",
+    seed: int = 0,
+    checkpoint_steps: int | None = None,
     init_from: Policy | None = None,
+    tracker: Tracker | None = None,
+    card: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    command: Mapping[str, Any] | None = None,
+    resume_from: Path | None = None,
     show_progress: bool = True,
+    make_env: Callable[..., VecEnv] = make_vec_env,
 ) -> dict[str, Any]:
     """Train, or resume, and write checkpoint, policy, agent, metrics and summary.
 
@@ -56,23 +66,27 @@ def train_agent(
     Nothing here reads it.
 
     Args:
-        env: vectorized `LRControlEnv`s.
+        task: the inner training problem, or the name of a shipped one.
+        settings: arguments of `LRControlEnv`; default its own.
         algorithm: PPO, RecurrentPPO or SAC, called as
             `algorithm(env=..., seed=..., device="cpu")`.
         total_steps: budget in env steps, at least 1; training ends with the rollout that
             reaches it.
+        num_envs: runs that are controlled at the same time.
+        run_dir: the run folder; it is made if need be.
+        runner: how the environments run; see `make_vec_env`.
         seed: of the agent and the environments.
-        run_dir: the run folder.
-        tracker: gets the rows of metrics, and is closed.
-        card: what the policy file says of its training; of absolute paths it keeps the last part,
-            and of `init_from` the fingerprint.
-        checkpoint_steps: env steps between checkpoints.
-        settings: how the run was started, in plain values, for whoever resumes its checkpoint.
-        provenance: machine and commit, for the summary.
+        checkpoint_steps: env steps between checkpoints; default: only time counts.
+        init_from: policy whose actor a new agent starts with; it must observe and do the same.
+        tracker: gets the rows of metrics, and is closed; default none.
+        card: what the policy file says of its training; default the task's name. Of absolute paths
+            it keeps the last part, and of `init_from` the fingerprint.
+        provenance: machine and commit, for summary and card.
+        command: how the run was started, in plain values, for whoever resumes its checkpoint.
         resume_from: run folder whose checkpoint is continued, with the same environments,
             algorithm and seed; where nothing is left to do, its results are written.
-        init_from: policy whose actor a new agent starts with; it must observe and do the same.
         show_progress: whether to draw a progress bar.
+        make_env: called as `make_env(task, num_envs, runner=runner, **settings)`.
 
     Returns:
         The summary, as written to `summary.json`; `stopped_by` names the signal that ended
@@ -81,48 +95,59 @@ def train_agent(
     Raises:
         CheckpointError: if the checkpoint is damaged, or one of another training.
     """
+    tracker = tracker or Tracker(run_dir, {})
     exit_code = 1
     try:
+        task = load_task(task)
         if total_steps < 1:
             raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
-        model, earlier = _start(env, algorithm, seed, init_from, resume_from)
-        kept = {"settings": settings or {}, "init_from": earlier["init_from"]}
-        needed = env_steps_before_update(model)
-        if resume_from is None and total_steps < needed:
-            warnings.warn(
-                f"`total_steps` = {total_steps} is smaller than the {needed} env steps before the "
-                "first update",
-                UserWarning,
-                stacklevel=2,
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with closing(make_env(task, num_envs, runner=runner, **(settings or {}))) as env:
+            model, earlier = _start(env, algorithm, seed, init_from, resume_from)
+            kept = {"settings": dict(command or {}), **earlier}
+            needed = env_steps_before_update(model)
+            if resume_from is None and total_steps < needed:
+                warnings.warn(
+                    f"`total_steps` = {total_steps} is smaller than the {needed} env steps before "
+                    "the first update",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            model.set_logger(Logger(folder=None, output_formats=[]))
+            recorder = RolloutRecorder(
+                run_dir / METRICS_FILE,
+                total_env_steps=total_steps,
+                tracker=tracker,
+                earlier=kept.pop("metrics"),
+                show_progress=show_progress,
             )
-        model.set_logger(Logger(folder=None, output_formats=[]))
-        recorder = RolloutRecorder(
-            run_dir / METRICS_FILE,
-            total_env_steps=total_steps,
-            tracker=tracker,
-            earlier=earlier["metrics"],
-            show_progress=show_progress,
-        )
-        with StopSignal() as stop:
-            checkpointer = checkpoint.Checkpointer(
-                run_dir / checkpoint.FILE_NAME,
-                interval_env_steps=checkpoint_steps,
-                recorder=recorder,
-                kept=kept,
-                stop=stop,
-            )
-            _learn(model, total_steps, recorder, checkpointer)
-            origin = {
-                "versions": versions(),
-                **(provenance or {}),
-                "stopped_by": stop.received if checkpointer.is_stopped else None,
-            }
-            trained_on = {**without_folders(card), "seed": seed}
-            if kept["init_from"] is not None:
-                trained_on["init_from_fingerprint"] = kept["init_from"]
-            summary = _write_results(model, recorder, run_dir, trained_on, origin)
-            exit_code = 0
-            return summary
+            with StopSignal() as stop:
+                checkpointer = Checkpointer(
+                    run_dir / CHECKPOINT_FILE,
+                    interval_env_steps=total_steps
+                    if checkpoint_steps is None
+                    else checkpoint_steps,
+                    recorder=recorder,
+                    kept=kept,
+                    stop=stop,
+                )
+                _learn(model, total_steps, recorder, checkpointer)
+                trained_on = {
+                    **without_folders(dict(card or {"task": {"name": task.name}})),
+                    "seed": seed,
+                    "date": kept["date"],
+                    "commit": (provenance or {}).get("commit"),
+                }
+                if kept["init_from"] is not None:
+                    trained_on["init_from_fingerprint"] = kept["init_from"]
+                origin = {
+                    "versions": versions(),
+                    **(provenance or {}),
+                    "stopped_by": stop.received if checkpointer.is_stopped else None,
+                }
+                summary = _write_results(model, recorder, run_dir, trained_on, origin)
+        exit_code = 0
+        return summary
     finally:
         tracker.close(exit_code=exit_code)
 
@@ -134,30 +159,31 @@ def _start(
     init_from: Policy | None,
     resume_from: Path | None,
 ) -> tuple[Agent, dict[str, Any]]:
-    """A new agent, or that of a checkpoint; with its metrics so far, and what it began from."""
+    """A new agent, or that of a checkpoint; with its metrics so far, its origin and first day."""
     if resume_from is not None:
-        snapshot = checkpoint.read_snapshot(resume_from / checkpoint.FILE_NAME)
+        snapshot = read_snapshot(resume_from / CHECKPOINT_FILE)
         model = algorithm(env=env, seed=seed, device="cpu")
-        checkpoint.load_snapshot(model, snapshot)
-        return model, snapshot
+        load_snapshot(model, snapshot)
+        return model, {name: snapshot[name] for name in ("metrics", "init_from", "date")}
     env.seed(seed)
     model = algorithm(env=env, seed=seed, device="cpu")
+    began = {"metrics": "", "init_from": None, "date": time.strftime("%Y-%m-%d")}
     if init_from is None:
-        return model, {"metrics": "", "init_from": None}
+        return model, began
     import_policy(
         model,
         init_from,
         observation=env.get_attr("observation", indices=0)[0],
         action=env.get_attr("action", indices=0)[0],
     )
-    return model, {"metrics": "", "init_from": init_from.fingerprint}
+    return model, {**began, "init_from": init_from.fingerprint}
 
 
 def _learn(
     model: Agent,
     total_steps: int,
     recorder: RolloutRecorder,
-    checkpointer: checkpoint.Checkpointer,
+    checkpointer: Checkpointer,
 ) -> None:
     """Train, and write the checkpoint of the last whole rollout, whatever ends the training."""
     try:

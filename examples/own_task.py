@@ -18,9 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.agents.tracking import Tracker
-from lrpilot.agents.training import train_agent
-from lrpilot.envs import make_vec_env
+from lrpilot.agents import train
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation.grid import Method, deployed, train_grid
 from lrpilot.evaluation.methods.schedules import cosine
@@ -59,7 +57,6 @@ def make_task() -> ModelTask:
 
 def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
     """A policy that an agent has learned in so many decisions."""
-    env = make_vec_env(task, NUM_ENVS, runner="batched", horizon_factors=(0.5, 1.0))
     algorithm = partial(
         PPO,
         "MlpPolicy",
@@ -70,16 +67,14 @@ def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
         gamma=1.0,
         policy_kwargs={"net_arch": [64, 64], "log_std_init": -0.7},
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    train_agent(
-        env,
+    train(
+        task,
+        {"horizon_factors": (0.5, 1.0)},
         algorithm=algorithm,
         total_steps=total_steps,
-        seed=0,
+        num_envs=NUM_ENVS,
+        runner="batched",
         run_dir=run_dir,
-        tracker=Tracker(run_dir, {}),
-        card={"task": {"name": task.name}},
-        checkpoint_steps=total_steps,
     )
     return Policy.load(run_dir)
 

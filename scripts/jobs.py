@@ -1,6 +1,6 @@
 """What every script does around its work: check, claim a run folder, and say what went wrong.
 
-A script is `main(cfg)`, which calls `run_job(work, cfg)`, and is started by `run_script(main)`.
+A script is `main(cfg)`, which returns `run_job(work, cfg)`, and is started by `run_script(main)`.
 """
 
 import os
@@ -9,7 +9,7 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,15 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; what its reader can mend ends in a message instead of a traceback."""
     # Hydra prints tracebacks of its own, also for a folder that it cannot make
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # an experiment stands in every script's defaults, and Hydra's users may add it with a +
+    sys.argv[1:] = [
+        argument.removeprefix("+") if argument.startswith("+experiment=") else argument
+        for argument in sys.argv[1:]
+    ]
     try:
         main()
     except KeyboardInterrupt:
@@ -73,22 +78,31 @@ def _exit(error: Exception) -> BaseException:
     return error if message is None else SystemExit(message)
 
 
-def run_job(work: Callable[[DictConfig, Path], None], cfg: DictConfig) -> None:
-    """Do the work of one job in its claimed run folder.
+def run_job(
+    work: Callable[[DictConfig, Path], Any], cfg: DictConfig, *, unread: Sequence[str]
+) -> Any:
+    """Do the work of one job in its claimed run folder; returns what it returns.
 
     In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins.
+
+    Args:
+        work: called with the configuration and the run folder.
+        cfg: the composed configuration.
+        unread: parts of it that are not for this script.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        check_overrides(cfg)
+        check_overrides(cfg, unread)
+        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
         with claimed(run_dir, cfg), each_warning_once():
-            work(cfg, run_dir)
+            return work(cfg, run_dir)
     except Exception as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             raise _exit(error) from None
         text = explain(error) or traceback.format_exc().strip()
         print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
         write_whole(run_dir / ERROR_FILE, f"{text}\n")
+        return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose
@@ -42,14 +43,6 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
-def is_given(key: str) -> bool:
-    """Whether an override sets the value of a key, of a part of it, or of what it is a part of."""
-    keys = [key_of(override) for override in given_overrides() if not _is_choice(override)]
-    return any(
-        f"{a}.".startswith(f"{b}.") for given in keys for a, b in ((given, key), (key, given))
-    )
-
-
 def as_argument(key: str, value: object) -> str:
     r"""An override for a shell, whatever characters its value has.
 
@@ -64,14 +57,20 @@ def as_argument(key: str, value: object) -> str:
     return shlex.quote(f"{key}={text}")
 
 
-def check_overrides(cfg: DictConfig) -> None:
+def check_overrides(cfg: DictConfig, unread: Sequence[str]) -> None:
     """Compare a composed configuration with what it is without the values that were given.
 
     Raises:
         ValueError: if a value is of another kind than the one that it replaces, a number is too
             small, nothing reads a key, or a choice is added where there is none.
     """
-    choices = [override for override in given_overrides() if _is_choice(override)]
+    given = given_overrides()
+    for override in given:
+        if re.split("[./]", key_of(override))[0] in unread:
+            raise ValueError(
+                f"`{override}` must be left out: {HydraConfig.get().job.name}.py does not read it"
+            )
+    choices = [override for override in given if _is_choice(override)]
     for override in choices:
         if override.startswith("+"):
             _check_added_choice(override, [other for other in choices if other != override])
@@ -97,11 +96,6 @@ def _is_choice(override: str) -> bool:
 def _check_added_choice(override: str, others: list[str]) -> None:
     key = key_of(override)
     group = key.split("/")[0]
-    if group == "experiment":
-        raise ValueError(
-            f"`{override}` must be left out here: python scripts/reproduce.py "
-            f"{override.lstrip('+')} trains and compares what an experiment names"
-        )
     there = OmegaConf.select(_composed(others), key.replace("/", "."))
     if key != group and there is not None:
         chosen = HydraConfig.get().runtime.choices[group]

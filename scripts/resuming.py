@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lrpilot.agents import checkpoint
+from lrpilot.agents.checkpoint import FILE_NAME, read_snapshot
 from lrpilot.agents.training import has_results
 from scripts.overrides import given_overrides, plain
 
@@ -36,24 +36,28 @@ def find_run_dir(resume: str | bool, output_root: str) -> Path:
     """The run folder to continue; True means the newest with a checkpoint."""
     if resume is not True:
         run_dir = Path(str(resume))
-        if not (run_dir / checkpoint.FILE_NAME).is_file():
+        if not (run_dir / FILE_NAME).is_file():
             raise ValueError(f"`resume` must be a run folder with a checkpoint, got {run_dir}")
         return run_dir
-    found = Path(output_root).rglob(checkpoint.FILE_NAME)
+    found = Path(output_root).rglob(FILE_NAME)
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
-        raise ValueError(f"`resume=true` found no {checkpoint.FILE_NAME} under {output_root}")
+        raise ValueError(f"`resume=true` found no {FILE_NAME} under {output_root}")
     return newest.parent
 
 
-def resumed_config(run_dir: Path) -> tuple[DictConfig, list[str]]:
+def resumed_config(run_dir: Path, read: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the run that is continued, and the overrides that it is made of.
+
+    Args:
+        run_dir: whose checkpoint says what was given.
+        read: the parts of the configuration that the script reads.
 
     Raises:
         ValueError: if it would be another training, if an override of the checkpoint names code,
             or if nothing is left to do.
     """
-    snapshot = checkpoint.read_snapshot(run_dir / checkpoint.FILE_NAME)
+    snapshot = read_snapshot(run_dir / FILE_NAME)
     if not snapshot["settings"]:
         raise ValueError(f"`resume` must be a run folder of train_agent.py, got {run_dir}")
     recorded, kept = snapshot["settings"]["overrides"], snapshot["settings"]["config"]
@@ -66,7 +70,7 @@ def resumed_config(run_dir: Path) -> tuple[DictConfig, list[str]]:
                 "taken from a checkpoint (a folder of your own is given with --config-dir)"
             )
     overrides = _merged(recorded, given)
-    cfg = _composed(overrides, run_dir)
+    cfg = OmegaConf.masked_copy(_composed(overrides, run_dir), list(read))
     if cfg.env.runner == "auto":
         cfg.env.runner = kept["env"]["runner"]
     for key in MAY_CHANGE:
@@ -131,11 +135,17 @@ def is_plain_override(text: str) -> bool:
     if parts[0] == "hydra" or "_target_" in parts or "" in parts:
         return False
     value = None if override.is_delete() else override.value()
-    options = GlobalHydra.instance().config_loader().get_group_options(key)
-    if options:
+    if GlobalHydra.instance().config_loader().get_group_options(key):
         chosen = value if isinstance(value, list) else [value]
-        return all(one is None or one in options for one in chosen)
+        return all(one is None or _is_option(key, str(one)) for one in chosen)
     return _is_plain_value(value)
+
+
+def _is_option(group: str, name: str) -> bool:
+    """Whether a group of the configuration, or a folder in it, has a file of that name."""
+    *folders, last = name.split("/")
+    options = GlobalHydra.instance().config_loader().get_group_options("/".join([group, *folders]))
+    return ".." not in folders and last in options
 
 
 def _is_plain_value(value: Any) -> bool:

@@ -24,11 +24,13 @@ from lrpilot.evaluation.provenance import describe_provenance
 from lrpilot.evaluation.report import format_table, write_table
 from scripts.jobs import run_job, run_script
 
+UNREAD = ("env", "agent", "logger", "scheduler", "rival", "seed", "compare", "is_quick")
+
 
 @hydra.main(version_base=None, config_path="../conf", config_name="stress_nmf")
 def main(cfg: DictConfig) -> None:
     """Stress, in a run folder of its own."""
-    run_job(stress, cfg)
+    run_job(stress, cfg, unread=UNREAD)
 
 
 def stress(cfg: DictConfig, out_dir: Path) -> None:
@@ -38,7 +40,7 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
     origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
 
     def make_task(**changes: Any) -> Any:
-        return instantiate(cfg.experiment.task, _convert_="all", **changes)
+        return instantiate(cfg.task, _convert_="all", **changes)
 
     bar = {"disable": not cfg.show_progress, "leave": False}
     transfers = cfg.transfer.items()

@@ -8,73 +8,45 @@ Stable-Baselines3, and to load it is to run what is in it.
 
 import shlex
 import sys
-from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lrpilot import Policy
-from lrpilot.agents import checkpoint
-from lrpilot.agents.training import train_agent
-from lrpilot.envs import WorkerError, runner_of
-from lrpilot.evaluation.provenance import describe_provenance
-from scripts.jobs import run_job, run_script, write_config
-from scripts.overrides import as_argument, given_overrides, key_of, plain
-from scripts.resuming import find_run_dir, resumed_config, settings_of
+from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from lrpilot.envs import WorkerError
+from scripts.jobs import run_job, run_script
+from scripts.overrides import as_argument, given_overrides, key_of
+from scripts.resuming import find_run_dir, resumed_config
+from scripts.training import command_line, train_configured
+
+UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")
-def main(cfg: DictConfig) -> None:
-    """Train, in a run folder of its own."""
-    run_job(train, cfg)
+def main(cfg: DictConfig) -> float | None:
+    """Train, in a run folder of its own; returns the final return, for a sweeper to maximize."""
+    final_return: float | None = run_job(train, cfg, unread=UNREAD)
+    return final_return
 
 
-def train(cfg: DictConfig, run_dir: Path) -> None:
-    """Compose the parts and train."""
+def train(cfg: DictConfig, run_dir: Path) -> float | None:
+    """Train, and say what came of it; returns the mean return of the last rollouts."""
     resume_from = find_run_dir(cfg.resume, cfg.output_root) if cfg.resume else None
     overrides = given_overrides()
     if resume_from:
-        cfg, overrides = resumed_config(resume_from)
-    torch.set_num_threads(cfg.num_threads)
-    task = instantiate(cfg.task, _convert_="all")
-    print(describe_budget(cfg))
-    algorithm = instantiate(cfg.agent.algorithm, _convert_="all")
-    name = cfg.agent.get("init_from")
-    init_from = None if resume_from or not name else Policy.load(name)
-    provenance = describe_provenance()
-    with closing(instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)) as env:
-        # not "auto", so that the run is known, and resumed, as it was
-        cfg.env.runner = runner_of(env)
-        write_config(cfg, run_dir)
-        config = plain(cfg)
-        try:
-            summary = train_agent(
-                env,
-                algorithm=algorithm,
-                total_steps=cfg.agent.total_steps,
-                seed=cfg.seed,
-                run_dir=run_dir,
-                tracker=instantiate(cfg.logger)(run_dir, config),
-                card={"task": config["task"], "env": config["env"], "agent": config["agent"]},
-                checkpoint_steps=cfg.agent.checkpoint_steps,
-                settings=settings_of(cfg, overrides),
-                provenance=provenance,
-                resume_from=resume_from,
-                init_from=init_from,
-                show_progress=cfg.show_progress,
-            )
-        except WorkerError as error:
-            if not (run_dir / checkpoint.FILE_NAME).exists():
-                raise
-            raise WorkerError(f"{error}; continue with {as_argument('resume', run_dir)}") from error
-    returns = summary["return_mean_last_rollouts"]
-    print(f"\ntask                   {task.name}")
+        cfg, overrides = resumed_config(resume_from, list(cfg))
+    again = command_line("train_agent.py", as_argument("resume", run_dir))
+    try:
+        summary = train_configured(cfg, run_dir, overrides=overrides, resume_from=resume_from)
+    except WorkerError as error:
+        if not (run_dir / CHECKPOINT_FILE).exists():
+            raise
+        raise WorkerError(f"{error}; continue with: {again}") from error
+    returns: float | None = summary["return_mean_last_rollouts"]
+    print(f"\ntask                   {cfg.task.name}")
     print(f"env steps              {summary['num_env_steps']}")
     print(f"inner steps            {summary['num_inner_steps']}")
     print(f"return, last rollouts  {'none yet' if returns is None else f'{returns:+.3f}'}")
@@ -82,33 +54,13 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     print(f"policy                 {run_dir / summary['policy']}")
     print(f"run folder             {run_dir}")
     if summary["stopped_by"]:
-        again = as_argument("resume", run_dir)
-        raise SystemExit(f"stopped by {summary['stopped_by']}; continue with {again}")
-    print(f"next                   {next_command(task.name, overrides, run_dir)}")
-
-
-def describe_budget(cfg: DictConfig) -> str:
-    """How long the agent is trained, and what changes it."""
-    return (
-        f"{cfg.task.name}: {cfg.agent.total_steps} env steps in {cfg.agent.num_envs} "
-        f"environments; agent.total_steps=... and agent.num_envs=... change that"
-    )
-
-
-def next_command(task: str, overrides: list[str], run_dir: Path) -> str:
-    """The command that compares the policy with schedules on the task that it was trained on."""
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [source.path for source in sources if source.provider == "command-line"]
-    chosen = [override for override in overrides if key_of(override).startswith("task")]
-    return " ".join(
-        [
-            shlex.quote(sys.executable),
-            "scripts/evaluate.py",
-            *(f"--config-dir={shlex.quote(folder)}" for folder in folders),
-            *(map(shlex.quote, chosen) if chosen else [as_argument("task", task)]),
-            as_argument("policy", run_dir),
-        ]
-    )
+        raise SystemExit(f"stopped by {summary['stopped_by']}; continue with: {again}")
+    # on the task that it was trained on
+    chosen = [shlex.quote(given) for given in overrides if key_of(given).startswith("task")]
+    chosen = chosen or [as_argument("task", cfg.task.name)]
+    compare = command_line("evaluate.py", *chosen, as_argument("policy", run_dir))
+    print(f"next                   {compare}")
+    return returns
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every configuration composes, and builds what it names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -19,18 +20,24 @@ TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.yaml"))
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+QUICK = sorted(f"quick/{path.stem}" for path in (CONF / "experiment" / "quick").glob("*.yaml"))
+SCRIPTS = ["train_agent", "evaluate", "reproduce", "stress_nmf"]
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
 
 
-def composed(name, *overrides):
+def composed(name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base=None):
         return compose(name, list(overrides))
 
 
+def built(node: Any) -> Any:
+    return instantiate(node, _convert_="all")
+
+
 @pytest.mark.parametrize("name", ["train_agent", "evaluate"])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_composes_and_resolves(name, task):
+def test_every_task_composes_and_resolves(name: str, task: str) -> None:
     cfg = composed(name, f"task={task}")
     del cfg.output_root
     assert OmegaConf.to_container(cfg, resolve=True)["task"]["name"] == task
@@ -38,101 +45,138 @@ def test_every_task_composes_and_resolves(name, task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "own"])
-def test_every_task_instantiates(task):
-    built = instantiate(composed("train_agent", f"task={task}").task, _convert_="all")
-    assert isinstance(built, Task)
+def test_every_task_instantiates(task: str) -> None:
+    assert isinstance(built(composed("train_agent", f"task={task}").task), Task)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_drives_a_run(optimizer):
+def test_every_optimizer_drives_a_run(optimizer: str) -> None:
     cfg = composed("train_agent", "task=quadratic", f"task/optimizer={optimizer}")
-    run = instantiate(cfg.task, _convert_="all").start(0)
+    run = built(cfg.task).start(0)
     run.step()
     assert run.num_steps == 1
 
 
-def test_environment_instantiates():
+def test_environment_instantiates() -> None:
     cfg = composed("train_agent", "task=quadratic", "env.runner=looped")
-    env = instantiate(cfg.env, _convert_="all")(instantiate(cfg.task, _convert_="all"), 2)
+    env = built(cfg.env)(built(cfg.task), 2)
     assert isinstance(env.envs[0], LRControlEnv)
     assert env.reset().shape == (2, 12)
 
 
-def test_the_defaults_of_an_action_are_those_of_the_configuration_and_of_the_shipped_policies():
-    configured = instantiate(composed("train_agent").env.action, _convert_="all")
+def test_an_action_has_the_same_defaults_in_code_configuration_and_shipped_policies() -> None:
+    configured = built(composed("train_agent").env.action)
     shipped = [Policy.load(name).action for name in ("cifar", "small_networks")]
     assert [configured, *shipped] == [ActionSpec()] * 3
 
 
-def test_agent_instantiates():
+def test_agent_instantiates() -> None:
     cfg = composed("train_agent", "task=quadratic", "env.runner=looped")
-    task = instantiate(cfg.task, _convert_="all")
-    env = instantiate(cfg.env, _convert_="all")(task, cfg.agent.num_envs)
-    model = instantiate(cfg.agent.algorithm, _convert_="all")(env=env, device="cpu")
+    task = built(cfg.task)
+    env = built(cfg.env)(task, cfg.agent.num_envs)
+    model = built(cfg.agent.algorithm)(env=env, device="cpu")
     assert model.gamma == 1.0
 
 
-def test_a_rollout_is_whole_episodes():
+def test_a_rollout_is_whole_episodes() -> None:
     cfg = composed("train_agent")
     assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_instantiates(scheduler):
+def test_every_scheduler_instantiates(scheduler: str) -> None:
     cfg = composed("evaluate", f"scheduler=[{scheduler}]")
-    run = instantiate(composed("evaluate", "task=quadratic").task, _convert_="all").start(0)
-    make = instantiate(cfg.scheduler[scheduler], _convert_="all")
+    run = built(composed("evaluate", "task=quadratic").task).start(0)
+    make = built(cfg.scheduler[scheduler])
     assert isinstance(make(run.optimizer, total_steps=10), LRScheduler)
 
 
-def test_evaluation_compares_every_scheduler_by_default():
+def test_evaluation_compares_every_scheduler_by_default() -> None:
     assert sorted(composed("evaluate").scheduler) == SCHEDULERS
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_says_what_to_compare(experiment):
-    cfg = composed("reproduce", f"experiment={experiment}")
-    assert cfg.experiment.name == experiment
-    assert callable(instantiate(cfg.experiment.compare, _convert_="all"))
+@pytest.mark.parametrize("name", EXPERIMENTS + QUICK)
+def test_every_experiment_says_what_to_compare(name: str) -> None:
+    assert callable(built(composed("reproduce", f"experiment={name}").compare))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_quick_version_of_an_experiment_changes_what_it_names(experiment):
-    cfg = composed("reproduce", f"experiment={experiment}").experiment
-    assert cfg.quick
-    for key, value in cfg.quick.items():
-        found = OmegaConf.select(cfg, key, throw_on_missing=True)
-        assert found is not None, key
-        assert found != value, key
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", EXPERIMENTS + QUICK)
+def test_every_script_composes_every_experiment(script: str, name: str) -> None:
+    cfg = composed(script, f"experiment={name}")
+    assert cfg.task == composed("reproduce", f"experiment={name}").task
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("iclr")])
-def test_rollouts_of_an_experiment_are_whole_episodes(experiment):
-    cfg = composed("reproduce", f"experiment={experiment}").experiment
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_command_line_wins_over_an_experiment(script: str) -> None:
+    cfg = composed(script, "experiment=iclr2023_nmf", "agent.total_steps=10", "task.rank=3")
+    assert (cfg.agent.total_steps, cfg.task.rank, cfg.task.noise) == (10, 3, "gaussian")
+
+
+def test_every_experiment_has_a_quick_version() -> None:
+    assert [f"quick/{name}" for name in EXPERIMENTS] == QUICK
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_quick_version_of_an_experiment_says_so_and_is_smaller(name: str) -> None:
+    whole, quick = (
+        OmegaConf.to_container(composed("reproduce", f"experiment={kind}{name}"), resolve=True)
+        for kind in ("", "quick/")
+    )
+    assert isinstance(whole, dict)
+    assert isinstance(quick, dict)
+    assert (whole["is_quick"], quick["is_quick"]) == (False, True)
+    assert whole["compare"] != quick["compare"]
+    assert list(whole["compare"]) == list(quick["compare"])
+    assert quick["task"]["total_steps"] <= whole["task"]["total_steps"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in EXPERIMENTS + QUICK
+        if "agent" in composed("reproduce", f"experiment={name}")
+    ],
+)
+def test_rollouts_of_an_experiment_are_whole_episodes(name: str) -> None:
+    cfg = composed("reproduce", f"experiment={name}")
     assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
     assert cfg.agent.algorithm.n_steps * cfg.agent.num_envs % cfg.agent.algorithm.batch_size == 0
 
 
+def test_rivals_and_schedulers_are_chosen_from_their_groups() -> None:
+    cfg = composed("evaluate", "rival=[line_search,schedule_free]", "scheduler=[]")
+    assert list(cfg.rival) == ["line_search", "schedule_free"]
+    assert list(cfg.scheduler) == []
+
+
+def test_metrics_go_to_the_run_folder_alone_by_default() -> None:
+    assert composed("train_agent").logger == composed("train_agent", "logger=csv").logger
+
+
 @pytest.mark.parametrize("logger", LOGGERS)
-def test_every_logger_instantiates(logger, tmp_path, monkeypatch):
+def test_every_logger_instantiates(
+    logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker = instantiate(composed("train_agent", f"logger={logger}").logger)(tmp_path, {})
+    tracker = built(composed("train_agent", f"logger={logger}").logger)(tmp_path, {})
     assert isinstance(tracker, Tracker)
     tracker.close()
 
 
 @pytest.mark.parametrize("key", ["sed", "task.base_lrr", "env.num_decision", "agent.totalsteps"])
-def test_mistyped_key_is_an_error(key):
+def test_mistyped_key_is_an_error(key: str) -> None:
     with pytest.raises(ConfigCompositionException, match=key.split(".")[-1]):
         composed("train_agent", f"{key}=1")
 
 
-def test_task_without_a_budget_of_its_own_gets_the_default_one():
+def test_task_without_a_budget_of_its_own_gets_the_default_one() -> None:
     assert composed("train_agent", "task=quadratic").agent.total_steps == 20000
 
 
-def test_small_networks_is_trained_as_the_policy_that_ships_was():
+def test_small_networks_is_trained_as_the_policy_that_ships_was() -> None:
     agent = composed("train_agent", "task=small_networks").agent
     card = Policy.load("small_networks").card["agent"]
     for name in ("num_envs", "total_steps"):
@@ -140,11 +184,11 @@ def test_small_networks_is_trained_as_the_policy_that_ships_was():
     assert agent.algorithm.batch_size == card["algorithm"]["batch_size"]
 
 
-def test_command_line_overrides_the_budget_of_a_task():
+def test_command_line_overrides_the_budget_of_a_task() -> None:
     agent = composed("train_agent", "task=small_networks", "agent.total_steps=7").agent
     assert (agent.total_steps, agent.num_envs) == (7, 512)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_every_budget_belongs_to_a_task(budget):
+def test_every_budget_belongs_to_a_task(budget: str) -> None:
     assert budget in TASKS

@@ -11,8 +11,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from lrpilot.agents.tracking import Tracker
-from lrpilot.agents.training import train_agent
+from lrpilot.agents import train
 from lrpilot.envs import LRControlEnv
 from lrpilot.tasks.quadratic import QuadraticTask
 
@@ -57,20 +56,18 @@ ALGORITHMS = [PPO_TINY, RECURRENT_TINY, SAC_TINY]
 
 
 def run(folder: Path, *, total_steps: int, **changes: Any) -> dict[str, Any]:
-    """Train in a folder; `task`, `first_env` and the arguments of `train_agent` may change."""
-    folder.mkdir(exist_ok=True)
-    make_env = partial(LRControlEnv, changes.pop("task", quadratic)(), num_decisions=5)
+    """Train in a folder; `task`, `env`, `first_env` and the arguments of `train` may change."""
+    task = changes.pop("task", quadratic)()
+    make_env = partial(LRControlEnv, task, num_decisions=5)
     first_env = changes.pop("first_env", make_env)
     env = changes.pop("env", None) or DummyVecEnv([first_env, make_env])
     arguments: dict[str, Any] = {
         "algorithm": PPO_TINY,
-        "seed": 0,
-        "tracker": Tracker(folder, {}),
-        "card": {},
-        "checkpoint_steps": 10_000,
+        "num_envs": env.num_envs,
         "show_progress": False,
+        "make_env": lambda *_, **__: env,
     }
-    return train_agent(env, total_steps=total_steps, run_dir=folder, **{**arguments, **changes})
+    return train(task, total_steps=total_steps, run_dir=folder, **{**arguments, **changes})
 
 
 def policy_file(folder: Path) -> bytes:

@@ -7,8 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from lrpilot import Policy
-from lrpilot.agents.tracking import Tracker
-from lrpilot.agents.training import train_agent
+from lrpilot.agents import train
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
@@ -31,17 +30,13 @@ def test_it_trains_and_exports(agent, tmp_path):
     cfg = composed(agent)
     if agent == "sac":
         cfg.agent.algorithm.update(learning_starts=0, gradient_steps=2)
-    summary = train_agent(
-        instantiate(cfg.env, _convert_="all")(
-            instantiate(cfg.task, _convert_="all"), cfg.agent.num_envs
-        ),
+    summary = train(
+        "quadratic",
         algorithm=instantiate(cfg.agent.algorithm, _convert_="all"),
         total_steps=464,
-        seed=0,
+        num_envs=cfg.agent.num_envs,
+        runner="looped",
         run_dir=tmp_path,
-        tracker=Tracker(tmp_path, {}),
-        card={},
-        checkpoint_steps=1000,
         show_progress=False,
     )
     assert Policy.load(tmp_path).fingerprint == summary["policy_fingerprint"]

@@ -16,8 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lrpilot
-from lrpilot.agents.tracking import Tracker
-from lrpilot.agents.training import train_agent
+from lrpilot.agents import train
 from lrpilot.envs import (
     LRControlEnv,
     LRControlVecEnv,
@@ -185,27 +184,23 @@ def test_number_of_workers_out_of_range_is_refused(num_workers):
 
 @pytest.mark.slow
 def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_training(tmp_path):
-    def train(name, runner, total_steps, **kwargs):
-        env = make_vec_env(quadratic(), 2, runner=runner, num_decisions=5)
-        (tmp_path / name).mkdir()
-        summary = train_agent(
-            env,
+    def trained(name, runner, total_steps, **kwargs):
+        summary = train(
+            quadratic(),
+            {"num_decisions": 5},
             algorithm=partial(PPO, "MlpPolicy", n_steps=12, batch_size=12, n_epochs=2),
             total_steps=total_steps,
-            seed=0,
+            num_envs=2,
+            runner=runner,
             run_dir=tmp_path / name,
-            tracker=Tracker(tmp_path / name, {}),
-            card={},
-            checkpoint_steps=10_000,
             show_progress=False,
             **kwargs,
         )
-        env.close()
         return summary["policy_fingerprint"]
 
-    whole = train("whole", "looped", 72)
-    train("half", "subprocess", 24)
-    assert train("rest", "subprocess", 72, resume_from=tmp_path / "half") == whole
+    whole = trained("whole", "looped", 72)
+    trained("half", "subprocess", 24)
+    assert trained("rest", "subprocess", 72, resume_from=tmp_path / "half") == whole
 
 
 # the choice

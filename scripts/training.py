@@ -1,0 +1,99 @@
+"""From a composed configuration to a trained agent, for every script that trains one."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lrpilot import Policy
+from lrpilot.agents import train
+from lrpilot.envs.runners import fastest_runner
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.tasks.runs import Task
+from scripts.jobs import write_config
+from scripts.overrides import plain
+from scripts.resuming import settings_of
+
+
+def make_task(cfg: DictConfig) -> Task:
+    """The task that is configured.
+
+    Raises:
+        ValueError: if its `_target_` makes something else.
+    """
+    task = instantiate(cfg.task, _convert_="all")
+    if not isinstance(task, Task):
+        raise ValueError(f"`task._target_` must make a Task, got {cfg.task._target_}, {task!r}")
+    return task
+
+
+def train_configured(
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    overrides: Sequence[str] | None = None,
+    resume_from: Path | None = None,
+) -> dict[str, Any]:
+    """Train the configured agent on the configured task; returns its summary.
+
+    Args:
+        cfg: with `task`, `env`, `agent`, `logger`, `seed`, `num_threads` and `show_progress`;
+            `env.runner` becomes the one that runs, in the run folder's `config.yaml`, too.
+        run_dir: the agent's run folder.
+        overrides: what the configuration is made of, if the run can be resumed with them.
+        resume_from: run folder to continue.
+    """
+    if "agent" not in cfg:
+        raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
+    torch.set_num_threads(cfg.num_threads)
+    task, agent = make_task(cfg), cfg.agent
+    print(
+        f"{task.name}: {agent.total_steps} env steps in {agent.num_envs} environments; "
+        "agent.total_steps=... and agent.num_envs=... change that"
+    )
+    env = dict(instantiate(cfg.env, _convert_="all").keywords)
+    runner = env.pop("runner")
+    if runner in ("auto", "measure"):
+        # so that the run is known, and resumed, as it was
+        cfg.env.runner = fastest_runner(task, agent.num_envs, anew=runner == "measure", **env)
+    write_config(cfg, run_dir)
+    config = plain(cfg)
+    return train(
+        task,
+        env,
+        algorithm=instantiate(agent.algorithm, _convert_="all"),
+        total_steps=agent.total_steps,
+        num_envs=agent.num_envs,
+        run_dir=run_dir,
+        runner=cfg.env.runner,
+        seed=cfg.seed,
+        checkpoint_steps=agent.checkpoint_steps,
+        init_from=Policy.load(agent.init_from) if agent.init_from and not resume_from else None,
+        tracker=instantiate(cfg.logger)(run_dir, config),
+        card={name: config[name] for name in ("task", "env", "agent")},
+        # reads the commit now, not after hours of training
+        provenance=describe_provenance(),
+        command=None if overrides is None else settings_of(cfg, overrides),
+        resume_from=resume_from,
+        show_progress=cfg.show_progress,
+    )
+
+
+def command_line(script: str, *arguments: str) -> str:
+    """A command that runs a script from any folder, with the configuration folders of this run.
+
+    Args:
+        script: its file's name.
+        *arguments: overrides, as they stand in a shell.
+    """
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    path = Path(__file__).resolve().parent / script
+    start = [sys.executable, str(path), *(f"--config-dir={folder}" for folder in folders)]
+    return " ".join([*map(shlex.quote, start), *arguments])
