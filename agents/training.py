@@ -24,8 +24,8 @@ from lrpilot.agents.tracking import Tracker
 from lrpilot.envs.runners import make_vec_env
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 AGENT_FILE = "agent.zip"
 METRICS_FILE = "metrics.csv"

@@ -12,10 +12,10 @@ from lrpilot import Policy
 from lrpilot.evaluation import report
 from lrpilot.evaluation.grid import Method, Scheduler, deployed, train_grid
 from lrpilot.evaluation.provenance import describe_provenance
-from lrpilot.evaluation.seeds import FIRST_EVALUATION_SEED
+from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, unique
-from lrpilot.tasks.runs import Task
 from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.task import Task
 
 RUNS_FILE, CURVES_FILE, FIGURE_FILE = "runs.csv", "curves.csv", "curves.png"
 TABLE_FILE = "table.md"
@@ -70,8 +70,7 @@ def evaluate(
     task = load_task(task)
     origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
     factors = [float(factor) for factor in initial_lr_factors]
-    first_seed = FIRST_EVALUATION_SEED + num_skipped_seeds
-    seeds = range(first_seed, first_seed + num_seeds)
+    seeds = evaluation_seeds(num_skipped_seeds + num_seeds)[num_skipped_seeds:]
     grid = train_grid(
         task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps
     )

@@ -15,7 +15,7 @@ from lrpilot import Policy
 from lrpilot.agents import train
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.provenance import describe_provenance
-from lrpilot.tasks.runs import Task
+from lrpilot.tasks.task import Task
 from scripts.jobs import write_config
 from scripts.overrides import plain
 from scripts.resuming import settings_of

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "lrpilot": set(),
     "tasks": {"lrpilot"},
     "envs": {"lrpilot", "tasks"},
-    "agents": {"lrpilot"},
+    "agents": {"lrpilot", "tasks", "envs"},
     "evaluation": {"lrpilot", "tasks", "envs", "agents"},
     "scripts": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
     "benchmarks": {"lrpilot", "tasks", "envs", "agents", "evaluation"},

@@ -63,7 +63,7 @@ def test_a_killed_worker_is_named_with_the_command_that_goes_on(start, tmp_path)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert "Traceback" not in errors
-    assert errors.strip().endswith(f"continue with resume={tmp_path}/cut")
+    assert errors.strip().endswith(f"/scripts/train_agent.py resume={tmp_path}/cut")
     more = ["resume=cut", "agent.total_steps=58", "hydra.run.dir=rest"]
     ((code, _, errors),) = run_scripts([["train_agent.py", *more]], tmp_path)
     assert code == 0, errors

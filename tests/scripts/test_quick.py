@@ -1,4 +1,4 @@
-"""`quick=true`: a small version of an experiment that says what it is."""
+"""`experiment=quick/...`: a small version of an experiment that says what it is."""
 
 import csv
 
@@ -13,15 +13,10 @@ pytestmark = pytest.mark.slow
 def out_dir(tmp_path_factory):
     """The quick version of an experiment, with some values given."""
     folder = tmp_path_factory.mktemp("quick")
-    given = ["experiment.compare.num_seeds=3", "experiment.compare.widths=[4,20,40]"]
-    given += [
-        "experiment.task.total_steps=20",
-        "show_progress=false",
-        f"hydra.run.dir={folder}/out",
-    ]
-    ((code, _, err),) = run_scripts(
-        [["reproduce.py", "experiment=double_descent", "quick=true", *given]], folder
-    )
+    given = ["compare.num_seeds=3", "compare.widths=[4,20,40]", "task.total_steps=20"]
+    given += ["show_progress=false", f"hydra.run.dir={folder}/out"]
+    command = ["reproduce.py", "experiment=quick/double_descent", *given]
+    ((code, _, err),) = run_scripts([command], folder)
     assert code == 0, err
     return folder / "out"
 

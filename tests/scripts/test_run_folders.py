@@ -93,7 +93,7 @@ def next_arguments(answers):
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("next "))
     _, _, script, *arguments = shlex.split(line)
-    assert script == "scripts/evaluate.py"
+    assert script == str(ROOT / "scripts" / "evaluate.py")
     return arguments
 
 
