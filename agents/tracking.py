@@ -50,8 +50,8 @@ class WandbTracker(Tracker):
         run_dir: the run folder.
         config: the resolved configuration.
         project: W&B project.
-        mode: "online", "offline" or "disabled"; by default the environment variable
-            `WANDB_MODE`, else online if the user is logged in, else offline.
+        mode: "online", "offline" or "disabled"; by default that of the environment variable
+            `WANDB_MODE`, else offline.
     """
 
     def __init__(
@@ -70,13 +70,11 @@ class WandbTracker(Tracker):
             os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
             import wandb
 
-            chosen: Any = mode or os.environ.get("WANDB_MODE")
-            if not chosen:
-                chosen = "online" if wandb.login(prompt=False, verify=False) else "offline"
+            asked: Any = mode or os.environ.get("WANDB_MODE")
             self._run = wandb.init(
                 project=project,
                 dir=str(run_dir),
-                mode=chosen,
+                mode=asked or "offline",
                 config=config,
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from types import ModuleType
 from typing import Any
 
 ENV_ID = "lrpilot/LRControl-v0"
@@ -21,20 +20,29 @@ def register() -> None:
 
 def make(task: Any = None, **arguments: Any) -> Any:
     """An `LRControlEnv`: what `gymnasium.make(ENV_ID, task=..., ...)` returns."""
-    return _environments().LRControlEnv(task, **arguments)
+    return research_module("lrpilot.envs.gymnasium_envs", ENV_ID).LRControlEnv(task, **arguments)
 
 
 def make_vector(task: Any = None, **arguments: Any) -> Any:
     """What `gymnasium.make_vec(ENV_ID, task=..., num_envs=..., ...)` returns."""
-    return _environments().make_vector_env(task, **arguments)
+    return research_module("lrpilot.envs.gymnasium_envs", ENV_ID).make_vector_env(task, **arguments)
 
 
-def _environments() -> ModuleType:
+def research_module(name: str, user: str) -> Any:
+    """A module that needs the packages of the extra `research`, which are imported on demand.
+
+    Args:
+        name: the module's.
+        user: what needs it, for the error.
+
+    Raises:
+        ModuleNotFoundError: if one of the packages is missing; it names the cure.
+    """
     try:
-        return importlib.import_module("lrpilot.envs.gymnasium_envs")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lrpilot"):
             raise
         raise ModuleNotFoundError(
-            f'{ENV_ID} needs `pip install "lrpilot[research]"`: {error}', name=error.name
+            f'{user} needs `pip install "lrpilot[research]"`: {error}', name=error.name
         ) from None

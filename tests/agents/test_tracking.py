@@ -1,4 +1,6 @@
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -6,18 +8,20 @@ from lrpilot.agents.tracking import TensorBoardTracker, WandbTracker
 
 
 @pytest.mark.slow
-def test_wandb_writes_an_offline_run_when_nobody_is_logged_in(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+def test_wandb_is_offline_and_quiet_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    # as of a user who is logged in
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
     tracker = WandbTracker(tmp_path, {"seed": 0})
     tracker.log({"return_mean": 1.0}, step=1)
     tracker.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert capfd.readouterr() == ("", "")
 
 
-def test_wandb_failure_at_the_start_warns_and_goes_on(tmp_path):
+def test_wandb_failure_at_the_start_warns_and_goes_on(tmp_path: Path) -> None:
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")
     with pytest.warns(RuntimeWarning, match="W&B failed and is switched off"):
@@ -26,18 +30,20 @@ def test_wandb_failure_at_the_start_warns_and_goes_on(tmp_path):
     tracker.close()
 
 
-def test_missing_wandb_package_warns_and_goes_on(tmp_path, monkeypatch):
+def test_missing_wandb_package_warns_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.warns(RuntimeWarning, match="W&B failed and is switched off"):
         tracker = WandbTracker(tmp_path, {})
     tracker.log({"return_mean": 1.0}, step=1)
 
 
-def test_wandb_failure_while_logging_warns_once_and_goes_on(tmp_path):
+def test_wandb_failure_while_logging_warns_once_and_goes_on(tmp_path: Path) -> None:
     tracker = WandbTracker(tmp_path, {}, mode="disabled")
 
     class Broken:
-        def log(self, row, step):
+        def log(self, row: dict[str, Any], step: int) -> None:
             raise ConnectionError("no network")
 
     tracker._run = Broken()
@@ -46,7 +52,7 @@ def test_wandb_failure_while_logging_warns_once_and_goes_on(tmp_path):
     tracker.log({"return_mean": 1.0}, step=2)
 
 
-def test_tensorboard_writes_events(tmp_path):
+def test_tensorboard_writes_events(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path, {})
     tracker.log({"return_mean": 1.0}, step=1)
     tracker.close()

@@ -33,7 +33,10 @@ MISTAKES = {
     ("evaluate.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "agent.num_envs=3"): "`agent.num_envs=3` must be left out: evaluate.py does no",
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
-    ("reproduce.py", "experiment=null"): "`experiment` must be chosen, as in experiment=iclr2023_nm",
+    (
+        "reproduce.py",
+        "experiment=null",
+    ): "`experiment` must be chosen, as in experiment=iclr2023_nm",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
     ("stress_nmf.py", "show_progress=false"): "policy",
