@@ -15,15 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from stable_baselines3 import PPO
-from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.agents.tracking import Tracker
-from lrpilot.agents.training import train_agent
-from lrpilot.envs import make_vec_env
-from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation import report
-from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.agents import train
+from lrpilot.evaluation.evaluate import evaluate
 from lrpilot.evaluation.methods.schedules import constant, cosine, linear, wsd
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
@@ -36,9 +31,9 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 def learn(task: Task, *, total_steps: int, run_dir: Path) -> Policy:
     """A policy that an agent has learned in so many decisions."""
-    env = make_vec_env(task, NUM_ENVS, runner="batched", horizon_factors=(0.5, 1.0))
-    train_agent(
-        env,
+    train(
+        task,
+        {"horizon_factors": (0.5, 1.0)},
         algorithm=partial(
             PPO,
             "MlpPolicy",
@@ -50,27 +45,11 @@ def learn(task: Task, *, total_steps: int, run_dir: Path) -> Policy:
             policy_kwargs={"net_arch": [64, 64], "log_std_init": -0.7},
         ),
         total_steps=total_steps,
-        seed=0,
+        num_envs=NUM_ENVS,
+        runner="batched",
         run_dir=run_dir,
-        tracker=Tracker(run_dir, {}),
-        card={"task": {"name": task.name}},
-        checkpoint_steps=total_steps,
     )
     return Policy.load(run_dir)
-
-
-def compare(task: Task, policy: Policy, *, num_seeds: int, out_dir: Path) -> None:
-    """Train new networks under every scheduler; print the table, and draw the figure."""
-    methods = [Method("policy", partial(deployed, policy=policy))]
-    methods += [Method(name, make) for name, make in SCHEDULES.items()]
-    seeds = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + num_seeds)
-    grid = train_grid(task, methods, initial_lr_factors=FACTORS, seeds=seeds)
-    num_runs = len(methods) * len(FACTORS) * num_seeds
-    results = list(tqdm(grid, total=num_runs, unit=" runs"))
-    rows = [result.row for result in results]
-    report.draw_curves(rows, report.curve_rows(results), out_dir / "curves.png")
-    table = f"{report.tuned_table(rows)}\n\n{report.robustness_table(rows)}"
-    report.write_table(f"{task.name}, mean of {num_seeds} seeds\n\n{table}\n", out_dir / "table.md")
 
 
 def main() -> None:
@@ -84,11 +63,17 @@ def main() -> None:
     torch.set_num_threads(1)
     task = load_task("digits_mlp")
     out_dir: Path = arguments.out_dir
-    out_dir.mkdir(parents=True, exist_ok=True)
     print("1. an agent learns to set the learning rate of small networks that read digits")
     policy = learn(task, total_steps=arguments.agent_steps, run_dir=out_dir)
     print("2. new networks are trained under the policy and under schedules")
-    compare(task, policy, num_seeds=arguments.num_seeds, out_dir=out_dir)
+    evaluate(
+        task,
+        policy=policy,
+        schedulers=SCHEDULES,
+        initial_lr_factors=FACTORS,
+        num_seeds=arguments.num_seeds,
+        out_dir=out_dir,
+    )
     print(f"{time.perf_counter() - start:.0f} seconds")
     print(f"figure  {out_dir / 'curves.png'}\ntable   {out_dir / 'table.md'}")
     print(f"policy  {out_dir / 'policy.safetensors'}")
