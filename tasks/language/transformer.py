@@ -116,6 +116,7 @@ class GPT(_Transformer):
         width: size of a token's representation.
         dropout: applied to the embeddings and at the end of every branch.
 
+    >>> import torch
     >>> gpt = GPT(65, 64, num_layers=4, num_heads=4, width=128, dropout=RunDropout(0.0))
     >>> gpt(torch.zeros(2, 10, dtype=torch.int64)).shape
     torch.Size([2, 10, 65])
@@ -136,6 +137,7 @@ class Encoder(_Transformer):
     Its arguments are those of `GPT`, of words with the number `PADDING` that fills up sentences,
     and `num_classes`.
 
+    >>> import torch
     >>> sizes = {"num_layers": 1, "num_heads": 2, "width": 8, "num_classes": 2}
     >>> encoder = Encoder(100, 9, dropout=RunDropout(0.0), **sizes)
     >>> encoder(torch.tensor([[5, 7, 9], [6, PADDING, PADDING]])).shape
