@@ -15,12 +15,10 @@ import torch
 from sklearn.datasets import load_digits
 from stable_baselines3 import PPO
 from torch import nn
-from tqdm import tqdm
 
 from lrpilot import Policy
 from lrpilot.agents import train
-from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.evaluation.evaluate import evaluate
 from lrpilot.evaluation.methods.schedules import cosine
 from lrpilot.tasks.networks.from_model import ModelTask, from_model
 
@@ -79,29 +77,6 @@ def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
     return Policy.load(run_dir)
 
 
-def compare(task: ModelTask, policy: Policy, *, num_seeds: int) -> None:
-    """Print held-out losses at five initial learning rates, on seeds that no agent saw."""
-    methods = [Method("policy", partial(deployed, policy=policy)), Method("cosine", cosine)]
-    factors = [0.1, 0.3, 1.0, 3.0, 10.0]
-    seeds = range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + num_seeds)
-    grid = train_grid(task, methods, initial_lr_factors=factors, seeds=seeds)
-    num_runs = len(methods) * len(factors) * num_seeds
-    rows = [result.row for result in tqdm(grid, total=num_runs, unit=" runs")]
-    print("held-out loss at initial lr" + "".join(f"{task.base_lr * f:>9g}" for f in factors))
-    for method in methods:
-        means = [
-            sum(row["held_out_loss"] for row in rows if key(row) == (method.name, factor))
-            / num_seeds
-            for factor in factors
-        ]
-        print(f"{method.name:27}" + "".join(f"{mean:9.4f}" for mean in means))
-
-
-def key(row: dict[str, object]) -> tuple[object, object]:
-    """What a row of the table belongs to."""
-    return row["scheduler"], row["initial_lr_factor"]
-
-
 def main() -> None:
     """Learn, then compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,8 +86,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     task = make_task()
-    policy = learn(task, total_steps=arguments.agent_steps, run_dir=arguments.run_dir)
-    compare(task, policy, num_seeds=arguments.num_seeds)
+    evaluate(
+        task,
+        policy=learn(task, total_steps=arguments.agent_steps, run_dir=arguments.run_dir),
+        schedulers={"cosine": cosine},
+        initial_lr_factors=(0.1, 0.3, 1.0, 3.0, 10.0),
+        num_seeds=arguments.num_seeds,
+        out_dir=arguments.run_dir,
+    )
 
 
 if __name__ == "__main__":

@@ -20,19 +20,23 @@ from lrpilot import Policy
 from lrpilot.agents import train
 from lrpilot.evaluation.evaluate import evaluate
 from lrpilot.evaluation.methods.schedules import constant, cosine, linear, wsd
-from lrpilot.tasks.shipped import load_task
-from lrpilot.tasks.task import Task
 
 NUM_ENVS = 32
 EPISODE = 29  # decisions of an agent in a run: one for each of 30 intervals but the first
-SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine, "wsd": wsd}
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def learn(task: Task, *, total_steps: int, run_dir: Path) -> Policy:
-    """A policy that an agent has learned in so many decisions."""
+def main() -> None:
+    """Learn, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--agent-steps", type=int, default=12_000, help="decisions to learn from")
+    parser.add_argument("--num-seeds", type=int, default=2)
+    parser.add_argument("--out-dir", type=Path, default=Path("outputs/quickstart"))
+    arguments = parser.parse_args()
+    start, out_dir = time.perf_counter(), arguments.out_dir
+    torch.set_num_threads(1)
+    print("1. an agent learns to set the learning rate of small networks that read digits")
     train(
-        task,
+        "digits_mlp",
         {"horizon_factors": (0.5, 1.0)},
         algorithm=partial(
             PPO,
@@ -44,43 +48,25 @@ def learn(task: Task, *, total_steps: int, run_dir: Path) -> Policy:
             gamma=1.0,
             policy_kwargs={"net_arch": [64, 64], "log_std_init": -0.7},
         ),
-        total_steps=total_steps,
+        total_steps=arguments.agent_steps,
         num_envs=NUM_ENVS,
         runner="batched",
-        run_dir=run_dir,
+        run_dir=out_dir,
     )
-    return Policy.load(run_dir)
-
-
-def main() -> None:
-    """Learn, then compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--agent-steps", type=int, default=12_000, help="decisions to learn from")
-    parser.add_argument("--num-seeds", type=int, default=2)
-    parser.add_argument("--out-dir", type=Path, default=Path("outputs/quickstart"))
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    torch.set_num_threads(1)
-    task = load_task("digits_mlp")
-    out_dir: Path = arguments.out_dir
-    print("1. an agent learns to set the learning rate of small networks that read digits")
-    policy = learn(task, total_steps=arguments.agent_steps, run_dir=out_dir)
     print("2. new networks are trained under the policy and under schedules")
     evaluate(
-        task,
-        policy=policy,
-        schedulers=SCHEDULES,
-        initial_lr_factors=FACTORS,
+        "digits_mlp",
+        policy=Policy.load(out_dir),
+        schedulers={"constant": constant, "linear": linear, "cosine": cosine, "wsd": wsd},
+        initial_lr_factors=(0.1, 0.3, 1.0, 3.0, 10.0),
         num_seeds=arguments.num_seeds,
         out_dir=out_dir,
     )
     print(f"{time.perf_counter() - start:.0f} seconds")
     print(f"figure  {out_dir / 'curves.png'}\ntable   {out_dir / 'table.md'}")
     print(f"policy  {out_dir / 'policy.safetensors'}")
-    print(
-        f'next    scheduler = PolicyLR(optimizer, "{out_dir}", total_steps=...) in your training,'
-    )
-    print("        python scripts/train_agent.py task=cifar, and docs/your_own_task.md")
+    print(f'next    PolicyLR(optimizer, "{out_dir}", total_steps=...) in your training loop,')
+    print("        python scripts/train_agent.py task=cifar, or docs/your_own_task.md")
 
 
 if __name__ == "__main__":
