@@ -22,9 +22,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from lrpilot import ActionSpec
-from lrpilot.caps.cap import segment_cap
 from lrpilot.envs import LRControlEnv, LRControlVecEnv
 from lrpilot.evaluation.report import format_table
+from lrpilot.tasks.nmf.caps import segment_cap
 from lrpilot.tasks.nmf.task import NMFTask
 
 TASK = partial(
@@ -105,20 +105,14 @@ def measure_cap(num_runs: int, num_steps: int) -> tuple[float, dict[str, float]]
         assert exact is not None
         for bound in bounds:
             start = time.perf_counter()
-            noise = runs.problem.noise_std(exact)
-            gradients = (exact.gradient_w, exact.gradient_h)
-            p, q = (torch.linalg.vector_norm(g, dim=(-2, -1)) for g in gradients)
+            noise = runs.objective.noise_std(exact)
             segment_cap(
                 runs.w,
                 runs.h,
-                runs.problem.matrix,
+                (exact.gradient_w, exact.gradient_h),
+                exact.squared_columns.sum(-1) / 2,
                 bound=bound,
-                residual=exact.residual,
-                loss=exact.squared_columns.sum(-1) / 2,
-                gradient_bounds=(
-                    p + noise * runs.problem.length_w,
-                    q + noise * runs.problem.length_h,
-                ),
+                noise_lengths=(noise * runs.objective.length_w, noise * runs.objective.length_h),
             )
             seconds[bound].append(time.perf_counter() - start)
     step = statistics.median(seconds["step"])

@@ -1,37 +1,28 @@
 """Hundreds of factorizations as one tensor computation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrpilot.caps.cap import line_oracle
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import sample_positions
-from lrpilot.tasks.nmf.problem import (
-    DRAWN_STEPS,
-    Draws,
-    Exact,
-    Instance,
-    Numbers,
-    Problem,
-    draw_instance,
-)
+from lrpilot.tasks.nmf.caps import line_oracle
+from lrpilot.tasks.nmf.draws import DRAWN_STEPS, Draws, Instance, draw_instance
+from lrpilot.tasks.nmf.objective import Exact, Numbers, Objective
+from lrpilot.tasks.nmf.problem import NMFProblem
 from lrpilot.tasks.runs import BatchedRuns
-
-if TYPE_CHECKING:
-    from lrpilot.tasks.nmf.task import NMFTask
 
 
 class BatchedNMFRuns(BatchedRuns):
     """B factorizations under plain SGD as one computation."""
 
-    def __init__(self, task: "NMFTask", num_runs: int) -> None:
-        super().__init__(num_runs, device=task.device)
-        self._task = task
-        (m, n), r = task.shape, task.rank
+    def __init__(self, problem: NMFProblem, num_runs: int) -> None:
+        super().__init__(num_runs, device=problem.device)
+        self._problem = problem
+        (m, n), r = problem.shape, problem.rank
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(num_runs, *shape, device=self.device)
@@ -40,27 +31,27 @@ class BatchedNMFRuns(BatchedRuns):
         self._instance = Instance(zeros(m, n), zeros(m, r), zeros(r, n), sizes, zeros())
         self.w, self.h = self._instance.w.clone(), self._instance.h.clone()
         self._generators = [torch.Generator() for _ in range(num_runs)]
-        self._draws = Draws(task)
+        self._draws = Draws(problem)
         self._numbers: Numbers | None = None
         self._position = np.full(num_runs, DRAWN_STEPS)
         self._num_steps = torch.zeros(num_runs, dtype=torch.int64, device=self.device)
         self._gradients = self.w, self.h
         self._exact: Exact | None = None
-        self._sample = sample_positions(task.rank * (m + n), ObservationSpec().num_entries)
+        self._sample = sample_positions(problem.rank * (m + n), ObservationSpec().num_entries)
 
     @torch.no_grad()
     def reset(self, rows: list[int], seeds: list[int]) -> None:
         """Start the runs of these indices anew, from these seeds."""
         instances = [
-            draw_instance(self._task, self._generators[row].manual_seed(seed))
+            draw_instance(self._problem, self._generators[row].manual_seed(seed))
             for row, seed in zip(rows, seeds, strict=True)
         ]
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         for name, kept in vars(self._instance).items():
             drawn = [getattr(instance, name) for instance in instances]
             kept[index] = torch.stack(drawn).to(self.device) if drawn else kept[index]
-        self.problem = Problem(self._task, **vars(self._instance))
-        start_w, start_h = self.problem.project(self._instance.w, self._instance.h)
+        self.objective = Objective(self._problem, self._instance)
+        start_w, start_h = self.objective.project(self._instance.w, self._instance.h)
         self.w[index], self.h[index] = start_w[index], start_h[index]
         self._exact = None
         self._position[rows] = DRAWN_STEPS
@@ -81,7 +72,7 @@ class BatchedNMFRuns(BatchedRuns):
     def _draw(self, rows: NDArray[np.int64]) -> None:
         uniforms, normals = self._draws.draw([self._generators[row] for row in rows])
         index = torch.as_tensor(rows, device=self.device)
-        numbers = self.problem.prepare(
+        numbers = self.objective.prepare(
             uniforms.to(self.device), normals.to(self.device), rows=index
         )
         if len(rows) == self.num_runs:
@@ -99,10 +90,10 @@ class BatchedNMFRuns(BatchedRuns):
     def best_lrs(self) -> Tensor:
         """The best learning rate of each run along its next, noisy direction: an oracle's."""
         numbers = self._next_numbers(np.ones(self.num_runs, np.bool_))
-        direction, _ = self.problem.noisy_gradients(
+        direction, _ = self.objective.noisy_gradients(
             self.w, self.h, numbers, exact=self._known_exact()
         )
-        return line_oracle(self.w, self.h, self.problem.matrix, direction=direction)[0]
+        return line_oracle(self.w, self.h, self.objective.matrix, direction)
 
     @torch.no_grad()
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:
@@ -110,14 +101,14 @@ class BatchedNMFRuns(BatchedRuns):
         active_runs = active.cpu().numpy()
         numbers = self._next_numbers(active_runs)
         self._position += active_runs
-        (grad_w, grad_h), losses = self.problem.noisy_gradients(
+        (grad_w, grad_h), losses = self.objective.noisy_gradients(
             self.w, self.h, numbers, exact=self._known_exact()
         )
-        if self._task.update == "alternating":
+        if self._problem.update == "alternating":
             moves_w = (self._num_steps % 2 == 0)[:, None, None]
             grad_w, grad_h = grad_w * moves_w, grad_h * ~moves_w
         rates = -lrs.to(self.w.dtype)[:, None, None]
-        w, h = self.problem.project(
+        w, h = self.objective.project(
             torch.addcmul(self.w, rates, grad_w), torch.addcmul(self.h, rates, grad_h)
         )
         if not active_runs.all():
@@ -131,19 +122,21 @@ class BatchedNMFRuns(BatchedRuns):
 
     def _known_exact(self) -> Exact | None:
         """What is exact at the present state, computed once for cap and step."""
-        if self._exact is None and self._task.noise != "minibatch":
-            self._exact = self.problem.exact(self.w, self.h)
+        if self._exact is None and self._problem.noise != "minibatch":
+            self._exact = self.objective.exact(self.w, self.h)
         return self._exact
 
     @torch.no_grad()
     def cap(self) -> tuple[Tensor, str]:
-        """The task's cap for each run's next step."""
-        return self.problem.cap(self.w, self.h, self._num_steps % 2 == 0, exact=self._known_exact())
+        """The problem's cap for each run's next step."""
+        return self.objective.cap(
+            self.w, self.h, self._num_steps % 2 == 0, exact=self._known_exact()
+        )
 
     @torch.no_grad()
     def privileged_losses(self) -> Tensor:
         """The exact objectives 1/2 ||V - W H||^2."""
-        return self.problem.loss(self.w, self.h)
+        return self.objective.loss(self.w, self.h)
 
     def weights(self) -> Tensor:
         """W and H, flattened (or their sample)."""
@@ -176,7 +169,7 @@ class BatchedNMFRuns(BatchedRuns):
         numbers = state["numbers"]
         self._numbers = None if numbers is None else Numbers(*(x.clone() for x in numbers))
         self._instance = Instance(**{k: v.clone() for k, v in state["_instance"].items()})
-        self.problem = Problem(self._task, **vars(self._instance))
+        self.objective = Objective(self._problem, self._instance)
         grad_w, grad_h = state["_gradients"]
         self._gradients = grad_w.clone(), grad_h.clone()
         self._exact = None

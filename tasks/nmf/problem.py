@@ -1,312 +1,162 @@
-"""The mathematics of stochastic NMF: instances, noisy gradients, projections and caps."""
+"""What is factorized, from which noisy gradients: all that an `NMFTask` is told."""
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from lrpilot.caps.cap import block_cap, joint_ball_cap, project_ball, segment_cap
+from lrpilot.tasks.data.matrices import (
+    REAL_MATRICES,
+    load_matrix,
+    normalize_matrix,
+    read_matrix,
+    to_tensor,
+)
+from lrpilot.tasks.task import Task
 
-if TYPE_CHECKING:
-    from lrpilot.tasks.nmf.task import NMFTask
-
-# random numbers are drawn for so many steps at once, and minibatches of the observed loss
-DRAWN_STEPS = 32
-# noise vectors longer than their mean length by this many standard deviations of an entry are
-# shortened to it (a chance of 1e-15 per step), so that a certificate can count on their length
-NOISE_MARGIN = 8.0
+NOISES = ("none", "minibatch", "gaussian", "relative")
+UPDATES = ("simultaneous", "alternating")
+CAPS = ("segment", "ball", "block")
 
 
-@dataclass
-class Instance:
-    """A problem and its start, padded with zeros to the task's largest size.
+@dataclass(frozen=True, kw_only=True)
+class NMFProblem(Task):
+    """Minimize f(W, H) = 1/2 ||V - W H||^2 over W, H >= 0 from noisy gradients.
 
-    A zero row or column stays zero: its gradient vanishes, and its noise is masked.
+    Each seed is a new matrix V = k^2 max(W* H* + E, 0), normalized to mean k^2, where the entries
+    of W* and H* are uniform or zero, their columns and rows decay geometrically, and E is
+    Gaussian; or, with `matrix`, a real matrix times k^2. After every step the factors are
+    projected on the non-negative orthant (and, under the ball cap, on a ball). The exact f is
+    privileged; the observed loss is the one of a random minibatch of columns.
+
+    Noise of the gradient G, with level c drawn per run:
+
+    - "none": G itself, and the exact loss;
+    - "minibatch": unbiased estimates from `batch_size` columns (for W) and rows (for H);
+    - "gaussian": i.i.d. entries of standard deviation c times the root mean square of the
+      entries of G at the start, the same at every step;
+    - "relative": as gaussian, but relative to the present G, so E||xi||^2 = c^2 ||G||^2.
+
+    All of it is equivariant: V -> k^2 V multiplies the gradient and its noise by k^3.
+
+    Args:
+        shape: (m, n) of V; of the largest V if `smallest_shape` is given.
+        rank: r, at most min(m, n); the largest rank if `smallest_rank` is given.
+        smallest_shape: sizes are drawn uniformly from here to `shape`.
+        smallest_rank: ranks are drawn uniformly from here to `rank`.
+        scale_range: V's mean k^2, log-uniform.
+        condition_range: ratio of the first to the last column of W*, log-uniform.
+        sparsity_range: share of zeros in W* and H*, uniform.
+        data_noise: standard deviation of E over the mean of W* H*.
+        start_scale: W and H start so many times as large; at 1, W H starts at the mean of V.
+        matrix: what to factorize instead of random matrices: "olivetti", "digits",
+            "shakespeare", the path of an .npy, .npz or .csv file (see `read_matrix`), or a
+            matrix of the user's own: a tensor, an array or a sparse one, a data frame or a list
+            of rows, of floats, integers or booleans, none negative. It is divided by its mean,
+            computed with in float32, and sets `shape`.
+        data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
+        noise: one of `NOISES`.
+        noise_range: the level c, log-uniform.
+        batch_size: columns (rows) per minibatch, at most min(m, n).
+        with_replacement: whether minibatches are drawn with replacement.
+        update: "simultaneous" (W and H at once) or "alternating" (W at even steps, H at odd).
+        cap_kind: None, "segment", "ball" or "block" (alternating updates only).
+        cap_c: eta L at the cap, in (0, 2).
+        device: where batched runs live.
+
+    Raises:
+        ValueError: if an argument is out of range, or the cap does not certify the update.
     """
 
-    matrix: Tensor
-    w: Tensor
-    h: Tensor
-    size: Tensor  # valid rows m, columns n
-    noise_level: Tensor
+    shape: Sequence[int] = (40, 40)
+    rank: int = 5
+    smallest_shape: Sequence[int] | None = None
+    smallest_rank: int | None = None
+    scale_range: Sequence[float] = (1.0, 1.0)
+    condition_range: Sequence[float] = (1.0, 1.0)
+    sparsity_range: Sequence[float] = (0.0, 0.0)
+    data_noise: float = 0.1
+    start_scale: float = 1.0
+    matrix: Any = None
+    data_dir: str | None = None
+    noise: str = "minibatch"
+    noise_range: Sequence[float] = (1.0, 1.0)
+    batch_size: int = 10
+    with_replacement: bool = False
+    update: str = "simultaneous"
+    cap_kind: str | None = None
+    cap_c: float = 1.9
+    device: str = "cpu"
 
-
-def draw_instance(task: "NMFTask", generator: torch.Generator) -> Instance:
-    """A new problem and start; every random number comes from the generator, in a fixed order."""
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    numbers = iter(uniform(7).tolist())
-
-    def between(bounds: Sequence[float]) -> float:
-        low, high = map(math.log, bounds)
-        return math.exp(low + next(numbers) * (high - low))
-
-    def integer(low: int, high: int) -> int:
-        return min(high, low + int(next(numbers) * (high - low + 1)))
-
-    m, n = task.shape
-    smallest = task.smallest_shape or task.shape
-    rows, columns = integer(smallest[0], m), integer(smallest[1], n)
-    rank = integer(task.smallest_rank or task.rank, task.rank)
-    scale = between(task.scale_range)
-    decay = between(task.condition_range) ** (-torch.arange(rank) / max(1, rank - 1))
-    low, high = task.sparsity_range
-    sparsity = low + next(numbers) * (high - low)
-    noise_level = between(task.noise_range)
-    if task.matrix is None:
-        valid = torch.zeros(rows, columns)
-        while not bool(valid.any()):  # a very sparse draw may be zero everywhere
-            w = uniform(rows, rank) * (uniform(rows, rank) >= sparsity) * decay
-            h = uniform(rank, columns) * (uniform(rank, columns) >= sparsity)
-            clean = w @ h
-            noise = torch.randn(rows, columns, generator=generator)
-            valid = (clean + task.data_noise * clean.mean() * noise).clamp_(min=0.0)
-    else:
-        valid = task.real_matrix
-    matrix = torch.zeros(m, n)
-    matrix[:rows, :columns] = valid / valid.mean() * scale
-    # entries of mean (k / sqrt(r)): W H starts at the mean of V (times the scale, squared)
-    entry = task.start_scale * 2 * math.sqrt(scale / rank)
-    w, h = torch.zeros(m, task.rank), torch.zeros(task.rank, n)
-    w[:rows, :rank] = entry * uniform(rows, rank)
-    h[:rank, :columns] = entry * uniform(rank, columns)
-    return Instance(matrix, w, h, torch.tensor([rows, columns]), torch.tensor(noise_level))
-
-
-class Exact(NamedTuple):
-    """What is exact at (W, H): R = W H - V, G_W = R H^T, G_H = W^T R, and ||R_j||^2 by column."""
-
-    residual: Tensor
-    gradient_w: Tensor
-    gradient_h: Tensor
-    squared_columns: Tensor
-
-
-class Numbers(NamedTuple):
-    """Random numbers, ready for use; drawn for many steps they have one more dimension."""
-
-    columns: Tensor  # of a minibatch, or of the observed loss: (..., batch_size)
-    rows: Tensor  # of a minibatch: (..., batch_size)
-    noise_w: Tensor  # added noise in units of its standard deviation: (..., m, r)
-    noise_h: Tensor  # likewise: (..., r, n)
-
-    def at(self, index: Any) -> "Numbers":
-        """The numbers of one step."""
-        return Numbers(*(numbers[index] for numbers in self))
-
-
-class Problem:
-    """The mathematics of one step, for one run or, with a leading dimension, for many."""
-
-    def __init__(self, task: "NMFTask", matrix: Tensor, w: Tensor, h: Tensor, **fixed: Tensor):
-        self.task = task
-        self.matrix = matrix
-        # large results are written into these, since fresh memory costs more than the products
-        self._residual, self._squares = torch.empty_like(matrix), torch.empty_like(matrix)
-        self.size = fixed["size"]
-        self.noise_level = fixed["noise_level"]
-        self.mask_w = (w > 0).any(-1, keepdim=True) & (h > 0).any(-1)[..., None, :]
-        self.mask_h = (w > 0).any(-2)[..., :, None] & (h > 0).any(-2, keepdim=True)
-        num_w, num_h = self.mask_w.sum((-2, -1)), self.mask_h.sum((-2, -1))
-        # lengths, in standard deviations of an entry, beyond which noise is shortened
-        self.length_w = num_w.sqrt() + NOISE_MARGIN
-        self.length_h = num_h.sqrt() + NOISE_MARGIN
-        mean_rank = self.mask_h.any(-1).sum(-1)
-        norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
-        # an optimum with balanced factors has ||W||_F^2 <= sqrt(r) ||V||_F
-        radius = (1.2 * mean_rank.sqrt() * norm).sqrt()
-        self.radius = radius.clamp(min=torch.finfo(radius.dtype).tiny)
-        self.num_entries = num_w + num_h
-        self.initial_std = self._noise_std(self.norm(self.exact(*self.project(w, h))))
-        self.loss_scale = self.size[..., 1] / task.batch_size / 2
-        self._ball_cap: Tensor | None = None
-
-    def exact(self, w: Tensor, h: Tensor) -> Exact:
-        """Residual and gradients without noise; valid until it is called again."""
-        multiply = torch.addmm if w.ndim == 2 else torch.baddbmm
-        residual = multiply(self.matrix, w, h, beta=-1, out=self._residual)
-        squares = torch.square(residual, out=self._squares)
-        return Exact(residual, residual @ h.mT, w.mT @ residual, squares.sum(-2))
-
-    def loss(self, w: Tensor, h: Tensor) -> Tensor:
-        """The exact objective f."""
-        # the squares of `exact` are summed when it returns: their memory is free
-        residual = torch.matmul(w, h, out=self._squares).sub_(self.matrix)
-        return residual.square_().sum((-2, -1)) / 2
-
-    @staticmethod
-    def norm(exact: Exact) -> Tensor:
-        """Frobenius norm of (G_W, G_H)."""
-        squares = exact.gradient_w.square().sum((-2, -1)) + exact.gradient_h.square().sum((-2, -1))
-        return squares.sqrt()
-
-    def _noise_std(self, norm: Tensor) -> Tensor:
-        return self.noise_level * norm / self.num_entries.clamp(min=1).sqrt()
-
-    def noise_std(self, exact: Exact) -> Tensor:
-        """Standard deviation of each noise entry, of the batch's shape."""
-        if self.task.noise == "gaussian":
-            return self.initial_std
-        return self._noise_std(self.norm(exact))
-
-    def prepare(self, uniforms: Tensor, normals: Tensor, rows: Tensor | None = None) -> Numbers:
-        """What the steps need of their random numbers, (steps, ...) or (rows, steps, ...).
-
-        Added noise that is longer than its bound is shortened to it, in the memory of `normals`.
-        """
-        _, n = self.task.shape
-        mine: Any = ... if rows is None else rows
-        size = self.size[mine]
-        split = self.mask_w.shape[-2] * self.mask_w.shape[-1]
-        return Numbers(
-            self._pick(uniforms[..., :n], size[..., 1]),
-            self._pick(uniforms[..., n:], size[..., 0]),
-            self._shorten(normals[..., :split], self.mask_w[mine], self.length_w[mine]),
-            self._shorten(normals[..., split:], self.mask_h[mine], self.length_h[mine]),
-        )
-
-    @staticmethod
-    def _shorten(normals: Tensor, mask: Tensor, length: Tensor) -> Tensor:
-        if not normals.shape[-1]:
-            return normals
-        noise = normals.view(*normals.shape[:-1], *mask.shape[-2:]).mul_(mask.unsqueeze(-3))
-        norm = torch.linalg.vector_norm(noise, dim=(-2, -1)).clamp(min=1e-30)
-        shorter = (length[..., None] / norm).clamp(max=1.0)
-        return noise.mul_(shorter[..., None, None])
-
-    def _pick(self, uniforms: Tensor, num_valid: Tensor) -> Tensor:
-        """Indices of minibatches of columns or rows, (..., steps, batch_size)."""
-        size = self.task.batch_size if uniforms.shape[-1] else 0
-        if self.task.with_replacement:
-            return (uniforms[..., :size] * num_valid[..., None, None]).long()
-        outside = torch.arange(uniforms.shape[-1], device=uniforms.device) >= num_valid[..., None]
-        return (uniforms + outside[..., None, :]).topk(size, dim=-1, largest=False).indices
-
-    def minibatch(
-        self, w: Tensor, h: Tensor, numbers: Numbers
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Unbiased gradients from columns (W) and rows (H), and the mean of both losses."""
-        num_rows, num_columns = self.size[..., 0], self.size[..., 1]
-        columns, rows = numbers.columns[..., None, :], numbers.rows[..., :, None]
-        part_h = torch.take_along_dim(h, columns, -1)
-        part_w = torch.take_along_dim(w, rows, -2)
-        by_column = w @ part_h - torch.take_along_dim(self.matrix, columns, -1)
-        by_row = part_w @ h - torch.take_along_dim(self.matrix, rows, -2)
-        factor_w = num_columns / self.task.batch_size
-        factor_h = num_rows / self.task.batch_size
-        gradients = (
-            by_column @ part_h.mT * factor_w[..., None, None],
-            part_w.mT @ by_row * factor_h[..., None, None],
-        )
-        losses = by_column.square().sum((-2, -1)) * factor_w
-        losses = losses + by_row.square().sum((-2, -1)) * factor_h
-        return gradients, losses / 4
-
-    def noisy_gradients(
-        self, w: Tensor, h: Tensor, numbers: Numbers, *, exact: Exact | None = None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """What the algorithm sees at (W, H): gradients of both blocks, and the observed loss."""
-        task = self.task
-        if task.noise == "minibatch":
-            return self.minibatch(w, h, numbers)
-        exact = exact or self.exact(w, h)
-        if task.noise == "none":
-            return (exact.gradient_w, exact.gradient_h), exact.squared_columns.sum(-1) / 2
-        sampled = torch.take_along_dim(exact.squared_columns, numbers.columns, -1).sum(-1)
-        loss = sampled * self.loss_scale
-        std = self.noise_std(exact)[..., None, None]
-        noisy_w = exact.gradient_w + numbers.noise_w * std
-        return (noisy_w, exact.gradient_h + numbers.noise_h * std), loss
-
-    def project(self, w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The feasible factors nearest to (W, H): non-negative and, under the ball cap, short."""
-        if self.task.cap_kind == "ball":
-            # a diverged step is projected, too: short enough that its norm does not overflow
-            finite_w, finite_h = (x.nan_to_num().clamp(max=1e15) for x in (w, h))
-            return project_ball(finite_w, self.radius), project_ball(finite_h, self.radius)
-        return w.clamp(min=0.0), h.clamp(min=0.0)
-
-    def cap(
-        self,
-        w: Tensor,
-        h: Tensor,
-        moves_w: Tensor,
-        *,
-        exact: Exact | None = None,
-    ) -> tuple[Tensor, str]:
-        """The task's cap at (W, H); `moves_w` says which block an alternating step moves.
-
-        Under relative noise, E||xi||^2 = rho ||G||^2, it is divided by 1 + rho: else noise that
-        grows with the loss can drive it up without limit.
-        """
-        eta, guarantee = self._cap(w, h, moves_w, exact=exact)
-        if self.task.noise == "relative":
-            eta = eta / (1 + self.noise_level.square())
-        return eta, guarantee
-
-    def _cap(
-        self, w: Tensor, h: Tensor, moves_w: Tensor, *, exact: Exact | None
-    ) -> tuple[Tensor, str]:
-        task = self.task
-        if task.cap_kind == "ball":
-            if self._ball_cap is None:
-                self._ball_cap, _ = joint_ball_cap(
-                    self.matrix, self.radius, self.radius, c=task.cap_c, bound="gram_rows"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrix is not None:
+            if self.smallest_shape is not None:
+                raise ValueError(
+                    f"`smallest_shape` must be None with a real `matrix`, got {self.smallest_shape}"
                 )
-            return self._ball_cap, "deterministic" if task.noise == "none" else "stationary"
-        if task.cap_kind == "block":
-            by_w, guarantee = block_cap(
-                h, update=task.update, c=task.cap_c, bound="gram_rows", noisy=task.noise != "none"
+            if isinstance(self.matrix, str | Path) and self.matrix not in REAL_MATRICES:
+                object.__setattr__(self, "matrix", read_matrix(self.matrix))
+            if not isinstance(self.matrix, str):
+                object.__setattr__(self, "matrix", to_tensor(self.matrix))
+            object.__setattr__(self, "shape", self.real_matrix.shape)
+        smaller = min(self.smallest_shape or self.shape)
+        if not 1 <= self.rank <= smaller:
+            raise ValueError(f"`rank` must be in [1, min(m, n) = {smaller}], got {self.rank}")
+        if not 1 <= self.batch_size <= smaller:
+            raise ValueError(
+                f"`batch_size` must be in [1, min(m, n) = {smaller}], got {self.batch_size}"
             )
-            by_h, _ = block_cap(w.mT, update=task.update, c=task.cap_c, bound="gram_rows")
-            return torch.where(moves_w, by_w, by_h), guarantee
-        if task.cap_kind is None:
-            raise ValueError("`cap_kind` must name a cap before it is asked for, got None")
-        exact = exact or self.exact(w, h)
-        gradients = (exact.gradient_w, exact.gradient_h)
-        bounds = None
-        if task.noise != "none":
-            norms = [torch.linalg.vector_norm(g, dim=(-2, -1)) for g in gradients]
-            std = self.noise_std(exact)
-            bounds = (norms[0] + std * self.length_w, norms[1] + std * self.length_h)
-        return segment_cap(
-            w,
-            h,
-            self.matrix,
-            c=task.cap_c,
-            residual=exact.residual,
-            gradients=gradients,
-            loss=exact.squared_columns.sum(-1) / 2,
-            gradient_bounds=bounds,
-        )
+        if self.smallest_rank is not None and not 1 <= self.smallest_rank <= self.rank:
+            raise ValueError(
+                f"`smallest_rank` must be in [1, rank = {self.rank}], got {self.smallest_rank}"
+            )
+        if self.smallest_shape and any(map(int.__gt__, self.smallest_shape, self.shape)):
+            raise ValueError(
+                f"`smallest_shape` must not exceed `shape` = {tuple(self.shape)}, got "
+                f"{tuple(self.smallest_shape)}"
+            )
+        for name in ("scale_range", "condition_range", "noise_range"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high < math.inf:
+                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
+        if not 0.0 <= self.sparsity_range[0] <= self.sparsity_range[1] < 1.0:
+            raise ValueError(f"`sparsity_range` must be in [0, 1), got {self.sparsity_range}")
+        if not self.data_noise >= 0.0:
+            raise ValueError(f"`data_noise` must not be negative, got {self.data_noise}")
+        if not 0.0 < self.start_scale < math.inf:
+            raise ValueError(f"`start_scale` must be positive, got {self.start_scale}")
+        for name, allowed in (("noise", NOISES), ("update", UPDATES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.cap_kind is not None:
+            if self.cap_kind not in CAPS:
+                raise ValueError(f"`cap_kind` must be one of {CAPS}, got {self.cap_kind!r}")
+            if not 0.0 < self.cap_c < 2.0:
+                raise ValueError(f"`cap_c` must be in (0, 2), got {self.cap_c}")
+            if (self.cap_kind, self.update) == ("block", "simultaneous"):
+                raise ValueError(
+                    "`update` must be 'alternating' for block caps, got 'simultaneous': the loss "
+                    "may rise though each block's step is safe; use 'segment' or 'ball'"
+                )
+            if self.cap_kind == "block" and self.noise in ("gaussian", "relative"):
+                raise ValueError(
+                    "`cap_kind` 'block' bounds no iterates under added noise: use 'segment' or "
+                    "'ball'"
+                )
+            if self.cap_kind == "segment" and self.noise == "minibatch":
+                raise ValueError(
+                    "`cap_kind` 'segment' needs a bounded gradient, which minibatches have not: "
+                    "use 'ball'"
+                )
 
-
-class Draws:
-    """Uniform and normal numbers of one run, drawn for `DRAWN_STEPS` steps at once."""
-
-    def __init__(self, task: "NMFTask") -> None:
-        m, n = task.shape
-        num_uniforms = {"none": 0, "minibatch": n + m}.get(task.noise, n)
-        is_added = task.noise in ("gaussian", "relative")
-        self._shapes = ((DRAWN_STEPS, num_uniforms), (DRAWN_STEPS, is_added * task.rank * (m + n)))
-
-    def draw(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Numbers of shapes (runs, steps, num_uniforms) and (runs, steps, num_normals)."""
-        uniforms, normals = (torch.empty(len(generators), *shape) for shape in self._shapes)
-
-        def fill(first: int) -> None:
-            for i in range(first, len(generators), num_threads):
-                uniforms[i].uniform_(generator=generators[i])
-                normals[i].normal_(generator=generators[i])
-
-        # torch itself draws on one thread
-        num_threads = min(torch.get_num_threads(), len(generators))
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(fill, range(num_threads)))
-        return uniforms, normals
+    @cached_property
+    def real_matrix(self) -> Tensor:
+        """The real matrix, or the user's, with mean 1."""
+        if isinstance(self.matrix, Tensor):
+            return normalize_matrix(self.matrix)
+        return load_matrix(self.matrix, self.data_dir)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from lrpilot import Policy
-from lrpilot.caps.cap import name_guarantee
 from lrpilot.evaluation.experiments.nmf.trials import (
     DIVERGENCE_FACTOR,
     PolicyControl,
@@ -71,7 +70,7 @@ def count_diverged(task: NMFTask, *, num_runs: int, hold: int, name: str) -> lis
     diverged = int((highest > DIVERGENCE_FACTOR).sum())
     return [
         name,
-        name_guarantee(guarantee, steps_held=hold - 1),
+        guarantee if hold == 1 else "estimate",
         str(num_runs),
         str(diverged),
         f"{float(highest.max()):.3g}",

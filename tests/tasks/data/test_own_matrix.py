@@ -108,7 +108,7 @@ def test_single_and_batched_runs_factorize_the_same_matrix() -> None:
     task = make_task(VALUES.tolist())
     batch = task.start_batch(2)
     batch.reset([0, 1], [0, 1])
-    assert torch.equal(batch.problem.matrix[1], task.start(1).matrix)
+    assert torch.equal(batch.objective.matrix[1], task.start(1).matrix)
 
 
 def test_a_changed_task_keeps_the_matrix_to_the_bit() -> None:

@@ -1,0 +1,98 @@
+"""One factorization in progress."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrpilot.tasks.nmf.draws import DRAWN_STEPS, Draws, Instance, draw_instance
+from lrpilot.tasks.nmf.objective import Numbers, Objective
+from lrpilot.tasks.nmf.problem import NMFProblem
+from lrpilot.tasks.runs import Run
+
+
+class NMFRun(Run):
+    """One factorization in progress; the parameters are W (m x r) and H (r x n)."""
+
+    def __init__(self, problem: NMFProblem, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._problem = problem
+        self._take_instance(draw_instance(problem, generator))
+        start = self.objective.project(self._instance.w, self._instance.h)
+        self.w, self.h = map(torch.nn.Parameter, start)
+        super().__init__(
+            [self.w, self.h], optimizer=problem.optimizer, lr=problem.base_lr, generator=generator
+        )
+        self._draws = Draws(problem)
+        self._draw()
+
+    def _take_instance(self, instance: Instance) -> None:
+        self._instance = instance
+        self.objective = Objective(self._problem, instance)
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        uniforms, normals = self._draws.draw([self.generator])
+        self._numbers = self.objective.prepare(uniforms[0], normals[0])
+        self._position = 0
+
+    @property
+    def matrix(self) -> Tensor:
+        """V."""
+        return self.objective.matrix
+
+    @torch.no_grad()
+    def _set_gradients(self) -> Tensor:
+        if self._position == DRAWN_STEPS:
+            self._draw()
+        numbers = self._numbers.at(self._position)
+        self._position += 1
+        (self.w.grad, self.h.grad), loss = self.objective.noisy_gradients(self.w, self.h, numbers)
+        if self._problem.update == "alternating":
+            # optimizers leave a parameter without a gradient alone
+            if self.num_steps % 2 == 0:
+                self.h.grad = None
+            else:
+                self.w.grad = None
+        return loss
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        w, h = self.objective.project(self.w, self.h)
+        self.w.copy_(w)
+        self.h.copy_(h)
+
+    @torch.no_grad()
+    def cap(self) -> tuple[float, str]:
+        """The problem's cap for the next step."""
+        moves_w = torch.tensor(self.num_steps % 2 == 0)
+        eta, guarantee = self.objective.cap(self.w, self.h, moves_w)
+        return float(eta), guarantee
+
+    @torch.no_grad()
+    def privileged_loss(self) -> float:
+        """The exact objective 1/2 ||V - W H||^2."""
+        return float(self.objective.loss(self.w, self.h))
+
+    def evaluate(self) -> dict[str, float]:
+        """The exact objective, and ||V - W H|| / ||V||."""
+        loss = self.privileged_loss()
+        norm = float(self.matrix.norm())
+        return {"held_out_loss": loss, "relative_error": math.sqrt(2 * loss) / norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the instance, which is the seed's own."""
+        return {
+            **super().state_dict(),
+            "instance": {name: value.clone() for name, value in vars(self._instance).items()},
+            "numbers": [numbers.clone() for numbers in self._numbers],
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task."""
+        super().load_state_dict(state)
+        self._take_instance(Instance(**{k: v.clone() for k, v in state["instance"].items()}))
+        self._numbers = Numbers(*(numbers.clone() for numbers in state["numbers"]))
+        self._position = state["position"]
