@@ -34,9 +34,9 @@ def bare_steps(task: Task) -> Iterator[None]:
         batches = shuffled(sentences.train_x, sentences.train_y, task.batch_size, generator)
         batches = ((x[:, : int((x != PADDING).sum(1).max())], y) for x, y in batches)
     elif isinstance(task, SmallNetworkTask):
-        problem = task.start(0).problem
-        model, examples = problem.model, problem.train
-        batches = shuffled(examples.x, examples.y, problem.setup.batch_size, generator)
+        instance = task.start(0).instance
+        model, examples = instance.model, instance.train
+        batches = shuffled(examples.x, examples.y, instance.setup.batch_size, generator)
     else:
         assert isinstance(task, ImageTask)
         model, images = task.make_model(0), task.load()

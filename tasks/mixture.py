@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
+from lrpilot.tasks.groups import GroupedRuns
+from lrpilot.tasks.runs import OptimizerFactory, Run
 from lrpilot.tasks.task import Task
 
 
@@ -93,93 +93,32 @@ class MixtureTask(Task):
         return BatchedMixture(self, num_runs)
 
 
-class BatchedMixture(BatchedRuns):
+class BatchedMixture(GroupedRuns):
     """B runs of a mixture: every task has B rows, and run i is in row i of its own task.
 
     Args:
-        task: the mixture.
+        mixture: what is trained.
         num_runs: B, at least 1.
 
     Raises:
         ValueError: see `MixtureTask.start_batch`.
     """
 
-    def __init__(self, task: MixtureTask, num_runs: int) -> None:
-        self._task = task
-        self._parts = [member.start_batch(num_runs) for member in task.members()]
-        devices = {part.device for part in self._parts}
+    def __init__(self, mixture: MixtureTask, num_runs: int) -> None:
+        groups = [member.start_batch(num_runs) for member in mixture.members()]
+        devices = {group.device for group in groups}
         if len(devices) > 1:
             raise ValueError(f"`tasks` must be on one device to be batched, got {sorted(devices)}")
-        super().__init__(num_runs, device=devices.pop())
-        # each run's task; -1 before its first start
-        self._members = torch.full((num_runs,), -1)
-
-    def _rows(self, k: int) -> Tensor:
-        """The indices of the runs of a task, on the device."""
-        return (self._members == k).nonzero().squeeze(1).to(self.device)
+        super().__init__(groups, num_runs, dtype=torch.float64)
+        self._mixture = mixture
+        self._place = torch.arange(num_runs)
 
     def reset(self, rows: list[int], seeds: list[int]) -> None:
         """Start the runs of these indices anew, from these seeds."""
-        members = [self._task.index_of_seed(seed) for seed in seeds]
-        self._members[rows] = torch.tensor(members)
-        for k, part in enumerate(self._parts):
+        members = [self._mixture.index_of_seed(seed) for seed in seeds]
+        self._group[rows] = torch.tensor(members)
+        for k, group in enumerate(self._groups):
             mine = [i for i, member in enumerate(members) if member == k]
             if mine:
-                part.reset([rows[i] for i in mine], [seeds[i] for i in mine])
-
-    def step(self, lrs: Tensor, active: Tensor) -> Tensor:
-        """One step of the active runs; returns the losses before it, 0 for the other runs."""
-        losses = torch.zeros(self.num_runs, dtype=torch.float64, device=self.device)
-        for k, part in enumerate(self._parts):
-            rows = self._rows(k)
-            mine = torch.zeros_like(active)
-            mine[rows] = active[rows]
-            if mine.any():
-                losses[mine] = part.step(lrs, mine)[mine].double()
-        return losses
-
-    def cap(self) -> tuple[Tensor, str]:
-        """A batched mixture has none.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("`cap` must be asked of runs that have one, got a mixture")
-
-    def privileged_losses(self) -> Tensor:
-        """Each run's privileged loss."""
-        losses = torch.zeros(self.num_runs, dtype=torch.float64, device=self.device)
-        for k, part in enumerate(self._parts):
-            rows = self._rows(k)
-            if len(rows):
-                losses[rows] = part.privileged_losses()[rows].double()
-        return losses
-
-    def weights(self) -> Tensor:
-        """Each run's sampled parameter entries; smaller networks' are followed by zeros."""
-        return self._gather([part.weights() for part in self._parts])
-
-    def gradients(self) -> Tensor:
-        """The last gradients of these entries."""
-        return self._gather([part.gradients() for part in self._parts])
-
-    def _gather(self, values: list[Tensor]) -> Tensor:
-        num_columns = max(value.shape[1] for value in values)
-        gathered = torch.zeros(self.num_runs, num_columns, device=self.device)
-        for k, value in enumerate(values):
-            rows = self._rows(k)
-            gathered[rows, : value.shape[1]] = value[rows]
-        return gathered
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        return {
-            "members": self._members.clone(),
-            "parts": [part.state_dict() for part in self._parts],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same mixture."""
-        self._members = state["members"].clone()
-        for part, part_state in zip(self._parts, state["parts"], strict=True):
-            part.load_state_dict(part_state)
+                group.reset([rows[i] for i in mine], [seeds[i] for i in mine])
+        self._find_members()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrpilot.arguments import require_count
+
 OptimizerFactory = Callable[..., Optimizer]
 
 
@@ -175,8 +177,7 @@ class BatchedRuns(ABC):
     """
 
     def __init__(self, num_runs: int, *, device: str = "cpu") -> None:
-        if num_runs < 1:
-            raise ValueError(f"`num_runs` must be at least 1, got {num_runs}")
+        require_count("num_runs", num_runs)
         self.num_runs = num_runs
         self.device = device
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from lrpilot.arguments import require_count
 from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
 
 
@@ -37,8 +38,7 @@ class Task(ABC):
         for name in ("base_lr", "reward_scale"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-        if self.total_steps < 1:
-            raise ValueError(f"`total_steps` must be at least 1, got {self.total_steps}")
+        require_count("total_steps", self.total_steps)
 
     @abstractmethod
     def start(self, seed: int) -> Run:

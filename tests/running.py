@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from lrpilot.envs import LRControlEnv, LRControlVecEnv
+from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.tasks.runs import Run
 from lrpilot.tasks.task import Task
 
@@ -66,3 +69,47 @@ def check_batched_environments(task: Task, num_envs: int, *, use_cap: bool = Fal
                 observation, _ = env.reset()
             np.testing.assert_allclose(observations[i], observation, atol=1e-4)
     assert num_ended >= 2 * num_envs
+
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""How far batched runs may be from single ones, absolutely and relatively: they sum in another
+order, which the steps of a test amplify a thousandfold. Adam divides by the root of tiny second
+moments: in float32 its tests state a tolerance of 5e-3."""
+
+
+def check_batched_runs(
+    task: Task, seeds: list[int], *, num_steps: int = 30, tolerance: float | None = None
+) -> None:
+    """Assert that batched runs equal single ones in all that is read of them.
+
+    All runs step ten times, then some wait at every step, and in the middle two start anew.
+    """
+    runs, singles = task.start_batch(len(seeds)), [task.start(seed) for seed in seeds]
+    runs.reset(list(range(len(seeds))), seeds)
+    tolerance = tolerance or ROUNDING[singles[0].parameters[0].dtype]
+    close = partial(pytest.approx, rel=tolerance, abs=tolerance)
+    lrs = task.base_lr * torch.linspace(0.5, 1.5, len(seeds), dtype=torch.float64)
+    for step in range(num_steps):
+        if step == num_steps // 2:
+            runs.reset([len(seeds) - 1, 0], [101, 102])
+            singles[-1], singles[0] = task.start(101), task.start(102)
+        active = torch.tensor([step < 10 or (step + i) % 3 > 0 for i in range(len(seeds))])
+        losses = runs.step(lrs, active)
+        expected = [float(singles[i].step(float(lrs[i]))) for i in active.nonzero()[:, 0].tolist()]
+        assert losses[active].tolist() == close(expected)
+    privileged = [single.privileged_loss() for single in singles]
+    assert runs.privileged_losses().tolist() == close(privileged)
+    for i, single in enumerate(singles):
+        for parameter in single.parameters:
+            if parameter.grad is None:  # of an alternating update
+                parameter.grad = torch.zeros_like(parameter)
+        sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
+        found = {"weights": runs.weights()[i], "gradients": runs.gradients()[i]}
+        for name, values in (("weights", sample.values()), ("gradients", sample.gradient())):
+            if name == "gradients" and not active[i]:
+                continue
+            # read in float32; smaller networks' entries are followed by zeros
+            padded = torch.nn.functional.pad(values, (0, len(found[name]) - len(values)))
+            torch.testing.assert_close(
+                found[name], padded, rtol=max(1e-6, tolerance), atol=tolerance
+            )

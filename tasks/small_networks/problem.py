@@ -1,186 +1,185 @@
-"""Random small networks and data: what one seed of `SmallNetworkTask` draws."""
+"""Which networks and data the runs draw from: all that a `SmallNetworkTask` is told."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
 
-from lrpilot.tasks.data.images import load_image_data
-
-if TYPE_CHECKING:
-    from lrpilot.tasks.small_networks.task import SmallNetworkTask
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
-NORMALIZATIONS = ("none", "layer")
-DATA = ("teacher", "mixture", "digits")
-NUM_TEST = 256
-_TEACHER_WIDTH = 16
-_CLUSTERS_PER_CLASS = 2
-
-
-@dataclass(frozen=True)
-class Split:
-    """Inputs (examples, dimension) and labels (examples,)."""
-
-    x: Tensor
-    y: Tensor
+from lrpilot.arguments import require_count
+from lrpilot.tasks.runs import OptimizerFactory
+from lrpilot.tasks.small_networks.instance import (
+    ACTIVATIONS,
+    DATA,
+    NORMALIZATIONS,
+    NUM_TEST,
+    Dice,
+    Instance,
+    Setup,
+    Split,
+    make_network,
+)
+from lrpilot.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What runs that are computed together have in common."""
+@dataclass(frozen=True, kw_only=True)
+class RandomOptimizer:
+    """SGD with momentum or Adam, drawn per run by `SmallNetworkTask`.
 
-    depth: int
-    """Hidden layers."""
-    width: int
-    activation: str
-    normalization: str
-    dimension: int
-    num_classes: int
-    batch_size: int
-    num_train: int
+    Called like a torch optimizer's class, as by a run that draws nothing, it is SGD.
 
+    Args:
+        momentum: of SGD, in [0, 1).
+        adam_share: share of the runs under Adam, in [0, 1].
+        adam_lr_factor: Adam's learning rate over the one that is asked for, so that one range of
+            learning rates suits both.
 
-@dataclass(frozen=True)
-class SmallProblem:
-    """What one run trains, and its network before the first step."""
+    Raises:
+        ValueError: if an argument is out of range.
+    """
 
-    setup: Setup
-    train: Split
-    held_out: Split
-    test: Split
-    model: nn.Sequential
+    momentum: float = 0.9
+    adam_share: float = 0.5
+    adam_lr_factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum}")
+        if not 0.0 <= self.adam_share <= 1.0:
+            raise ValueError(f"`adam_share` must be in [0, 1], got {self.adam_share}")
+        if not self.adam_lr_factor > 0.0:
+            raise ValueError(f"`adam_lr_factor` must be positive, got {self.adam_lr_factor}")
 
-class Dice:
-    """Draws from ranges, each from one generator."""
+    def __call__(self, parameters: Iterable[Tensor], *, lr: float) -> Optimizer:
+        """SGD with momentum."""
+        return SGD(parameters, lr=lr, momentum=self.momentum)
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
-
-    def uniform(self, bounds: Sequence[float]) -> float:
-        """Uniform between the bounds."""
-        share = float(torch.rand((), generator=self._generator, dtype=torch.float64))
-        return bounds[0] + share * (bounds[1] - bounds[0])
-
-    def integer(self, bounds: Sequence[int]) -> int:
-        """An integer from the bounds' range, both included."""
-        return int(self.uniform((bounds[0], bounds[1] + 1)))
-
-    def log_uniform_integer(self, bounds: Sequence[int]) -> int:
-        """An integer from the bounds' range, both included, log-uniform."""
-        low, high = bounds
-        return min(high, int(math.exp(self.uniform((math.log(low), math.log(high + 1))))))
-
-    def choice(self, names: Sequence[str]) -> str:
-        """One of the names."""
-        return names[int(self.uniform((0, len(names))))]
+    def draw(self, dice: Dice) -> tuple[OptimizerFactory, float]:
+        """One of the two, and the factor of its learning rate."""
+        if dice.uniform((0.0, 1.0)) < self.adam_share:
+            return Adam, self.adam_lr_factor
+        return partial(SGD, momentum=self.momentum), 1.0
 
 
-def draw_setup(task: "SmallNetworkTask", generator: torch.Generator) -> Setup:
-    """Sizes and functions from the ranges of the task."""
-    dice = Dice(generator)
-    return Setup(
-        depth=dice.integer(task.depth_range),
-        width=dice.log_uniform_integer(task.width_range),
-        activation=dice.choice(task.activations),
-        normalization=dice.choice(task.normalizations),
-        dimension=dice.log_uniform_integer(task.dimension_range),
-        num_classes=dice.integer(task.classes_range),
-        batch_size=dice.log_uniform_integer(task.batch_size_range),
-        num_train=dice.log_uniform_integer(task.num_train_range),
-    )
+@dataclass(frozen=True, kw_only=True)
+class SmallNetworkProblem(Task):
+    """Classify by a small fully connected network; every seed is another network and data set.
 
+    The task draws `num_setups` setups (depth, width, activation, normalization, inputs, classes,
+    batch size, number of examples); runs of one setup are computed together, without padding. A
+    run draws one of these, its data, label noise, optimizer, and the weights it starts from. Data
+    are Gaussian inputs labelled by a random network ("teacher"), clusters ("mixture"), or random
+    projections of some digits ("digits"); feature j is scaled by j^-a, the whole to variance 1,
+    and some labels are replaced by random ones, in all splits alike. The loss is the mean
+    cross-entropy in nats; the privileged loss is that of held-out data.
 
-def draw_problem(task: "SmallNetworkTask", generator: torch.Generator) -> SmallProblem:
-    """One of the task's setups, data, and a network."""
-    dice = Dice(generator)
-    setup = task.draw_setup(generator)
-    dimension, num_classes = setup.dimension, setup.num_classes
-    sizes = setup.num_train, task.num_privileged, NUM_TEST
-    draw = {"teacher": _draw_teacher, "mixture": _draw_mixture, "digits": _draw_digits}
-    x, y = draw[dice.choice(task.data)](sizes, dimension, num_classes, generator)
-    label_noise = dice.uniform(task.label_noise_range)
-    is_noisy = torch.rand(len(y), generator=generator) < label_noise
-    y = torch.where(is_noisy, torch.randint(num_classes, (len(y),), generator=generator), y)
-    x = x * torch.arange(1, dimension + 1).pow(-dice.uniform(task.spectrum_decay_range))
-    dtype = getattr(torch, task.dtype)
-    x = (x / x[: setup.num_train].square().mean().sqrt()).to(dtype)
-    train, held_out, test = map(Split, x.split(sizes), y.split(sizes))
-    return SmallProblem(setup, train, held_out, test, make_network(setup, generator, dtype))
+    Args:
+        optimizer: a `RandomOptimizer`, or one optimizer for all runs.
+        depth_range: hidden layers, uniform.
+        width_range: units of a hidden layer, log-uniform.
+        activations: some of "relu", "tanh" and "gelu".
+        normalizations: some of "none" and "layer" (before the activation).
+        dimension_range: inputs, log-uniform.
+        classes_range: classes, at least 2, uniform.
+        data: some of "teacher", "mixture" and "digits".
+        batch_size_range: examples per step, log-uniform; epochs are shuffled, an incomplete batch
+            is dropped.
+        num_train_range: training examples, log-uniform.
+        label_noise_range: share of random labels, uniform.
+        spectrum_decay_range: a, uniform.
+        num_privileged: held-out examples.
+        num_setups: different setups.
+        setup_seed: fixes them; another seed gives networks that no run of this task had.
+        dtype: "float32" or "float64", of the network and of its data.
 
+    Raises:
+        ValueError: if an argument is out of range.
+    """
 
-_Sizes = tuple[int, int, int]
+    optimizer: OptimizerFactory = field(default_factory=RandomOptimizer)
+    depth_range: Sequence[int] = (1, 5)
+    width_range: Sequence[int] = (8, 64)
+    activations: Sequence[str] = tuple(ACTIVATIONS)
+    normalizations: Sequence[str] = NORMALIZATIONS
+    dimension_range: Sequence[int] = (8, 64)
+    classes_range: Sequence[int] = (2, 10)
+    data: Sequence[str] = tuple(DATA)
+    batch_size_range: Sequence[int] = (8, 64)
+    num_train_range: Sequence[int] = (512, 2048)
+    label_noise_range: Sequence[float] = (0.0, 0.2)
+    spectrum_decay_range: Sequence[float] = (0.0, 1.0)
+    num_privileged: int = 256
+    num_setups: int = 24
+    setup_seed: int = 0
+    dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lowest = {"depth": 1, "width": 1, "dimension": 1, "classes": 2, "batch_size": 1}
+        for name, least in {**lowest, "num_train": self.batch_size_range[1]}.items():
+            low, high = getattr(self, f"{name}_range")
+            if not least <= low <= high:
+                raise ValueError(
+                    f"`{name}_range` must be {least} <= low <= high, got {(low, high)}"
+                )
+        for name, highest in (("label_noise_range", 1.0), ("spectrum_decay_range", 4.0)):
+            low, high = getattr(self, name)
+            if not 0.0 <= low <= high <= highest:
+                raise ValueError(f"`{name}` must be in [0, {highest:g}], got {(low, high)}")
+        known = {"activations": ACTIVATIONS, "normalizations": NORMALIZATIONS, "data": DATA}
+        for name, names in known.items():
+            if not getattr(self, name) or not set(getattr(self, name)) <= set(names):
+                got = getattr(self, name)
+                raise ValueError(f"`{name}` must be some of {tuple(names)}, got {got}")
+        if "digits" in self.data and self.classes_range[1] > 10:
+            raise ValueError(f"`classes_range` must end at 10 digits, got {self.classes_range[1]}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"`dtype` must be float32 or float64, got {self.dtype!r}")
+        require_count("num_privileged", self.num_privileged)
+        require_count("num_setups", self.num_setups)
 
-def _draw_teacher(
-    sizes: _Sizes, dimension: int, num_classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Gaussian inputs, labelled by a random network with one hidden layer."""
-    x = torch.randn(sum(sizes), dimension, generator=generator)
-    first = torch.randn(dimension, _TEACHER_WIDTH, generator=generator) * 2 / math.sqrt(dimension)
-    logits = (x @ first).tanh() @ torch.randn(_TEACHER_WIDTH, num_classes, generator=generator)
-    return x, (logits - logits.mean(0)).argmax(1)
+    @cached_property
+    def setups(self) -> list[Setup]:
+        """What the runs draw from."""
+        generator = torch.Generator().manual_seed(self.setup_seed)
+        return [self._new_setup(Dice(generator)) for _ in range(self.num_setups)]
 
+    def _new_setup(self, dice: Dice) -> Setup:
+        return Setup(
+            depth=dice.integer(self.depth_range),
+            width=dice.log_uniform_integer(self.width_range),
+            activation=dice.choice(self.activations),
+            normalization=dice.choice(self.normalizations),
+            dimension=dice.log_uniform_integer(self.dimension_range),
+            num_classes=dice.integer(self.classes_range),
+            batch_size=dice.log_uniform_integer(self.batch_size_range),
+            num_train=dice.log_uniform_integer(self.num_train_range),
+        )
 
-def _draw_mixture(
-    sizes: _Sizes, dimension: int, num_classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Gaussian clusters of variance 1, whose centers lie on a sphere of random radius."""
-    radius = Dice(generator).uniform((1.0, 4.0))
-    num_clusters = _CLUSTERS_PER_CLASS * num_classes
-    centers = torch.randn(num_clusters, dimension, generator=generator)
-    centers *= radius / centers.norm(dim=1, keepdim=True)
-    cluster = torch.randint(num_clusters, (sum(sizes),), generator=generator)
-    noise = torch.randn(len(cluster), dimension, generator=generator)
-    return centers[cluster] + noise, cluster % num_classes
+    def draw_setup(self, generator: torch.Generator) -> Setup:
+        """The setup of a run: the first that its generator draws."""
+        return self.setups[Dice(generator).integer((0, self.num_setups - 1))]
 
+    def draw_instance(self, generator: torch.Generator) -> Instance:
+        """One of the setups, data, and a network."""
+        dice = Dice(generator)
+        setup = self.draw_setup(generator)
+        dimension, num_classes = setup.dimension, setup.num_classes
+        sizes = setup.num_train, self.num_privileged, NUM_TEST
+        x, y = DATA[dice.choice(self.data)](sizes, dimension, num_classes, generator)
+        label_noise = dice.uniform(self.label_noise_range)
+        is_noisy = torch.rand(len(y), generator=generator) < label_noise
+        y = torch.where(is_noisy, torch.randint(num_classes, (len(y),), generator=generator), y)
+        x = x * torch.arange(1, dimension + 1).pow(-dice.uniform(self.spectrum_decay_range))
+        dtype = getattr(torch, self.dtype)
+        x = (x / x[: setup.num_train].square().mean().sqrt()).to(dtype)
+        train, held_out, test = map(Split, x.split(sizes), y.split(sizes))
+        return Instance(setup, train, held_out, test, make_network(setup, generator, dtype))
 
-def _draw_digits(
-    sizes: _Sizes, dimension: int, num_classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Some of the ten digits, projected at random; each split draws from its own images."""
-    data = load_image_data("digits")
-    digits = torch.randperm(10, generator=generator)[:num_classes]
-    images, labels = [], []
-    for size, name in zip(sizes, ("train", "held_out", "test"), strict=True):
-        label = torch.randint(num_classes, (size,), generator=generator)
-        images_of, labels_of = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
-        # positions of each digit, padded, so that one draw serves all of them
-        is_digit = labels_of == digits[:, None]
-        counts = is_digit.sum(1)
-        positions = is_digit.long().argsort(dim=1, descending=True, stable=True)
-        share = torch.rand(size, generator=generator)
-        index = positions[label, (share * counts[label]).long()]
-        images.append(images_of[index].flatten(1))
-        labels.append(label)
-    x = torch.cat(images)
-    if dimension != x.shape[1]:
-        x = x @ torch.randn(x.shape[1], dimension, generator=generator)
-    return x, torch.cat(labels)
-
-
-def make_network(setup: Setup, generator: torch.Generator, dtype: torch.dtype) -> nn.Sequential:
-    """The network, its weights drawn from the generator as torch's own layers draw theirs."""
-
-    def linear(num_inputs: int, num_outputs: int) -> nn.Linear:
-        layer: nn.Linear = nn.utils.skip_init(nn.Linear, num_inputs, num_outputs, dtype=dtype)
-        bound = 1.0 / math.sqrt(num_inputs)
-        for parameter in layer.parameters():
-            # drawn in float32, so that a network in float64 begins where its twin does
-            drawn = torch.rand(parameter.shape, generator=generator)
-            parameter.detach().copy_((2 * drawn - 1) * bound)
-        return layer
-
-    layers: list[nn.Module] = []
-    num_inputs = setup.dimension
-    for _ in range(setup.depth):
-        layers.append(linear(num_inputs, setup.width))
-        if setup.normalization == "layer":
-            layers.append(nn.LayerNorm(setup.width, dtype=dtype))
-        layers.append(ACTIVATIONS[setup.activation]())
-        num_inputs = setup.width
-    return nn.Sequential(*layers, linear(num_inputs, setup.num_classes))
+    def draw_optimizer(self, generator: torch.Generator) -> tuple[OptimizerFactory, float]:
+        """The optimizer of a run, and its learning rate over the one that is asked for."""
+        if isinstance(self.optimizer, RandomOptimizer):
+            return self.optimizer.draw(Dice(generator))
+        return self.optimizer, 1.0

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrpilot.arguments import require_count
 from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.task import Task
-from lrpilot.tasks.theory.lazy_batch import BatchedLazyRuns
 from lrpilot.tasks.theory.linearized import (
     LinearizedModel,
     Model,
@@ -72,8 +74,7 @@ class LazyTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("width", "depth", "num_train"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            require_count(name, getattr(self, name))
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"`activation` must be one of {tuple(ACTIVATIONS)}, got {self.activation!r}"
@@ -83,7 +84,7 @@ class LazyTask(Task):
         """A new network, of this seed's weights; all seeds have the same data."""
         return LazyRun(self, seed)
 
-    def start_batch(self, num_runs: int) -> BatchedLazyRuns:
+    def start_batch(self, num_runs: int) -> "BatchedLazyRuns":
         """B networks as one computation.
 
         Raises:
@@ -127,12 +128,8 @@ class LazyRun(ClosureRun):
         self._inputs, self._targets = task.split("train")
         generator = torch.Generator().manual_seed(seed)
         weights = task.draw_weights(self._inputs.shape[1], generator)
-        super().__init__(
-            map(nn.Parameter, weights),
-            optimizer=task.optimizer,
-            lr=task.base_lr,
-            generator=generator,
-        )
+        parameters = map(nn.Parameter, weights)
+        super().__init__(parameters, optimizer=task.optimizer, lr=task.base_lr, generator=generator)
         self._task = task
         self._start_from(weights)
 
@@ -198,3 +195,73 @@ class LazyRun(ClosureRun):
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
         self._start_from(state["start"])
+
+
+class _Network(nn.Module):
+    """The task's network as a module."""
+
+    def __init__(self, task: LazyTask, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+        self._task = task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._task.network(inputs)(list(self.weights))
+
+
+class BatchedLazyRuns(BatchedNetworkRuns):
+    """B networks of a `LazyTask` that is not linearized, all on the same images, full batch."""
+
+    def __init__(self, task: LazyTask, num_runs: int) -> None:
+        if task.linearized:
+            raise ValueError("`linearized` of batched runs must be False, got True")
+        self._inputs, self._targets = task.split("train")
+        self._task = task
+        model = self._draw(torch.Generator())
+        self._optimizer = task.optimizer(model.parameters(), lr=1.0)
+        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
+        self._starts = torch.zeros_like(self.parameters)
+        self._caps = torch.full((num_runs,), torch.nan, dtype=torch.float64)
+
+    def _draw(self, generator: torch.Generator) -> _Network:
+        return _Network(self._task, self._task.draw_weights(self._inputs.shape[1], generator))
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        self._take(row, self._draw(self.generators[row]))
+        self._starts[row] = self.parameters[row]
+        self._caps[row] = torch.nan
+        return self._settings
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = self._inputs, self._targets
+        return inputs.expand(len(rows), *inputs.shape), targets.expand(len(rows), *targets.shape)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return half_mean_square(outputs - targets)
+
+    def cap(self) -> tuple[Tensor, str]:
+        """2 n / lambda_max of the tangent kernel at the start of each run, as in `LazyRun.cap`.
+
+        Raises:
+            ValueError: if the optimizer is not plain gradient descent.
+        """
+        check_plain(self._optimizer)
+        network = self._task.network(self._inputs)
+        for row in self._caps.isnan().nonzero().flatten().tolist():
+            weights = [part[0] for part in self._stacked(self._starts[row : row + 1])]
+            self._caps[row] = stable_lr(LinearizedModel(network, weights).kernel())
+        return self._caps, "estimate"
+
+    def privileged_losses(self) -> Tensor:
+        """L, on the training images."""
+        return self._measured(self._inputs, self._targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the weights that the runs started from."""
+        return {**super().state_dict(), "starts": self._starts.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        super().load_state_dict(state)
+        self._starts = state["starts"].clone()
+        self._caps.fill_(torch.nan)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrpilot.arguments import require_count
 from lrpilot.tasks.data.images import load_image_data
-from lrpilot.tasks.networks.minibatches import MinibatchSampler
+from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
+from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.task import Task
-from lrpilot.tasks.theory.width_batch import BatchedWidthRuns
 
 # of all pixels' standard deviation; pixels that hardly vary would become mere noise
 SMALLEST_STD = 0.3
@@ -123,13 +125,10 @@ class WidthTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("width", "num_train", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            require_count(name, getattr(self, name))
         if self.batch_size > self.num_train:
-            raise ValueError(
-                f"`batch_size` must be at most `num_train` = {self.num_train}, got "
-                f"{self.batch_size}"
-            )
+            most = f"`num_train` = {self.num_train}"
+            raise ValueError(f"`batch_size` must be at most {most}, got {self.batch_size}")
         if not 0.0 <= self.label_noise <= 1.0:
             raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}")
 
@@ -137,8 +136,8 @@ class WidthTask(Task):
     def interpolation_width(self) -> float:
         """The width at which the parameters are as many as the numbers to fit, n k."""
         splits = load_splits(self.data, self.data_dir)
-        num_inputs, num_classes = splits.train.inputs.shape[1], splits.num_classes
-        return (self.num_train - 1) * num_classes / (num_inputs + 1 + num_classes)
+        num_parameters_per_unit = splits.train.inputs.shape[1] + 1 + splits.num_classes
+        return (self.num_train - 1) * splits.num_classes / num_parameters_per_unit
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
@@ -160,8 +159,7 @@ class WidthTask(Task):
 
     def draw_examples(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Positions in the training split, and labels (some are wrong), both (n,)."""
-        splits = self.load()
-        train, num_classes = splits.train, splits.num_classes
+        train, _, _, num_classes = self.load()
         chosen = torch.randperm(len(train.labels), generator=generator)[: self.num_train]
         labels = train.labels[chosen]
         num_wrong = round(self.label_noise * self.num_train)
@@ -172,15 +170,14 @@ class WidthTask(Task):
 
     def make_model(self, generator: torch.Generator) -> TwoLayerNetwork:
         """A new network."""
-        splits = self.load()
-        num_inputs = splits.train.inputs.shape[1]
-        return TwoLayerNetwork(num_inputs, self.width, splits.num_classes, generator)
+        train, _, _, num_classes = self.load()
+        return TwoLayerNetwork(train.inputs.shape[1], self.width, num_classes, generator)
 
     def start(self, seed: int) -> "WidthRun":
         """A new network on newly drawn examples."""
         return WidthRun(self, seed)
 
-    def start_batch(self, num_runs: int) -> BatchedWidthRuns:
+    def start_batch(self, num_runs: int) -> "BatchedWidthRuns":
         """B runs as one computation.
 
         Raises:
@@ -194,16 +191,11 @@ class WidthRun(ClosureRun):
 
     def __init__(self, task: WidthTask, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._task = task
-        self.splits = task.load()
+        self._task, self.splits = task, task.load()
         self.chosen, self.labels = task.draw_examples(generator)
         self.model = task.make_model(generator)
-        super().__init__(
-            self.model.parameters(),
-            optimizer=task.optimizer,
-            lr=task.base_lr,
-            generator=generator,
-        )
+        parameters = self.model.parameters()
+        super().__init__(parameters, optimizer=task.optimizer, lr=task.base_lr, generator=generator)
         self._epoch = MinibatchSampler(task.num_train, task.batch_size, generator)
 
     def _draw_loss(self) -> Closure:
@@ -245,3 +237,56 @@ class WidthRun(ClosureRun):
         super().load_state_dict(state)
         self.chosen, self.labels = state["chosen"].clone(), state["labels"].clone()
         self._epoch.load_state_dict(state)
+
+
+class BatchedWidthRuns(BatchedNetworkRuns):
+    """B two-layer networks of one width, each on examples of its own."""
+
+    def __init__(self, task: WidthTask, num_runs: int) -> None:
+        model = task.make_model(torch.Generator())
+        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
+        self._task, self.splits = task, task.load()
+        self.chosen = torch.zeros(num_runs, task.num_train, dtype=torch.int64)
+        self.labels = torch.zeros_like(self.chosen)
+        self._minibatches = BatchedMinibatchSampler(
+            self.generators, num_examples=task.num_train, batch_size=task.batch_size
+        )
+
+    def reset(self, rows: list[int], seeds: list[int]) -> None:
+        """Start the runs of these indices anew, from these seeds."""
+        super().reset(rows, seeds)
+        self._minibatches.start(rows)
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        generator = self.generators[row]
+        self.chosen[row], self.labels[row] = self._task.draw_examples(generator)
+        self._take(row, self._task.make_model(generator))
+        return self._settings
+
+    def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        picked = self._minibatches.next(rows)
+        chosen = self.chosen[rows].gather(1, picked)
+        return self.splits.train.inputs[chosen], self.labels[rows].gather(1, picked)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._task.loss(outputs, targets)
+
+    @torch.no_grad()
+    def privileged_losses(self) -> Tensor:
+        """The losses on all held-out images."""
+        return self._measured(*self.splits.held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the examples and the orders of the current epochs."""
+        return {
+            **super().state_dict(),
+            "chosen": self.chosen.clone(),
+            "labels": self.labels.clone(),
+            "minibatches": self._minibatches.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many runs of the same task."""
+        super().load_state_dict(state)
+        self.chosen, self.labels = state["chosen"].clone(), state["labels"].clone()
+        self._minibatches.load_state_dict(state["minibatches"])

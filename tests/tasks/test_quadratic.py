@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_best_return_is_reached_and_not_exceeded_by_sequences_of_three_decisions
     name: str, interval_steps: int, initial_lr: float
 ) -> None:
     task, spec = make_task(), ACTIONS[name]
-    arguments = {
+    arguments: dict[str, Any] = {
         "initial_lr": initial_lr,
         "interval_steps": interval_steps,
         "num_intervals": 4,
@@ -252,7 +253,7 @@ def test_best_return_uses_only_moves_that_actions_can_make(
         max_factor=10.0,
         start_factor=start_factor,
     )
-    limits = {"initial_lr": 1e-3, "interval_steps": 1, "num_intervals": 2}
+    limits: dict[str, Any] = {"initial_lr": 1e-3, "interval_steps": 1, "num_intervals": 2}
     exact = returns_of_all_sequences(task, spec, **limits, actions=np.array([1.0]))
 
     assert best_return(task, spec, **limits, grid_size=grid_size) <= exact.max() * (1 + 1e-6)

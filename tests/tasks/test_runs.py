@@ -97,7 +97,9 @@ def is_same(a: Any, b: Any) -> bool:
 
 
 def global_generators() -> list[Any]:
-    _, keys, position, *_ = np.random.get_state()
+    state = np.random.get_state(legacy=False)
+    assert isinstance(state, dict)
+    keys, position = state["state"]["key"], state["state"]["pos"]
     return [torch.get_rng_state(), random.getstate(), torch.from_numpy(keys.copy()), position]
 
 

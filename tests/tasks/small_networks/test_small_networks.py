@@ -2,15 +2,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lrpilot.policy.observation import ObservationSpec
-from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.tasks.small_networks.batch import BatchedSmallNetworks
-from lrpilot.tasks.small_networks.task import RandomOptimizer, SmallNetworkTask
-from tests.running import check_batched_environments, through_file
+from lrpilot.tasks.small_networks.problem import RandomOptimizer
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from tests.running import check_batched_environments, check_batched_runs, through_file
 
 NUM_RUNS = 12
 SEEDS = list(range(NUM_RUNS))
@@ -39,51 +37,13 @@ EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
 LRS = 0.03 * torch.linspace(0.5, 1.5, NUM_RUNS, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "setup_seed", "tolerance"),
-    [("float64", 0, 1e-9), ("float64", 1, 1e-9), ("float32", 0, 5e-3)],
-)
-def test_runs_equal_single_runs_for_50_steps(dtype: str, setup_seed: int, tolerance: float) -> None:
-    task = make_task(dtype=dtype, num_setups=8, setup_seed=setup_seed)
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    for _ in range(50):
-        losses = runs.step(LRS, EVERYONE)
-        expected = [float(run.step(lr)) for run, lr in zip(singles, LRS.tolist(), strict=True)]
-        assert losses.tolist() == pytest.approx(expected, abs=tolerance)
-    privileged = [run.privileged_loss() for run in singles]
-    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=tolerance)
+@pytest.mark.parametrize("setup_seed", [0, 1])
+def test_batched_runs_equal_single_runs(setup_seed: int) -> None:
+    check_batched_runs(make_task(num_setups=8, setup_seed=setup_seed), SEEDS, num_steps=50)
 
 
-def test_runs_equal_single_runs_while_some_wait_and_some_start_anew() -> None:
-    task = make_task()
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    rng = np.random.default_rng(0)
-    for step in range(40):
-        if step % 5 == 4:
-            rows = rng.choice(NUM_RUNS, 5, replace=False).tolist()
-            seeds = rng.integers(1000, size=5).tolist()
-            runs.reset(rows, seeds)
-            for row, seed in zip(rows, seeds, strict=True):
-                singles[row] = task.start(seed)
-        active = torch.as_tensor(rng.random(NUM_RUNS) < 0.7)
-        losses = runs.step(LRS, active)
-        for i in active.nonzero().flatten().tolist():
-            assert float(losses[i]) == pytest.approx(
-                float(singles[i].step(float(LRS[i]))), abs=1e-9
-            )
-
-
-def test_weights_and_gradients_are_a_single_runs_and_zeros_after_them() -> None:
-    task = make_task()
-    runs, singles = started(task), [task.start(seed) for seed in SEEDS]
-    runs.step(LRS, EVERYONE)
-    weights, gradients = runs.weights(), runs.gradients()
-    for i, run in enumerate(singles):
-        run.step(float(LRS[i]))
-        sample = ParameterSample(run.parameters, ObservationSpec().num_entries)
-        for found, values in ((weights[i], sample.values()), (gradients[i], sample.gradient())):
-            torch.testing.assert_close(found[: len(values)], values, rtol=1e-6, atol=1e-9)
-            assert not found[len(values) :].any()
+def test_batched_runs_equal_single_runs_in_float32() -> None:
+    check_batched_runs(make_task(num_setups=8, dtype="float32"), SEEDS, tolerance=5e-3)
 
 
 @pytest.mark.parametrize("adam_share", [0.0, 0.5, 1.0])
@@ -188,8 +148,8 @@ def test_data_have_variance_1_and_all_classes_and_can_be_learned(data: str) -> N
     )
     for seed in range(3):
         run = task.start(seed)
-        assert float(run.problem.train.x.square().mean()) == pytest.approx(1.0)
-        assert set(run.problem.train.y.tolist()) == {0, 1, 2, 3}
+        assert float(run.instance.train.x.square().mean()) == pytest.approx(1.0)
+        assert set(run.instance.train.y.tolist()) == {0, 1, 2, 3}
         before = run.privileged_loss()
         for _ in range(200):
             run.step(0.01)
@@ -199,12 +159,12 @@ def test_data_have_variance_1_and_all_classes_and_can_be_learned(data: str) -> N
 
 def test_label_noise_is_a_share_of_labels_in_all_splits() -> None:
     common: dict[str, Any] = {"num_setups": 1, "data": ("mixture",), "num_train_range": (999, 999)}
-    problem = make_task(label_noise_range=(0.5, 0.5), **common).start(0).problem
-    clean = make_task(label_noise_range=(0.0, 0.0), **common).start(0).problem
-    changed = (problem.train.y != clean.train.y).double().mean()
-    expected = 0.5 * (1 - 1 / problem.setup.num_classes)
+    noisy = make_task(label_noise_range=(0.5, 0.5), **common).start(0).instance
+    clean = make_task(label_noise_range=(0.0, 0.0), **common).start(0).instance
+    changed = (noisy.train.y != clean.train.y).double().mean()
+    expected = 0.5 * (1 - 1 / noisy.setup.num_classes)
     assert float(changed) == pytest.approx(expected, abs=0.06)
-    assert (problem.held_out.y != clean.held_out.y).any()
+    assert (noisy.held_out.y != clean.held_out.y).any()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.theory.width import WidthTask
-from tests.running import advance, through_file
+from tests.running import advance, check_batched_runs, through_file
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 SEEDS = [5, 6, 7]
@@ -132,21 +132,8 @@ def test_a_run_of_another_seed_continues_from_the_state_exactly() -> None:
     assert other.evaluate() == run.evaluate()
 
 
-def test_batched_runs_equal_single_runs_for_50_steps() -> None:
-    task = make_task()
-    runs, singles = task.start_batch(3), [task.start(seed) for seed in SEEDS]
-    runs.reset([0, 1, 2], SEEDS)
-    lrs = torch.tensor([0.1, 0.3, 0.6])
-    for step in range(50):
-        active = torch.tensor([True, step % 3 > 0, True])
-        losses = runs.step(lrs, active).tolist()
-        expected = [
-            float(run.step(lr)) if is_active else 0.0
-            for run, lr, is_active in zip(singles, lrs.tolist(), active.tolist(), strict=True)
-        ]
-        assert losses == pytest.approx(expected, abs=1e-5)
-    privileged = [run.privileged_loss() for run in singles]
-    assert runs.privileged_losses().tolist() == pytest.approx(privileged, abs=1e-5)
+def test_batched_runs_equal_single_runs() -> None:
+    check_batched_runs(make_task(), SEEDS, num_steps=50)
 
 
 def test_batched_runs_continue_from_the_state_exactly() -> None:
