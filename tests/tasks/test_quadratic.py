@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lrpilot import ActionSpec
-from lrpilot.tasks.quadratic import QuadraticTask, best_return
+from lrpilot.tasks.quadratic import QuadraticTask
+from tests.best_return import best_return
 from tests.scheduling import plain_action
 
 NUM_SEEDS = 1500
