@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def imported_modules(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def module_of(path):
+    """The dotted name under which a source file of the package is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = parts if parts[0] == "lrpilot" else ("lrpilot", *parts)
+    return ".".join(package).removesuffix(".__init__")
+
+
 def part_of(module):
     """The part to which the dotted name of a module of ours belongs, or None."""
     names = module.split(".")
@@ -81,6 +89,18 @@ def test_a_part_has_one_name(part):
         if name.split(".")[0] == part
     }
     assert not short
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Nor for types alone: what two modules need of each other is a third."""
+    paths = {module_of(path): path for part in ("lrpilot", *LINKED[:4]) for path in files_of(part)}
+    imports = {
+        name: {other for other in imported_modules(path) if other in paths and other != name}
+        for name, path in paths.items()
+    }
+    assert len(imports["lrpilot.envs.lr_control"]) > 5
+    # raises a CycleError that names the circle
+    tuple(TopologicalSorter(imports).static_order())
 
 
 def test_only_scripts_see_a_dict_config():
