@@ -36,10 +36,8 @@ class QuadraticTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("dimension", "curvature", "initial_power"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-        if not self.noise_power >= 0.0:
-            raise ValueError(f"`noise_power` must not be negative, got {self.noise_power}")
+            self._require(name, getattr(self, name) > 0, "be positive")
+        self._require("noise_power", self.noise_power >= 0.0, "not be negative")
 
     def start(self, seed: int) -> "QuadraticRun":
         """A new run from a random point of the sphere ||x||^2 = v_0."""

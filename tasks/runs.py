@@ -118,14 +118,7 @@ class Run(ABC):
 
 
 class ClosureRun(Run):
-    """A run whose minibatch loss can be computed again: by a line search, or for its curvature.
-
-    Args:
-        parameters: what is trained.
-        optimizer: called as `optimizer(parameters, lr=...)`.
-        lr: initial learning rate.
-        generator: source of minibatches and noise.
-    """
+    """A run whose minibatch loss can be computed again: by a line search, or for its curvature."""
 
     _differentiate: Callable[[Closure], Tensor] = staticmethod(backpropagate)
     _closure: Closure

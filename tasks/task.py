@@ -36,9 +36,13 @@ class Task(ABC):
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "reward_scale"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+            self._require(name, getattr(self, name) > 0.0, "be positive")
         require_count("total_steps", self.total_steps)
+
+    def _require(self, name: str, is_met: bool, constraint: str) -> None:
+        """Refuse the argument of this name unless the constraint ("be positive") is met."""
+        if not is_met:
+            raise ValueError(f"`{name}` must {constraint}, got {getattr(self, name)!r}")
 
     @abstractmethod
     def start(self, seed: int) -> Run:

@@ -72,16 +72,14 @@ class BatchedNMFRuns(BatchedRuns):
     def _draw(self, rows: NDArray[np.int64]) -> None:
         uniforms, normals = self._draws.draw([self._generators[row] for row in rows])
         index = torch.as_tensor(rows, device=self.device)
-        numbers = self.objective.prepare(
-            uniforms.to(self.device), normals.to(self.device), rows=index
-        )
+        uniforms, normals = uniforms.to(self.device), normals.to(self.device)
+        numbers = self.objective.prepare(uniforms, normals, rows=index)
         if len(rows) == self.num_runs:
             self._numbers = numbers
         else:
             if self._numbers is None:
-                self._numbers = Numbers(
-                    *(x.new_zeros(self.num_runs, *x.shape[1:]) for x in numbers)
-                )
+                shapes = [(self.num_runs, *x.shape[1:]) for x in numbers]
+                self._numbers = Numbers(*map(torch.Tensor.new_zeros, numbers, shapes))
             for kept, new in zip(self._numbers, numbers, strict=True):
                 kept[index] = new
         self._position[rows] = 0

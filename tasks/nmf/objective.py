@@ -15,9 +15,8 @@ NOISE_MARGIN = 8.0
 
 
 class Exact(NamedTuple):
-    """What is exact at (W, H): R = W H - V, G_W = R H^T, G_H = W^T R, and ||R_j||^2 by column."""
+    """With R = W H - V: G_W = R H^T, G_H = W^T R, and ||R_j||^2 for each column j."""
 
-    residual: Tensor
     gradient_w: Tensor
     gradient_h: Tensor
     squared_columns: Tensor
@@ -37,7 +36,7 @@ class Numbers(NamedTuple):
 
 
 class Objective:
-    """The mathematics of one step, for one run or, with a leading dimension, for many."""
+    """f, its noisy gradients, its feasible set and its cap, for one instance or a batch of them."""
 
     def __init__(self, problem: NMFProblem, instance: Instance) -> None:
         self.problem = problem
@@ -63,11 +62,11 @@ class Objective:
         self._ball_cap: Tensor | None = None
 
     def exact(self, w: Tensor, h: Tensor) -> Exact:
-        """Residual and gradients without noise; valid until it is called again."""
+        """Gradients and losses by column, without noise."""
         multiply = torch.addmm if w.ndim == 2 else torch.baddbmm
         residual = multiply(self.matrix, w, h, beta=-1, out=self._residual)
         squares = torch.square(residual, out=self._squares)
-        return Exact(residual, residual @ h.mT, w.mT @ residual, squares.sum(-2))
+        return Exact(residual @ h.mT, w.mT @ residual, squares.sum(-2))
 
     def loss(self, w: Tensor, h: Tensor) -> Tensor:
         """The exact objective f."""

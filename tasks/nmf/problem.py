@@ -95,54 +95,36 @@ class NMFProblem(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.matrix is not None:
-            if self.smallest_shape is not None:
-                raise ValueError(
-                    f"`smallest_shape` must be None with a real `matrix`, got {self.smallest_shape}"
-                )
+            is_met = self.smallest_shape is None
+            self._require("smallest_shape", is_met, "be None with a real `matrix`")
             if isinstance(self.matrix, str | Path) and self.matrix not in REAL_MATRICES:
                 object.__setattr__(self, "matrix", read_matrix(self.matrix))
             if not isinstance(self.matrix, str):
                 object.__setattr__(self, "matrix", to_tensor(self.matrix))
             object.__setattr__(self, "shape", self.real_matrix.shape)
         smaller = min(self.smallest_shape or self.shape)
-        if not 1 <= self.rank <= smaller:
-            raise ValueError(f"`rank` must be in [1, min(m, n) = {smaller}], got {self.rank}")
-        if not 1 <= self.batch_size <= smaller:
-            raise ValueError(
-                f"`batch_size` must be in [1, min(m, n) = {smaller}], got {self.batch_size}"
-            )
-        if self.smallest_rank is not None and not 1 <= self.smallest_rank <= self.rank:
-            raise ValueError(
-                f"`smallest_rank` must be in [1, rank = {self.rank}], got {self.smallest_rank}"
-            )
-        if self.smallest_shape and any(map(int.__gt__, self.smallest_shape, self.shape)):
-            raise ValueError(
-                f"`smallest_shape` must not exceed `shape` = {tuple(self.shape)}, got "
-                f"{tuple(self.smallest_shape)}"
-            )
+        for name in ("rank", "batch_size"):
+            is_met = 1 <= getattr(self, name) <= smaller
+            self._require(name, is_met, f"be in [1, min(m, n) = {smaller}]")
+        is_met = self.smallest_rank is None or 1 <= self.smallest_rank <= self.rank
+        self._require("smallest_rank", is_met, f"be in [1, rank = {self.rank}]")
+        is_met = all(map(int.__le__, self.smallest_shape or (), self.shape))
+        self._require("smallest_shape", is_met, f"not exceed `shape` = {tuple(self.shape)}")
         for name in ("scale_range", "condition_range", "noise_range"):
             low, high = getattr(self, name)
-            if not 0.0 < low <= high < math.inf:
-                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
-        if not 0.0 <= self.sparsity_range[0] <= self.sparsity_range[1] < 1.0:
-            raise ValueError(f"`sparsity_range` must be in [0, 1), got {self.sparsity_range}")
-        if not self.data_noise >= 0.0:
-            raise ValueError(f"`data_noise` must not be negative, got {self.data_noise}")
-        if not 0.0 < self.start_scale < math.inf:
-            raise ValueError(f"`start_scale` must be positive, got {self.start_scale}")
-        for name, allowed in (("noise", NOISES), ("update", UPDATES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
+            self._require(name, 0.0 < low <= high < math.inf, "be 0 < low <= high")
+        low, high = self.sparsity_range
+        self._require("sparsity_range", 0.0 <= low <= high < 1.0, "be in [0, 1)")
+        self._require("data_noise", self.data_noise >= 0.0, "not be negative")
+        self._require("start_scale", 0.0 < self.start_scale < math.inf, "be positive")
+        self._require("noise", self.noise in NOISES, f"be one of {NOISES}")
+        self._require("update", self.update in UPDATES, f"be one of {UPDATES}")
         if self.cap_kind is not None:
-            if self.cap_kind not in CAPS:
-                raise ValueError(f"`cap_kind` must be one of {CAPS}, got {self.cap_kind!r}")
-            if not 0.0 < self.cap_c < 2.0:
-                raise ValueError(f"`cap_c` must be in (0, 2), got {self.cap_c}")
-            if (self.cap_kind, self.update) == ("block", "simultaneous"):
-                raise ValueError(
-                    "`update` must be 'alternating' for block caps, got 'simultaneous': the loss "
-                    "may rise though each block's step is safe; use 'segment' or 'ball'"
-                )
+            self._require("cap_kind", self.cap_kind in CAPS, f"be one of {CAPS}")
+            self._require("cap_c", 0.0 < self.cap_c < 2.0, "be in (0, 2)")
+            # the loss may rise though the step of each block is safe
+            is_met = self.cap_kind != "block" or self.update == "alternating"
+            self._require("update", is_met, "be 'alternating' for block caps")
             if self.cap_kind == "block" and self.noise in ("gaussian", "relative"):
                 raise ValueError(
                     "`cap_kind` 'block' bounds no iterates under added noise: use 'segment' or "

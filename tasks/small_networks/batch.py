@@ -59,9 +59,8 @@ class NetworkGroup(BatchedNetworkRuns):
         self._train_x[row], self._train_y[row] = instance.train.x, instance.train.y
         self._held_out_x[row], self._held_out_y[row] = instance.held_out.x, instance.held_out.y
         self._minibatches.start([row])
-        parameters = list(instance.model.parameters())
-        self.parameters[row] = torch.cat([value.flatten() for value in parameters])
-        return read_settings(make_optimizer(parameters, lr=1.0))
+        self._take(row, instance.model)
+        return read_settings(make_optimizer(instance.model.parameters(), lr=1.0))
 
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:
         """One step of the active runs, each at the learning rate times its optimizer's factor."""

@@ -120,23 +120,18 @@ class SmallNetworkProblem(Task):
         lowest = {"depth": 1, "width": 1, "dimension": 1, "classes": 2, "batch_size": 1}
         for name, least in {**lowest, "num_train": self.batch_size_range[1]}.items():
             low, high = getattr(self, f"{name}_range")
-            if not least <= low <= high:
-                raise ValueError(
-                    f"`{name}_range` must be {least} <= low <= high, got {(low, high)}"
-                )
+            self._require(f"{name}_range", least <= low <= high, f"be {least} <= low <= high")
         for name, highest in (("label_noise_range", 1.0), ("spectrum_decay_range", 4.0)):
             low, high = getattr(self, name)
-            if not 0.0 <= low <= high <= highest:
-                raise ValueError(f"`{name}` must be in [0, {highest:g}], got {(low, high)}")
+            self._require(name, 0.0 <= low <= high <= highest, f"be in [0, {highest:g}]")
         known = {"activations": ACTIVATIONS, "normalizations": NORMALIZATIONS, "data": DATA}
         for name, names in known.items():
-            if not getattr(self, name) or not set(getattr(self, name)) <= set(names):
-                got = getattr(self, name)
-                raise ValueError(f"`{name}` must be some of {tuple(names)}, got {got}")
+            chosen = getattr(self, name)
+            is_met = bool(chosen) and set(chosen) <= set(names)
+            self._require(name, is_met, f"be some of {tuple(names)}")
         if "digits" in self.data and self.classes_range[1] > 10:
             raise ValueError(f"`classes_range` must end at 10 digits, got {self.classes_range[1]}")
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"`dtype` must be float32 or float64, got {self.dtype!r}")
+        self._require("dtype", self.dtype in ("float32", "float64"), "be float32 or float64")
         require_count("num_privileged", self.num_privileged)
         require_count("num_setups", self.num_setups)
 

@@ -75,10 +75,8 @@ class LazyTask(Task):
         super().__post_init__()
         for name in ("width", "depth", "num_train"):
             require_count(name, getattr(self, name))
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"`activation` must be one of {tuple(ACTIVATIONS)}, got {self.activation!r}"
-            )
+        known = tuple(ACTIVATIONS)
+        self._require("activation", self.activation in known, f"be one of {known}")
 
     def start(self, seed: int) -> "LazyRun":
         """A new network, of this seed's weights; all seeds have the same data."""
@@ -97,8 +95,8 @@ class LazyTask(Task):
         data = load_image_data("digits")
         images, labels = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
         if name == "train":
-            if self.num_train > len(labels):
-                raise ValueError(f"`num_train` must be at most {len(labels)}, got {self.num_train}")
+            is_met = self.num_train <= len(labels)
+            self._require("num_train", is_met, f"be at most {len(labels)}")
             images, labels = images[: self.num_train], labels[: self.num_train]
         return images.flatten(1).double(), (labels % 2 * 2 - 1).double()
 

@@ -126,11 +126,9 @@ class WidthTask(Task):
         super().__post_init__()
         for name in ("width", "num_train", "batch_size"):
             require_count(name, getattr(self, name))
-        if self.batch_size > self.num_train:
-            most = f"`num_train` = {self.num_train}"
-            raise ValueError(f"`batch_size` must be at most {most}, got {self.batch_size}")
-        if not 0.0 <= self.label_noise <= 1.0:
-            raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}")
+        is_met = self.batch_size <= self.num_train
+        self._require("batch_size", is_met, f"be at most `num_train` = {self.num_train}")
+        self._require("label_noise", 0.0 <= self.label_noise <= 1.0, "be in [0, 1]")
 
     @property
     def interpolation_width(self) -> float:
@@ -146,10 +144,8 @@ class WidthTask(Task):
     def load(self) -> Splits:
         """The data; one copy per process."""
         splits = load_splits(self.data, self.data_dir)
-        if self.num_train > len(splits.train.labels):
-            raise ValueError(
-                f"`num_train` must be at most {len(splits.train.labels)}, got {self.num_train}"
-            )
+        available = len(splits.train.labels)
+        self._require("num_train", self.num_train <= available, f"be at most {available}")
         return splits
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
