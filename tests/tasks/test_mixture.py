@@ -114,6 +114,12 @@ def test_the_runs_of_a_task_are_spread_as_those_of_the_task_alone() -> None:
     assert min(drawn[k] for k in range(4)) >= 65
 
 
+def test_a_mixture_at_another_lr_starts_all_its_runs_there() -> None:
+    mixture = MixtureTask(tasks={"quadratic": quadratic(), "digits": digits()}).at_lr(0.03)
+    lrs = {mixture.start(seed).optimizer.param_groups[0]["lr"] for seed in range(12)}
+    assert lrs == {0.03}
+
+
 def test_a_mixture_of_one_task_is_that_task() -> None:
     mixture = MixtureTask(tasks={"only": quadratic()})
     assert {mixture.member_of_seed(seed).name for seed in range(50)} == {"only"}

@@ -17,7 +17,7 @@ from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.networks.task import measuring
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import OptimizerFactory
+from lrpilot.tasks.runs import Closure, OptimizerFactory, as_closure_run, backpropagate
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
@@ -345,3 +345,43 @@ def test_measuring_leaves_a_frozen_layer_in_the_mode_it_was_in() -> None:
     with measuring(model):
         assert not model[0].training
     assert (model[0].training, model[1].training) == (True, False)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_at_another_lr_starts_the_same_run_with_its_optimizer_at_that_lr(name: str) -> None:
+    task = make_task(name)
+    run, same = task.at_lr(0.02).start(0), task.start(0)
+
+    assert [group["lr"] for group in run.optimizer.param_groups] == [0.02]
+    assert is_same(run.parameters, same.parameters)
+    assert [float(same.step(0.02)) for _ in range(3)] == advance(run, 3)
+
+
+def test_a_task_at_an_lr_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`base_lr` must be positive, got 0\.0"):
+        make_task("quadratic").at_lr(0.0)
+
+
+def test_the_loss_of_a_run_without_a_closure_is_not_asked_for_again() -> None:
+    with pytest.raises(ValueError, match="`run` must be one whose loss a closure repeats, got Qua"):
+        as_closure_run(make_task("quadratic").start(0))
+
+
+@pytest.mark.parametrize("name", ["digits", "resnet", "width", "gpt", "sst2"])
+def test_a_repeated_loss_is_that_of_the_last_step(name: str) -> None:
+    run = as_closure_run(make_task(name).start(0))
+    loss = run.step(0.0)
+
+    assert float(run.repeat_loss().detach()) == float(loss)
+
+
+def test_what_differentiates_the_closure_can_be_replaced() -> None:
+    run, plain = (as_closure_run(make_task("width").start(0)) for _ in range(2))
+    seen = []
+
+    def differentiate(closure: Closure) -> torch.Tensor:
+        seen.append(float(closure().detach()))
+        return backpropagate(closure)
+
+    run.differentiate_with(differentiate)
+    assert advance(run, 4) == advance(plain, 4) == seen
