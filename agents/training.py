@@ -13,7 +13,7 @@ from typing import Any
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents.algorithms import Agent, env_steps_before_update
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_snapshot
@@ -21,6 +21,7 @@ from lrpilot.agents.export import export_policy, import_policy, versions
 from lrpilot.agents.metrics import RolloutRecorder
 from lrpilot.agents.stop_signal import StopSignal
 from lrpilot.agents.tracking import Tracker
+from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.runners import make_vec_env
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
@@ -40,7 +41,7 @@ def has_results(run_dir: Path) -> bool:
 
 def train(
     task: Task | str,
-    settings: Mapping[str, Any] | None = None,
+    settings: ControlSettings | None = None,
     *,
     algorithm: Callable[..., Agent],
     total_steps: int,
@@ -67,7 +68,7 @@ def train(
 
     Args:
         task: the inner training problem, or the name of a shipped one.
-        settings: arguments of `LRControlEnv`; default its own.
+        settings: what the environments run by, and what the policy file keeps of it.
         algorithm: PPO, RecurrentPPO or SAC, called as
             `algorithm(env=..., seed=..., device="cpu")`.
         total_steps: budget in env steps, at least 1; training ends with the rollout that
@@ -102,8 +103,9 @@ def train(
         if total_steps < 1:
             raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
         run_dir.mkdir(parents=True, exist_ok=True)
-        with closing(make_env(task, num_envs, runner=runner, **(settings or {}))) as env:
-            model, earlier = _start(env, algorithm, seed, init_from, resume_from)
+        settings = settings_for(task, settings or ControlSettings())
+        with closing(make_env(task, num_envs, settings, runner=runner)) as env:
+            model, earlier = _start(env, settings, algorithm, seed, init_from, resume_from)
             kept = {"settings": dict(command or {}), **earlier}
             needed = env_steps_before_update(model)
             if resume_from is None and total_steps < needed:
@@ -145,7 +147,7 @@ def train(
                     **(provenance or {}),
                     "stopped_by": stop.received if checkpointer.is_stopped else None,
                 }
-                summary = _write_results(model, recorder, run_dir, trained_on, origin)
+                summary = _write_results(model, settings, recorder, run_dir, trained_on, origin)
         exit_code = 0
         return summary
     finally:
@@ -154,6 +156,7 @@ def train(
 
 def _start(
     env: VecEnv,
+    settings: ControlSettings,
     algorithm: Callable[..., Agent],
     seed: int,
     init_from: Policy | None,
@@ -173,8 +176,8 @@ def _start(
     import_policy(
         model,
         init_from,
-        observation=env.get_attr("observation", indices=0)[0],
-        action=env.get_attr("action", indices=0)[0],
+        observation=settings.observation,
+        action=settings.action,
     )
     return model, {**began, "init_from": init_from.fingerprint}
 
@@ -204,15 +207,12 @@ def _learn(
 
 def _write_results(
     model: Agent,
+    settings: ControlSettings,
     recorder: RolloutRecorder,
     run_dir: Path,
     card: dict[str, Any],
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    assert model.env is not None
-    observation: ObservationSpec = model.env.get_attr("observation", indices=0)[0]
-    action: ActionSpec = model.env.get_attr("action", indices=0)[0]
-    clock: ClockSpec = model.env.get_attr("clock", indices=0)[0]
     last = recorder.rows[-1] if recorder.rows else {}
     trained = {
         **card,
@@ -220,7 +220,13 @@ def _write_results(
         "num_env_steps": int(last.get("num_env_steps", 0)),
         "num_inner_steps": int(last.get("num_inner_steps", 0)),
     }
-    policy = export_policy(model, observation=observation, action=action, clock=clock, card=trained)
+    policy = export_policy(
+        model,
+        observation=settings.observation,
+        action=settings.action,
+        clock=settings.clock,
+        card=trained,
+    )
     policy.save(run_dir / POLICY_FILE)
     archive = io.BytesIO()
     model.save(archive)

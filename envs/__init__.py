@@ -1,6 +1,7 @@
 """Gymnasium environments that wrap inner training runs."""
 
 from lrpilot import environment
+from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.gymnasium_envs import LRControlVectorEnv, make_vector_env
 from lrpilot.envs.lr_control import LRControlEnv
 from lrpilot.envs.runners import make_vec_env, runner_of
@@ -16,6 +17,7 @@ __all__ = [
     "make_vec_env",
     "make_vector_env",
     "runner_of",
+    "settings_for",
 ]
 
 environment.register()

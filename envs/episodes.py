@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.task import Task
 
 # evaluation takes its seeds from here upwards, so an agent never sees them
@@ -14,7 +15,7 @@ FIRST_EVALUATION_SEED = 2**30
 OPTIONS = ("task_seed", "initial_lr", "total_steps", "num_epochs")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Episodes:
     """What the episodes of an environment are drawn from.
 
@@ -22,25 +23,16 @@ class Episodes:
 
     Args:
         task: the inner training problem.
-        horizon_factors: range of the horizon T, relative to the task's `total_steps` or, if they
-            are given, to `num_epochs` epochs.
-        initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
-        num_epochs: passes through the training examples; may be a fraction.
+        settings: the ranges of horizons and of initial learning rates.
 
     Raises:
-        ValueError: if a range is reversed or not positive, or a task has no epochs of one length.
+        ValueError: if a horizon is in epochs, and a task has none of one length.
     """
 
     task: Task
-    horizon_factors: Sequence[float]
-    initial_lr_factors: Sequence[float]
-    num_epochs: float | None
+    settings: ControlSettings
 
     def __post_init__(self) -> None:
-        for name in ("horizon_factors", "initial_lr_factors"):
-            low, high = getattr(self, name)
-            if not 0.0 < low <= high < math.inf:
-                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
         for task in self.task.members():
             self._horizons(task)  # refuses a task without epochs at once
 
@@ -56,13 +48,13 @@ class Episodes:
         return min(lows), max(highs)
 
     def _default_steps(self, task: Task) -> int:
-        if self.num_epochs is None:
+        if self.settings.num_epochs is None:
             return task.total_steps
-        return steps_of_epochs(task, self.num_epochs)
+        return steps_of_epochs(task, self.settings.num_epochs)
 
     def _horizons(self, task: Task) -> tuple[int, int]:
         steps = self._default_steps(task)
-        low, high = self.horizon_factors
+        low, high = self.settings.horizon_factors
         return max(1, round(steps * low)), max(1, round(steps * high))
 
     def draw(self, rng: np.random.Generator, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +85,7 @@ class Episodes:
         episode = {
             "task": task.name,
             "task_seed": seed,
-            "initial_lr": task.base_lr * between(self.initial_lr_factors),
+            "initial_lr": task.base_lr * between(self.settings.initial_lr_factors),
             "total_steps": max(1, round(between(self._horizons(task)))),
         }
         if "num_epochs" in options:
@@ -103,6 +95,19 @@ class Episodes:
         if not 0.0 < episode["initial_lr"] < math.inf:
             raise ValueError(f"`initial_lr` must be positive, got {episode['initial_lr']}")
         return episode
+
+
+def settings_for(task: Task, settings: ControlSettings) -> ControlSettings:
+    """The settings with what follows from the task: its horizons, and the decisions in a run.
+
+    Raises:
+        ValueError: if a horizon is in epochs, and the task has none of one length.
+    """
+    episodes = Episodes(task, settings)
+    num_decisions = settings.num_decisions
+    if settings.interval_steps is not None:
+        num_decisions = max(1, round(episodes.longest / settings.interval_steps))
+    return replace(settings, num_decisions=num_decisions, horizon_range=episodes.horizon_range)
 
 
 def steps_of_epochs(task: Task, num_epochs: float) -> int:

@@ -1,6 +1,7 @@
 """What `gymnasium.make` and `gymnasium.make_vec` return for the environment's name."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.lr_control import LRControlEnv
 from lrpilot.envs.vec_lr_control import LRControlVecEnv
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
@@ -36,8 +39,8 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(self, env: LRControlVecEnv) -> None:
         self._env = env
         self.num_envs = env.num_envs
-        self.single_observation_space = env.single.observation_space
-        self.single_action_space = env.single.action_space
+        self.single_observation_space = env.observation_space
+        self.single_action_space = env.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -76,7 +79,7 @@ class LRControlVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 def make_vector_env(
-    task: Task | str, num_envs: int = 1, **arguments: Any
+    task: Task | str, num_envs: int = 1, settings: ControlSettings | None = None, **arguments: Any
 ) -> VectorEnv[Any, Any, Any]:
     """Many environments behind Gymnasium's vector interface, resetting in the same step.
 
@@ -86,7 +89,8 @@ def make_vector_env(
     Args:
         task: the inner training problem, or the name of a shipped one.
         num_envs: how many, at least 1.
-        **arguments: those of `LRControlEnv`.
+        settings: as those of `LRControlEnv`.
+        **arguments: as those of `LRControlEnv`.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -94,10 +98,11 @@ def make_vector_env(
     if num_envs < 1:
         raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
     task = load_task(task)
-    single = partial(LRControlEnv, task, **arguments)
-    single()  # a wrong argument is named here, and is no reason for a loop
+    # a wrong argument is named here, and is no reason for a loop
+    settings = settings_for(task, replace(settings or ControlSettings(), **arguments))
     try:
-        return LRControlVectorEnv(LRControlVecEnv(task, num_envs, **arguments))
+        return LRControlVectorEnv(LRControlVecEnv(task, num_envs, settings))
     except ValueError as error:
         logger.info("the environments of %s are not batched: %s", task.name, error)
-        return SyncVectorEnv([single] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        make_env = partial(LRControlEnv, task, settings)
+        return SyncVectorEnv([make_env] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -11,13 +11,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, Episodes
+from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, Episodes, settings_for
 from lrpilot.loss import read_numbers
-from lrpilot.policy.action import ActionSpec
-from lrpilot.policy.brake import DIVERGENCE_FACTOR
-from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
-from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
+from lrpilot.policy.observation import FEATURE_LIMIT
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.runs import Run, as_closure_run
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
@@ -26,7 +25,6 @@ __all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 
 Array = NDArray[np.float32]
 
-REWARDS = ("privileged", "training")
 LEVEL_FLOOR = 1e-8
 
 
@@ -89,19 +87,8 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     Args:
         task: the inner training problem, or the name of a shipped one, as in `conf/task`.
-        observation: what is seen; default all features.
-        action: what an action does.
-        num_decisions: decision intervals per run.
-        interval_steps: optimizer steps per decision; default T / `num_decisions`, rounded.
-        horizon_factors: range of T over the task's `total_steps`, or over `num_epochs` epochs.
-        initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
-        reward: "privileged" or "training".
-        divergence_factor: loss relative to the start above which a run counts as diverged.
-        use_cap: whether the task's cap bounds the learning rate (always, if it is its unit).
-        num_epochs: T in passes through the training examples, instead of the task's
-            `total_steps`; a decision is then due every `num_epochs` / `num_decisions` epochs.
-        reward_interval: decisions between two measurements of y.
-        max_decisions: decisions after which an episode is truncated; default never.
+        settings: what is seen, done and rewarded, and how often.
+        **arguments: fields of `lrpilot.ControlSettings`, instead of `settings` or to change them.
 
     Raises:
         ValueError: if an argument is out of range, or a task has no epochs of one length.
@@ -112,58 +99,16 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's convention)
 
     def __init__(
-        self,
-        task: Task | str,
-        *,
-        observation: ObservationSpec | None = None,
-        action: ActionSpec | None = None,
-        num_decisions: int = 30,
-        interval_steps: int | None = None,
-        horizon_factors: Sequence[float] = (1.0, 1.0),
-        initial_lr_factors: Sequence[float] = (0.03, 30.0),
-        reward: str = "privileged",
-        divergence_factor: float = DIVERGENCE_FACTOR,
-        use_cap: bool = False,
-        num_epochs: float | None = None,
-        reward_interval: int = 1,
-        max_decisions: int | None = None,
+        self, task: Task | str, settings: ControlSettings | None = None, **arguments: Any
     ) -> None:
-        if reward not in REWARDS:
-            raise ValueError(f"`reward` must be one of {REWARDS}, got {reward!r}")
-        if not 1.0 < divergence_factor < math.inf:
-            raise ValueError(f"`divergence_factor` must exceed 1, got {divergence_factor}")
-        for name, count in (
-            ("interval_steps", interval_steps),
-            ("reward_interval", reward_interval),
-            ("max_decisions", max_decisions),
-        ):
-            if count is not None and count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count}")
-        self.task = task = load_task(task)
-        self.episodes = Episodes(
-            task=task,
-            horizon_factors=tuple(horizon_factors),
-            initial_lr_factors=tuple(initial_lr_factors),
-            num_epochs=num_epochs,
-        )
-        if interval_steps is not None:
-            num_decisions = max(1, round(self.episodes.longest / interval_steps))
-        self.observation = observation or ObservationSpec()
-        self.action = action or ActionSpec()
-        self.clock = ClockSpec(
-            num_decisions=num_decisions,
-            horizon_range=self.episodes.horizon_range,
-            fixed_interval=interval_steps,
-        )
-        self.reward = reward
-        self.reward_interval = reward_interval
-        self.max_decisions = max_decisions
-        self.divergence_factor = divergence_factor
-        self.use_cap = use_cap or self.action.unit == "cap"
+        self.task = load_task(task)
+        settings = replace(settings or ControlSettings(), **arguments)
+        self.settings = settings_for(self.task, settings)
+        self.episodes = Episodes(self.task, self.settings)
         self.render_mode = None
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = spaces.Box(
-            -FEATURE_LIMIT, FEATURE_LIMIT, (len(self.observation.names),), np.float32
+            -FEATURE_LIMIT, FEATURE_LIMIT, (len(self.settings.observation.names),), np.float32
         )
 
     def reset(
@@ -173,7 +118,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         super().reset(seed=seed)
         self._start(self.episodes.draw(self.np_random, options or {}))
         self._initial_privileged_loss = (
-            self.run.privileged_loss() if self.reward == "privileged" else 1.0
+            self.run.privileged_loss() if self.settings.reward == "privileged" else 1.0
         )
         self._return = 0.0
         self._num_decisions = 0
@@ -189,17 +134,17 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self.run: Run = task.at_lr(episode["initial_lr"]).start(episode["task_seed"])
         total_steps = episode["total_steps"]
         curvature = None
-        if "curvature" in self.observation.groups:
+        if "curvature" in self.settings.observation.groups:
             curvature = EdgeDistance(
                 self.run.optimizer,
                 as_closure_run(self.run).repeat_loss,
                 model=getattr(self.run, "model", None),
             )
         self.controller = Controller(
-            self.observation,
-            self.action,
+            self.settings.observation,
+            self.settings.action,
             parameters=self.run.parameters,
-            interval_steps=self.clock.interval_steps(total_steps),
+            interval_steps=self.settings.clock.interval_steps(total_steps),
             total_steps=total_steps,
             curvature=curvature,
         )
@@ -216,9 +161,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         is_diverged = self._is_diverged(losses)
         self._num_decisions += 1
         terminated = is_diverged or self.controller.progress >= 1.0
-        truncated = not terminated and self._num_decisions == self.max_decisions
+        truncated = not terminated and self._num_decisions == self.settings.max_decisions
         reward = 0.0
-        if terminated or truncated or self._num_decisions % self.reward_interval == 0:
+        if terminated or truncated or self._num_decisions % self.settings.reward_interval == 0:
             log_level = self._observe_log_level(is_diverged)
             reward = self._reward_scale * (self._log_level - log_level)
             self._log_level = log_level
@@ -236,7 +181,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._num_capped = 0
         total_steps = self._episode["total_steps"]
         while not decision_due and run.num_steps < total_steps:
-            if self.use_cap or not losses:
+            if self.settings.use_cap or not losses:
                 self._lr = self._next_lr()
             losses.append(run.step(self._lr))
             decision_due = controller.step(losses[-1])
@@ -244,28 +189,28 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
 
     def _next_lr(self) -> float:
         lr: float = self._episode["initial_lr"] * self.controller.factor
-        if not self.use_cap:
+        if not self.settings.use_cap:
             return lr
         eta_max, self._guarantee = self.run.cap()
-        if self.action.unit == "cap":
+        if self.settings.action.unit == "cap":
             lr = self.controller.factor * eta_max
         self._num_capped += lr >= eta_max
         return min(lr, eta_max)
 
     def _is_diverged(self, losses: list[float]) -> bool:
         level = self.controller.observer.interval_loss
-        return level > self.divergence_factor or not all(map(math.isfinite, losses))
+        return level > self.settings.divergence_factor or not all(map(math.isfinite, losses))
 
     def _observe_log_level(self, is_diverged: bool) -> float:
         if is_diverged:
-            return math.log(self.divergence_factor)
-        if self.reward == "training":
+            return math.log(self.settings.divergence_factor)
+        if self.settings.reward == "training":
             level = self.controller.observer.interval_loss
         else:
             level = self.run.privileged_loss() / self._initial_privileged_loss
         if not math.isfinite(level):
-            level = self.divergence_factor
-        return math.log(max(LEVEL_FLOOR, min(self.divergence_factor, level)))
+            level = self.settings.divergence_factor
+        return math.log(max(LEVEL_FLOOR, min(self.settings.divergence_factor, level)))
 
     def _info(self, losses: list[float], is_diverged: bool) -> dict[str, Any]:
         info = {
@@ -275,7 +220,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             "num_steps": self.run.num_steps,
             "is_diverged": is_diverged,
         }
-        if self.use_cap:
+        if self.settings.use_cap:
             info |= {"num_capped": self._num_capped, "guarantee": self._guarantee}
         return info
 

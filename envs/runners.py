@@ -9,6 +9,7 @@ import platform
 import re
 import statistics
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import lrpilot
+from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.lr_control import LRControlEnv
 from lrpilot.envs.vec_lr_control import LRControlVecEnv
 from lrpilot.envs.worker_vec_env import WorkerVecEnv
 from lrpilot.files import write_whole
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.data.files import cache_folder
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
@@ -39,7 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 def make_vec_env(
-    task: Task | str, num_envs: int, *, runner: str = "auto", **arguments: Any
+    task: Task | str,
+    num_envs: int,
+    settings: ControlSettings | None = None,
+    *,
+    runner: str = "auto",
+    **arguments: Any,
 ) -> VecEnv:
     """Environments of one task for Stable-Baselines3.
 
@@ -59,8 +67,9 @@ def make_vec_env(
     Args:
         task: the inner training problem, or the name of a shipped one.
         num_envs: how many, at least 1.
+        settings: as those of `LRControlEnv`.
         runner: one of these five.
-        **arguments: those of `LRControlEnv`.
+        **arguments: as those of `LRControlEnv`.
 
     Raises:
         ValueError: if an argument is out of range, or the task cannot be batched and should be.
@@ -68,14 +77,15 @@ def make_vec_env(
     if num_envs < 1:
         raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
     task = load_task(task)
+    settings = settings_for(task, replace(settings or ControlSettings(), **arguments))
     if runner in ("auto", "measure"):
-        runner = fastest_runner(task, num_envs, anew=runner == "measure", **arguments)
+        runner = fastest_runner(task, num_envs, settings, anew=runner == "measure")
     if runner not in RUNNERS:
         names = ["auto", "measure", *RUNNERS]
         raise ValueError(f"`runner` must be one of {names}, got {runner!r}")
     if runner == "batched":
-        return LRControlVecEnv(task, num_envs, **arguments)
-    make_env = partial(LRControlEnv, task, **arguments)
+        return LRControlVecEnv(task, num_envs, settings)
+    make_env = partial(LRControlEnv, task, settings)
     if runner == "subprocess":
         return WorkerVecEnv(make_env, num_envs, num_workers=min(num_envs, num_cores()))
     return DummyVecEnv([make_env] * num_envs)
@@ -93,7 +103,9 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def fastest_runner(task: Task, num_envs: int, *, anew: bool = False, **arguments: Any) -> str:
+def fastest_runner(
+    task: Task, num_envs: int, settings: ControlSettings, *, anew: bool = False
+) -> str:
     """The runner that makes the most inner steps per second, measured once and then remembered.
 
     Each runner plays a reset and a few decisions, with the intervals shortened where a step is
@@ -104,23 +116,24 @@ def fastest_runner(task: Task, num_envs: int, *, anew: bool = False, **arguments
     generator of torch, NumPy or Python is touched.
 
     What was found is kept with its date in the cache folder, under all that it may depend on: the
-    task, the arguments, the number of environments, of threads and of cores, the processor and the
+    task, the settings, the number of environments, of threads and of cores, the processor and the
     versions of torch and lrpilot. So the same call gives the same runner, also if it was measured
     on a busy machine; the runner "measure" of `make_vec_env` replaces it.
 
     Args:
         task: the inner training problem.
         num_envs: how many environments, at least 1.
+        settings: of the environments.
         anew: whether to measure also what is remembered.
-        **arguments: those of `LRControlEnv`.
 
     Returns:
         "looped", "subprocess" or "batched"; the rates are logged.
     """
-    settings = _settings(task, num_envs, arguments)
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    settings = settings_for(task, settings)
+    conditions = _conditions(task, num_envs, settings)
+    name = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:16]
     path = cache_folder() / "runners" / f"{name}.json"
-    found = None if anew else _remembered(path, settings)
+    found = None if anew else _remembered(path, conditions)
     if is_new := found is None:
         logger.warning(
             "measuring which runner is fastest for %d environments of %s, once (seconds to "
@@ -128,8 +141,8 @@ def fastest_runner(task: Task, num_envs: int, *, anew: bool = False, **arguments
             num_envs,
             task.name,
         )
-        rates, date = measure_runners(task, num_envs, **arguments), time.strftime("%Y-%m-%d %H:%M")
-        kept = {"measured_on": date, RATES: rates, **settings}
+        rates, date = measure_runners(task, num_envs, settings), time.strftime("%Y-%m-%d %H:%M")
+        kept = {"measured_on": date, RATES: rates, **conditions}
         try:
             write_whole(path, json.dumps(kept, indent=2) + "\n")
         except OSError:
@@ -160,13 +173,14 @@ def choose_runner(rates: dict[str, float]) -> str:
     return chosen
 
 
-def measure_runners(task: Task, num_envs: int, **arguments: Any) -> dict[str, float]:
+def measure_runners(task: Task, num_envs: int, settings: ControlSettings) -> dict[str, float]:
     """Inner steps per second of each runner that the task has and that may be the fastest."""
-    arguments = {**arguments, "initial_lr_factors": (1.0, 1.0), "max_decisions": None}
-    arguments |= _shorter_interval(task, num_envs, arguments)
+    settings = replace(settings, initial_lr_factors=(1.0, 1.0), max_decisions=None)
+    settings = settings_for(task, _with_short_intervals(task, num_envs, settings))
 
     def measure(runner: str) -> float:
-        return _measure(make_vec_env(task, num_envs, runner=runner, **arguments))
+        env = make_vec_env(task, num_envs, settings, runner=runner)
+        return _measure(env, settings.num_decisions)
 
     rates = {"looped": measure("looped")}
     try:
@@ -183,24 +197,23 @@ def measure_runners(task: Task, num_envs: int, **arguments: Any) -> dict[str, fl
     return {**rates, "batched": batched} if batched else rates
 
 
-def _shorter_interval(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What makes a decision interval short enough to be measured."""
-    env = LRControlEnv(task, **arguments)
+def _with_short_intervals(task: Task, num_envs: int, settings: ControlSettings) -> ControlSettings:
+    """The settings with a decision interval that is short enough to be measured."""
+    env = LRControlEnv(task, settings)
     env.reset(seed=0)
     start = time.perf_counter()
     num_steps = env.reset(seed=0)[1]["num_steps"]
     seconds = num_envs * (time.perf_counter() - start)
     share = max(INTERVAL_SECONDS / seconds, MIN_INTERVAL_STEPS / num_steps)
     if share >= 1.0:
-        return {}
-    if env.clock.fixed_interval is not None:
-        return {"interval_steps": math.ceil(share * env.clock.fixed_interval)}
-    return {"num_decisions": round(env.clock.num_decisions / share)}
+        return settings
+    if settings.interval_steps is not None:
+        return replace(settings, interval_steps=math.ceil(share * settings.interval_steps))
+    return replace(settings, num_decisions=round(settings.num_decisions / share))
 
 
-def _measure(env: VecEnv) -> float:
+def _measure(env: VecEnv, num_decisions: int) -> float:
     """Inner steps per second of whole episodes, from a reset and a few decisions."""
-    num_decisions = env.get_attr("clock", indices=0)[0].num_decisions
     actions = np.zeros((env.num_envs, 1), np.float32)
     try:
         for _ in range(2):  # the first one reads data and fills caches
@@ -221,12 +234,13 @@ def _measure(env: VecEnv) -> float:
     return rate
 
 
-def _settings(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str, Any]:
+def _conditions(task: Task, num_envs: int, settings: ControlSettings) -> dict[str, Any]:
+    """What the rates may depend on."""
     devices = sorted({getattr(member, "device", "cpu") for member in task.members()})
     return {
         # without the addresses of functions
         "task": re.sub(r" at 0x\w+", "", repr(task)),
-        "arguments": re.sub(r" at 0x\w+", "", repr(sorted(arguments.items()))),
+        "settings": repr(settings),
         "num_envs": num_envs,
         "num_threads": torch.get_num_threads(),
         "num_cores": num_cores(),
@@ -240,13 +254,13 @@ def _settings(task: Task, num_envs: int, arguments: dict[str, Any]) -> dict[str,
     }
 
 
-def _remembered(path: Path, settings: dict[str, Any]) -> tuple[dict[str, float], str] | None:
+def _remembered(path: Path, conditions: dict[str, Any]) -> tuple[dict[str, float], str] | None:
     """The rates and their date; None, and a notice, if the file is not one of this module."""
     try:
         kept = json.loads(path.read_bytes())
         rates = {name: float(rate) for name, rate in kept[RATES].items()}
         is_sound = all(0.0 < rate < math.inf and name in RUNNERS for name, rate in rates.items())
-        if is_sound and "looped" in rates and kept.items() >= settings.items():
+        if is_sound and "looped" in rates and kept.items() >= conditions.items():
             return rates, str(kept["measured_on"])
     except FileNotFoundError:
         return None

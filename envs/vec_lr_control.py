@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from lrpilot.envs.batch_controller import BatchController, Floats, Mask
 from lrpilot.envs.indices import selected
 from lrpilot.envs.lr_control import LEVEL_FLOOR, LRControlEnv
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.task import Task
 
 Array = NDArray[np.float32]
@@ -38,24 +39,33 @@ class LRControlVecEnv(VecEnv):
     Args:
         task: the inner training problem, or the name of a shipped one; it must have `start_batch`.
         num_envs: B, at least 1.
-        **arguments: those of `LRControlEnv`.
+        settings: as those of `LRControlEnv`.
+        **arguments: as those of `LRControlEnv`.
 
     Raises:
         ValueError: if an argument is out of range, the task cannot be batched, or the curvature is
             to be observed.
     """
 
-    def __init__(self, task: Task | str, num_envs: int, **arguments: Any) -> None:
-        # it checks the arguments, and holds the specification that every instance shares
-        self.single = LRControlEnv(task, **arguments)
-        self.runs = self.single.task.start_batch(num_envs)
-        super().__init__(num_envs, self.single.observation_space, self.single.action_space)
+    def __init__(
+        self,
+        task: Task | str,
+        num_envs: int,
+        settings: ControlSettings | None = None,
+        **arguments: Any,
+    ) -> None:
+        # answers the questions that SB3 asks of one environment
+        self.instance = LRControlEnv(task, settings, **arguments)
+        self.settings = self.instance.settings
+        self.task = self.instance.task
+        self.runs = self.task.start_batch(num_envs)
+        super().__init__(num_envs, self.instance.observation_space, self.instance.action_space)
         self.render_mode = None
         self._next_seeds: list[int | None] = [None] * num_envs
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self.controller = BatchController(
-            self.single.observation,
-            self.single.action,
+            self.settings.observation,
+            self.settings.action,
             read_weights=self.runs.weights,
             read_gradients=self.runs.gradients,
             num_runs=num_envs,
@@ -91,18 +101,16 @@ class LRControlVecEnv(VecEnv):
 
     def _start(self, rows: list[int]) -> Array:
         for row in rows:
-            self._episodes[row] = self.single.episodes.draw(self._rngs[row], {})
+            self._episodes[row] = self.instance.episodes.draw(self._rngs[row], {})
         drawn = [self._episodes[row] for row in rows]
         seeds = [episode["task_seed"] for episode in drawn]
         self.runs.reset(rows, seeds)
         horizons = [episode["total_steps"] for episode in drawn]
-        intervals = [self.single.clock.interval_steps(total) for total in horizons]
+        intervals = [self.settings.clock.interval_steps(total) for total in horizons]
         self.controller.reset(rows, total_steps=horizons, interval_steps=intervals)
         self._initial_lr[rows] = [episode["initial_lr"] for episode in drawn]
-        self._reward_scale[rows] = [
-            self.single.task.member_of_seed(seed).reward_scale for seed in seeds
-        ]
-        if self.single.reward == "privileged":
+        self._reward_scale[rows] = [self.task.member_of_seed(seed).reward_scale for seed in seeds]
+        if self.settings.reward == "privileged":
             self._initial_privileged[rows] = self._privileged_losses()[rows]
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
@@ -128,10 +136,10 @@ class LRControlVecEnv(VecEnv):
             mask = steps_left > k
             active = torch.as_tensor(mask, device=device)
             next_lrs = wanted
-            if self.single.use_cap:
+            if self.settings.use_cap:
                 cap, self._guarantee = self.runs.cap()
                 eta_max = cap.double()
-                if self.single.action.unit == "cap":
+                if self.settings.action.unit == "cap":
                     next_lrs = fraction * eta_max
                 num_capped += active & (next_lrs >= eta_max)
                 next_lrs = torch.minimum(next_lrs, eta_max)
@@ -142,14 +150,14 @@ class LRControlVecEnv(VecEnv):
 
     def _is_diverged(self) -> Mask:
         controller = self.controller
-        is_high: Mask = controller.interval_loss > self.single.divergence_factor
+        is_high: Mask = controller.interval_loss > self.settings.divergence_factor
         return is_high | (controller.num_nonfinite > 0)
 
     def _observe_log_level(self) -> Floats:
         level = self.controller.interval_loss
-        if self.single.reward == "privileged":
+        if self.settings.reward == "privileged":
             level = self._privileged_losses() / self._initial_privileged
-        highest = self.single.divergence_factor
+        highest = self.settings.divergence_factor
         level = np.where(self._is_diverged() | ~np.isfinite(level), highest, level)
         log_level: Floats = np.log(level.clip(LEVEL_FLOOR, highest))
         return log_level
@@ -173,9 +181,9 @@ class LRControlVecEnv(VecEnv):
         is_diverged = self._is_diverged()
         self._lengths += 1
         is_terminated = is_diverged | (self.controller.progress >= 1.0)
-        is_truncated = ~is_terminated & (self._lengths == (self.single.max_decisions or 0))
+        is_truncated = ~is_terminated & (self._lengths == (self.settings.max_decisions or 0))
         is_done = is_terminated | is_truncated
-        rewards = self._rewards(is_done | (self._lengths % self.single.reward_interval == 0))
+        rewards = self._rewards(is_done | (self._lengths % self.settings.reward_interval == 0))
         observations = self.controller.observation(everyone)
         self._returns += rewards
         infos = self._infos(is_diverged)
@@ -201,7 +209,7 @@ class LRControlVecEnv(VecEnv):
     def _infos(self, is_diverged: Mask) -> list[dict[str, Any]]:
         steps = self.controller.state["num_steps"].tolist()
         capped: list[dict[str, Any]] = [{}] * self.num_envs
-        if self.single.use_cap:
+        if self.settings.use_cap:
             counts = self._num_capped.tolist()
             capped = [{"num_capped": n, "guarantee": self._guarantee} for n in counts]
         return [
@@ -216,19 +224,19 @@ class LRControlVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """An attribute of the shared specification, once per instance."""
-        return [getattr(self.single, attr_name) for _ in selected(indices, self.num_envs)]
+        return [getattr(self.instance, attr_name) for _ in selected(indices, self.num_envs)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of the specification, for all instances together."""
         if len(selected(indices, self.num_envs)) != self.num_envs:
             raise ValueError("`indices` must name all instances: they share one specification")
-        setattr(self.single, attr_name, value)
+        setattr(self.instance, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of the shared specification, once per instance."""
-        method = getattr(self.single, method_name)
+        method = getattr(self.instance, method_name)
         return [method(*method_args, **method_kwargs) for _ in selected(indices, self.num_envs)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from stable_baselines3 import PPO
 from torch import nn
 
-from lrpilot import Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.evaluation.evaluate import evaluate
 from lrpilot.evaluation.methods.schedules import cosine
@@ -67,7 +67,7 @@ def learn(task: ModelTask, *, total_steps: int, run_dir: Path) -> Policy:
     )
     train(
         task,
-        {"horizon_factors": (0.5, 1.0)},
+        ControlSettings(horizon_factors=(0.5, 1.0)),
         algorithm=algorithm,
         total_steps=total_steps,
         num_envs=NUM_ENVS,

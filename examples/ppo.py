@@ -100,7 +100,9 @@ def to_policy(actor: nn.Sequential, task: str) -> Policy:
         if isinstance(layer, nn.Linear)
     ]
     card = {"task": {"name": task}, "algorithm": "examples/ppo.py"}
-    return Policy(layers, env.observation, env.action, env.clock, card=card)
+    return Policy(
+        layers, env.settings.observation, env.settings.action, env.settings.clock, card=card
+    )
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from stable_baselines3 import PPO
 
-from lrpilot import Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.evaluation.evaluate import evaluate
 from lrpilot.evaluation.methods.schedules import constant, cosine, linear, wsd
@@ -37,7 +37,7 @@ def main() -> None:
     print("1. an agent learns to set the learning rate of small networks that read digits")
     train(
         "digits_mlp",
-        {"horizon_factors": (0.5, 1.0)},
+        ControlSettings(horizon_factors=(0.5, 1.0)),
         algorithm=partial(
             PPO,
             "MlpPolicy",

@@ -5,8 +5,10 @@ from lrpilot.caps.cap import Cap
 from lrpilot.caps.curvature import CurvatureCap
 from lrpilot.policy.action import ActionSpec
 from lrpilot.policy.actor import Policy, PolicyFileError
-from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.clock import ClockSpec
+from lrpilot.policy.controller import Controller
 from lrpilot.policy.observation import ObservationSpec, Observer
+from lrpilot.policy.settings import ControlSettings
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.decision_log import Decision, DecisionLog
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
@@ -21,6 +23,7 @@ __all__ = [
     "AdaptiveLR",
     "Cap",
     "ClockSpec",
+    "ControlSettings",
     "Controller",
     "CurvatureCap",
     "Decision",

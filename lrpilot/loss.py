@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DIVERGENCE_FACTOR = 10.0
+"""A run whose mean loss exceeds so many times its first losses has diverged."""
+
 
 def read_numbers(numbers: Sequence[Tensor]) -> list[float]:
     """Tensors of one element as floats: on a CPU one by one, else in one transfer to the host.

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lrpilot import Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.provenance import describe_provenance
@@ -58,15 +58,15 @@ def train_configured(
         "agent.total_steps=... and agent.num_envs=... change that"
     )
     env = dict(instantiate(cfg.env, _convert_="all").keywords)
-    runner = env.pop("runner")
+    runner, settings = env.pop("runner"), ControlSettings(**env)
     if runner in ("auto", "measure"):
         # so that the run is known, and resumed, as it was
-        cfg.env.runner = fastest_runner(task, agent.num_envs, anew=runner == "measure", **env)
+        cfg.env.runner = fastest_runner(task, agent.num_envs, settings, anew=runner == "measure")
     write_config(cfg, run_dir)
     config = plain(cfg)
     return train(
         task,
-        env,
+        settings,
         algorithm=instantiate(agent.algorithm, _convert_="all"),
         total_steps=agent.total_steps,
         num_envs=agent.num_envs,

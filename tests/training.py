@@ -62,6 +62,7 @@ def run(folder: Path, *, total_steps: int, **changes: Any) -> dict[str, Any]:
     first_env = changes.pop("first_env", make_env)
     env = changes.pop("env", None) or DummyVecEnv([first_env, make_env])
     arguments: dict[str, Any] = {
+        "settings": make_env().settings,
         "algorithm": PPO_TINY,
         "num_envs": env.num_envs,
         "show_progress": False,

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from lrpilot.arguments import require_count
 from lrpilot.files import write_whole
 from lrpilot.policy.action import ActionSpec
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.lstm import lstm_step
 from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
 

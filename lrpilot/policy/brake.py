@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-DIVERGENCE_FACTOR = 10.0
-"""A run whose mean loss exceeds so many times its first losses has diverged."""
+from lrpilot.loss import DIVERGENCE_FACTOR
 
 _NUM_FIRST = 5
 _NUM_SLOW = 100

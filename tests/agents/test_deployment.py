@@ -28,10 +28,17 @@ def random_policy(env: LRControlEnv, *, output: str, is_recurrent: bool) -> Poli
         weight, bias = rng.normal(0, 0.3, (inputs, outputs)), rng.normal(0, 0.3, outputs)
         return weight.astype(np.float32), bias.astype(np.float32)
 
-    size = len(env.observation.names)
+    size = len(env.settings.observation.names)
     lstm = layer(size + 8, 4 * 8) if is_recurrent else None
     layers = [layer(8 if is_recurrent else size, 16), layer(16, 1)]
-    return Policy(layers, env.observation, env.action, env.clock, output=output, lstm=lstm)
+    return Policy(
+        layers,
+        env.settings.observation,
+        env.settings.action,
+        env.settings.clock,
+        output=output,
+        lstm=lstm,
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)

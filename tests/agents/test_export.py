@@ -64,7 +64,11 @@ def trained_sac(env, **policy_kwargs):
 
 def export(model, env):
     return export_policy(
-        model, observation=env.observation, action=env.action, clock=env.clock, card={}
+        model,
+        observation=env.settings.observation,
+        action=env.settings.action,
+        clock=env.settings.clock,
+        card={},
     )
 
 

@@ -159,11 +159,8 @@ def test_resumed_training_on_batched_runs_ends_bit_identical_to_an_uninterrupted
     )
 
     def batch_run(name, **kwargs):
-        return run(
-            tmp_path / name,
-            env=LRControlVecEnv(task, 3, num_decisions=5, horizon_factors=(0.5, 1.0)),
-            **kwargs,
-        )
+        env = LRControlVecEnv(task, 3, num_decisions=5, horizon_factors=(0.5, 1.0))
+        return run(tmp_path / name, task=lambda: task, env=env, settings=env.settings, **kwargs)
 
     whole = batch_run("whole", total_steps=144)
     batch_run("half", total_steps=72)
@@ -264,11 +261,10 @@ def test_an_agent_of_another_kind_cannot_start_from_a_policy(tmp_path, first, se
 def test_a_policy_with_another_observation_cannot_be_refined(tmp_path):
     run(tmp_path / "first", total_steps=24)
     given = Policy.load(tmp_path / "first")
-    env = partial(
-        LRControlEnv, quadratic(), num_decisions=5, observation=ObservationSpec(("loss",))
-    )
+    env = LRControlEnv(quadratic(), num_decisions=5, observation=ObservationSpec(("loss",)))
+    changes = {"env": DummyVecEnv([lambda: env]), "settings": env.settings}
     with pytest.raises(ValueError, match="`init_from` must have the observation"):
-        run(tmp_path / "second", total_steps=24, init_from=given, env=DummyVecEnv([env]))
+        run(tmp_path / "second", total_steps=24, init_from=given, **changes)
 
 
 class NoteAtClose(Tracker):

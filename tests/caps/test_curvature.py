@@ -16,7 +16,7 @@ from lrpilot.caps.cap import ask_cap
 from lrpilot.caps.curvature import LARGEST_CAP, CurvatureCap
 from lrpilot.caps.eigenvalue import hessian_vector_product, largest_eigenvalue
 from lrpilot.policy.actor import Policy
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard

@@ -148,7 +148,9 @@ def test_the_environment_observes_a_loss_before_it_counts_its_step() -> None:
     env = LRControlEnv(task, interval_steps=3, observation=SPEC)
     env.reset(seed=0, options={"task_seed": 1, "initial_lr": 0.1})
     # a warm-up closes the interval at its last step: that step's loss belongs to the warm-up
-    make = partial(Controller, SPEC, env.action, parameters=[], interval_steps=3, total_steps=12)
+    make = partial(
+        Controller, SPEC, env.settings.action, parameters=[], interval_steps=3, total_steps=12
+    )
     env.controller = make(warmup_steps=2)
     env.run = task.start(1)
     losses = env._train_interval()

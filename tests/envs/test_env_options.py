@@ -242,7 +242,7 @@ def test_the_option_of_a_task_seed_decides_whose_learning_rate_and_horizon_is_dr
 def test_the_clock_covers_the_horizons_of_all_tasks(num_epochs: Any, expected: Any) -> None:
     tasks: Any = {"epochs": epochs()} if num_epochs else mixture().tasks
     env = LRControlEnv(MixtureTask(tasks=tasks), horizon_factors=(0.5, 1.0), num_epochs=num_epochs)
-    assert env.clock.horizon_range == expected
+    assert env.settings.clock.horizon_range == expected
 
 
 # ---- truncation
@@ -321,7 +321,7 @@ def test_rewards_are_summed_over_their_interval_and_everything_else_is_the_same(
 def test_a_divergence_is_penalized_at_once() -> None:
     env = LRControlEnv(quadratic(), num_decisions=6, reward_interval=100)
     env.reset(seed=0, options={"initial_lr": 0.3})
-    env.action = env.controller.action = plain_action(max_log_change=9.0, max_factor=1e9)
+    env.controller.action = plain_action(max_log_change=9.0, max_factor=1e9)
     _, reward, terminated, _, info = env.step(np.ones(1, np.float32))
     assert (terminated, info["is_diverged"]) == (True, True)
     assert -math.inf < reward < -1.0
@@ -333,7 +333,7 @@ def test_a_divergence_is_penalized_at_once() -> None:
 def test_the_horizon_is_that_many_epochs() -> None:
     env = LRControlEnv(epochs(), num_epochs=3, num_decisions=3)
     steps = episode(env, seed=0)
-    assert env.clock.horizon_range == (21, 21)
+    assert env.settings.clock.horizon_range == (21, 21)
     assert [len(step[4]["losses"]) for step in steps] == [7, 7, 7]
 
 

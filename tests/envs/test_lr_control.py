@@ -61,7 +61,7 @@ def make_env(name: str = "quadratic", **arguments: Any) -> LRControlEnv:
 
 def random_policy(env: LRControlEnv, seed: int) -> Policy:
     rng = np.random.default_rng(seed)
-    sizes = [len(env.observation.names), 16, 1]
+    sizes = [len(env.settings.observation.names), 16, 1]
     layers = [
         (
             rng.normal(0, 1 / math.sqrt(a), (a, b)).astype(np.float32),
@@ -69,7 +69,7 @@ def random_policy(env: LRControlEnv, seed: int) -> Policy:
         )
         for a, b in itertools.pairwise(sizes)
     ]
-    return Policy(layers, env.observation, env.action, env.clock)
+    return Policy(layers, env.settings.observation, env.settings.action, env.settings.clock)
 
 
 def lr_of(env: LRControlEnv) -> float:

@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lrpilot
+from lrpilot import ControlSettings
 from lrpilot.agents import train
 from lrpilot.envs import (
     LRControlEnv,
@@ -187,7 +188,7 @@ def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_tr
     def trained(name, runner, total_steps, **kwargs):
         summary = train(
             quadratic(),
-            {"num_decisions": 5},
+            ControlSettings(num_decisions=5),
             algorithm=partial(PPO, "MlpPolicy", n_steps=12, batch_size=12, n_epochs=2),
             total_steps=total_steps,
             num_envs=2,
@@ -252,11 +253,11 @@ def test_a_tie_goes_to_the_simpler_runner(rates, expected):
 
 
 def test_a_single_environment_is_measured_without_workers():
-    assert list(measure_runners(digits(), 1)) == ["looped", "batched"]
+    assert list(measure_runners(digits(), 1, ControlSettings())) == ["looped", "batched"]
 
 
 def test_what_cannot_be_batched_is_not_measured_batched():
-    assert list(measure_runners(quadratic(), 1)) == ["looped"]
+    assert list(measure_runners(quadratic(), 1, ControlSettings())) == ["looped"]
 
 
 class BranchingNetwork(torch.nn.Linear):
@@ -276,7 +277,7 @@ def test_network_that_fails_batched_runs_looped_with_a_warning_that_says_why(cac
 
 def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
     caplog.set_level(logging.INFO)
-    measure_runners(quadratic(), 1)
+    measure_runners(quadratic(), 1, ControlSettings())
     (record,) = [record for record in caplog.records if "left out" in record.getMessage()]
     assert record.levelno == logging.INFO
     assert "`task` must be one that can be batched" in record.getMessage()
@@ -284,7 +285,9 @@ def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
 
 @pytest.mark.slow
 def test_dear_tasks_are_measured_with_and_without_workers(cache):
-    rates = measure_runners(digits(batch_size=1000, total_steps=300), 4, interval_steps=150)
+    rates = measure_runners(
+        digits(batch_size=1000, total_steps=300), 4, ControlSettings(interval_steps=150)
+    )
     assert set(rates) >= {"looped", "batched"}
     assert all(rate > 0.0 for rate in rates.values())
 
@@ -292,7 +295,7 @@ def test_dear_tasks_are_measured_with_and_without_workers(cache):
 @pytest.mark.slow
 @pytest.mark.skipif(num_cores() < 2, reason="needs two cores")
 def test_workers_are_measured_where_batching_gains_less_than_the_cores(cache):
-    rates = measure_runners(quadratic(), 2)
+    rates = measure_runners(quadratic(), 2, ControlSettings())
     assert list(rates) == ["looped", "subprocess"]
     assert all(rate > 0.0 for rate in rates.values())
 
@@ -301,7 +304,7 @@ def test_workers_are_measured_where_batching_gains_less_than_the_cores(cache):
 def remembered(cache, caplog):
     """The file of a choice that measuring would not make: another one by far."""
     caplog.set_level(logging.INFO)
-    first = fastest_runner(digits(), 1, num_decisions=4)
+    first = fastest_runner(digits(), 1, ControlSettings(num_decisions=4))
     (path,) = (cache / "runners").iterdir()
     kept = json.loads(path.read_text())
     other = {"looped": "batched", "batched": "looped"}[first]
@@ -312,7 +315,7 @@ def remembered(cache, caplog):
 
 def test_choice_is_logged_kept_and_taken_again(remembered, caplog):
     path, first, other = remembered
-    assert fastest_runner(digits(), 1, num_decisions=4) == other
+    assert fastest_runner(digits(), 1, ControlSettings(num_decisions=4)) == other
     records = caplog.get_records("setup") + caplog.get_records("call")
     texts = [record.getMessage() for record in records]
     assert texts[0].startswith("measuring which runner is fastest for 1 environments of digits")
@@ -358,7 +361,7 @@ def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(remembered, 
     damaged = damage(text)
     assert damaged != text
     path.write_bytes(damaged.encode(errors="surrogateescape"))
-    fastest_runner(digits(), 1, num_decisions=4)
+    fastest_runner(digits(), 1, ControlSettings(num_decisions=4))
     assert f"{path} is damaged, and is measured anew" in caplog.text
     kept = json.loads(path.read_text())
     assert 0.0 < kept["inner_steps_per_second"]["looped"] < 1e12
@@ -366,15 +369,15 @@ def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(remembered, 
 
 
 def test_another_setting_is_measured_anew(cache):
-    fastest_runner(digits(), 1)
-    fastest_runner(digits(batch_size=64), 1)
-    fastest_runner(digits(), 1, reward="training")
+    fastest_runner(digits(), 1, ControlSettings())
+    fastest_runner(digits(batch_size=64), 1, ControlSettings())
+    fastest_runner(digits(), 1, ControlSettings(reward="training"))
     assert len(list((cache / "runners").iterdir())) == 3
 
 
 def test_measuring_touches_no_generator(cache):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    fastest_runner(digits(), 1)
+    fastest_runner(digits(), 1, ControlSettings())
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -384,5 +387,5 @@ def test_measuring_touches_no_generator(cache):
 def test_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "file"))
-    assert fastest_runner(quadratic(), 1) == "looped"
+    assert fastest_runner(quadratic(), 1, ControlSettings()) == "looped"
     assert "cannot be kept" in caplog.text

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrpilot.integrations.distributed import mean_over_ranks
 from lrpilot.policy.actor import Policy
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.policy_lr import PolicyLR
 from tests.integrations.loss_lr import LossLR

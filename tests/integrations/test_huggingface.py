@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrpilot.policy.actor import Policy
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard

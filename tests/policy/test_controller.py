@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrpilot.policy.action import ActionSpec
-from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.clock import ClockSpec
+from lrpilot.policy.controller import Controller
 from lrpilot.policy.observation import ObservationSpec
 from tests.running import through_file
 from tests.scheduling import plain_action

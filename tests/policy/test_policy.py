@@ -27,7 +27,7 @@ from lrpilot.policy.actor import (
     PolicyFileError,
     content_digest,
 )
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 
 SIZES = (12, 16, 16, 1)

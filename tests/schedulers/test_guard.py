@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrpilot.policy.actor import Policy
-from lrpilot.policy.controller import ClockSpec
+from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.base import idle_optimizer
 from lrpilot.schedulers.greedy.scheduler import GreedyLR

@@ -26,7 +26,8 @@ from torch.optim.lr_scheduler import (
 
 from lrpilot.policy.action import ANCHORS, KINDS, ActionSpec
 from lrpilot.policy.actor import Policy
-from lrpilot.policy.controller import ClockSpec, Controller
+from lrpilot.policy.clock import ClockSpec
+from lrpilot.policy.controller import Controller
 from lrpilot.policy.observation import FEATURES, ObservationSpec
 from lrpilot.schedulers.policy_lr import PolicyLR
 from tests.running import through_file
