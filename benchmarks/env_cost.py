@@ -9,28 +9,30 @@ process on the machine disturbs little. The adapters of `lora` sit on a network 
 pretrained.
 """
 
-import argparse
-import os
-import platform
+import multiprocessing
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.plain_loops import bare_steps
+from benchmarks.plain_loops import bare_step
+from benchmarks.problems import CIFAR, ENDLESS, IMAGES, MOMENTUM, available, decision, own_step
+from benchmarks.side_by_side import (
+    compare_with,
+    medians,
+    print_origin,
+    read_options,
+    seconds_of,
+)
 from lrpilot.envs import LRControlEnv, WorkerVecEnv, make_vec_env
 from lrpilot.evaluation.report import format_table
-from lrpilot.tasks.data.archives import DataError
 from lrpilot.tasks.images.models import lenet, mlp, resnet9, resnet18, small_cnn
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
@@ -42,22 +44,18 @@ from lrpilot.tasks.theory.lazy import LazyTask
 from lrpilot.tasks.theory.width import WidthTask
 
 INTERVAL_STEPS = 10
-REWARDS = ("training", "privileged")
-# processor time of one side of a repetition
-SIDE_SECONDS = 0.15
+# processor time of one turn
+TURN_SECONDS = 0.15
 MEMORY_STEPS = 30
 
-MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
-IMAGES = partial(ImageTask, optimizer=MOMENTUM, base_lr=0.01, total_steps=10**9)
-CIFAR = partial(IMAGES, data="cifar10", num_train=10_000)
 ADAMW: dict[str, Any] = {
     "optimizer": torch.optim.AdamW,
     "base_lr": 1e-3,
-    "total_steps": 10**9,
+    "total_steps": ENDLESS,
 }
 TASKS: list[Task] = [
     IMAGES(name="digits_mlp", data="digits", model=partial(mlp, width=32)),
-    SmallNetworkTask(name="small_networks", optimizer=MOMENTUM, base_lr=0.01, total_steps=10**9),
+    SmallNetworkTask(name="small_networks", optimizer=MOMENTUM, base_lr=0.01, total_steps=ENDLESS),
     IMAGES(name="digits", data="digits", model=small_cnn),
     IMAGES(name="fashion_mnist", data="fashion_mnist", model=small_cnn, num_train=10_000),
     CIFAR(name="cifar", model=small_cnn),
@@ -67,65 +65,33 @@ TASKS: list[Task] = [
     GPTTask(name="shakespeare", **ADAMW),
     SentenceTask(name="sst2", batch_size=32, num_layers=2, width=64, **ADAMW),
     LoRATask(name="lora", pretraining_steps=1, **ADAMW),
-    WidthTask(name="width", optimizer=MOMENTUM, base_lr=0.3, total_steps=10**9, width=64),
-    LazyTask(name="lazy", optimizer=torch.optim.SGD, base_lr=1.0, total_steps=10**9),
+    WidthTask(name="width", optimizer=MOMENTUM, base_lr=0.3, total_steps=ENDLESS, width=64),
+    LazyTask(name="lazy", optimizer=torch.optim.SGD, base_lr=1.0, total_steps=ENDLESS),
 ]
 
 
-def own_steps(task: Task) -> Iterator[None]:
-    """The steps of the task's own run; one per `next`."""
-    run = task.start(0)
-    while True:
-        run.step(task.base_lr)
-        yield
-
-
-def env_decisions(task: Task, reward: str, interval_steps: int = INTERVAL_STEPS) -> Iterator[None]:
-    """An endless environment; one decision of so many inner steps per `next`."""
-    env = LRControlEnv(
-        task, interval_steps=interval_steps, reward=reward, initial_lr_factors=(1.0, 1.0)
-    )
-    env.reset(seed=0, options={"task_seed": 0})
-    action = np.zeros(1, np.float32)
-    while True:
-        env.step(action)
-        yield
-
-
-def seconds_of(iterator: Iterator[None], count: int) -> float:
-    """Seconds of processor time of so many items."""
-    start = time.process_time()
-    for _ in range(count):
-        next(iterator)
-    return time.process_time() - start
-
-
-def measure_time(task: Task, repetitions: int, interval_steps: int) -> list[str]:
+def measure_time(task: Task, num_rounds: int, interval_steps: int) -> list[str]:
     """The cells of a row: the bare step, and the median ratios."""
-    bare = bare_steps(task)
-    pairs = {
-        "training": (env_decisions(task, "training", interval_steps), bare),
-        "training over own": (env_decisions(task, "training", interval_steps), own_steps(task)),
-        "privileged": (env_decisions(task, "privileged", interval_steps), bare),
+    decide = {
+        reward: decision(task, interval_steps=interval_steps, reward=reward)
+        for reward in ("training", "privileged")
     }
-    for iterator, base in pairs.values():
-        seconds_of(base, 2 * interval_steps)
-        seconds_of(iterator, 2)
-    num_decisions = max(1, round(SIDE_SECONDS / seconds_of(pairs["training"][0], 1)))
-    num_steps = num_decisions * interval_steps
-    ratios: dict[str, list[float]] = {name: [] for name in pairs}
-    bare_seconds = []
-    for _ in range(repetitions):
-        for name, (iterator, base) in pairs.items():
-            before = seconds_of(base, num_steps)
-            seconds = seconds_of(iterator, num_decisions)
-            after = seconds_of(base, num_steps)
-            ratios[name].append(2 * seconds / (before + after))
-            if base is bare:
-                bare_seconds += [before, after]
-    step_ms = statistics.median(bare_seconds) / num_steps * 1e3
-    cells = [f"{statistics.median(values):.3f}" for values in ratios.values()]
-    return [task.name, f"{step_ms:.3f}", *cells]
+    bare, own = bare_step(task), own_step(task)
+    for step in (bare, own):
+        seconds_of(step, 2 * interval_steps)
+    for action in decide.values():
+        seconds_of(action, 2)
+    num_calls = max(1, round(TURN_SECONDS / seconds_of(decide["training"])))
+    compare = partial(
+        compare_with,
+        num_steps=num_calls * interval_steps,
+        num_calls=num_calls,
+        num_rounds=num_rounds,
+    )
+    seconds, ratios = compare(bare, decide)
+    _, own_ratios = compare(own, {"training": decide["training"]})
+    training, privileged = medians(ratios)
+    return [task.name, f"{seconds * 1e3:.3f}", training, *medians(own_ratios), privileged]
 
 
 def private_mebibytes(process_id: int | str = "self") -> float:
@@ -134,31 +100,31 @@ def private_mebibytes(process_id: int | str = "self") -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def print_memory(task: Task, what: str) -> None:
-    """MiB of this process after `MEMORY_STEPS` steps, and at the peak."""
-    if what == "bare":
-        iterator, count = bare_steps(task), MEMORY_STEPS
+def memory_of(task: Task, reward: str | None) -> tuple[float, float]:
+    """MiB of this process after `MEMORY_STEPS` steps, bare or in an environment; at the peak."""
+    torch.set_num_threads(1)
+    if reward is None:
+        seconds_of(bare_step(task), MEMORY_STEPS)
     else:
-        iterator, count = env_decisions(task, what), MEMORY_STEPS // INTERVAL_STEPS
-    seconds_of(iterator, count)
+        decide = decision(task, interval_steps=INTERVAL_STEPS, reward=reward)
+        seconds_of(decide, MEMORY_STEPS // INTERVAL_STEPS)
     # not `ru_maxrss`, which begins at that of the process that started this one
     status = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    print(private_mebibytes(), peak / 1024)
+    return private_mebibytes(), peak / 1024
 
 
 def measure_memory(task: Task) -> list[str]:
     """The cells of a row: memory settled and at the peak, each in a process of its own."""
-    found = {}
-    for what in ("bare", "training", "privileged"):
-        command = [sys.executable, __file__, "--memory-of", task.name, what]
-        found[what] = [float(x) for x in subprocess.check_output(command, text=True).split()]
-    bare = found["bare"]
-    cells = [f"{bare[0]:.0f}"]
-    for reward in REWARDS:
-        settled, peak = found[reward]
-        cells += [f"{settled / bare[0]:.3f}", f"{peak / bare[1]:.3f}"]
-    return [task.name, *cells]
+    found = []
+    for reward in (None, "training", "privileged"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found.append(process.submit(memory_of, task, reward).result())
+    bare, *others = found
+    ratios = [
+        f"{mib / base:.3f}" for other in others for mib, base in zip(other, bare, strict=True)
+    ]
+    return [task.name, f"{bare[0]:.0f}", *ratios]
 
 
 def measure_sharing(task: ImageTask) -> list[str]:
@@ -194,32 +160,19 @@ def measure_sharing(task: ImageTask) -> list[str]:
 
 def main() -> None:
     """Measure everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--interval-steps", type=int, default=INTERVAL_STEPS)
-    parser.add_argument("--tasks", nargs="+", default=[task.name for task in TASKS])
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.memory_of:
-        name, what = arguments.memory_of
-        print_memory(next(task for task in TASKS if task.name == name), what)
-        return
-    print(
-        f"{platform.machine()}, 1 thread, load {os.getloadavg()[0]:.1f}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; medians of "
-        f"{arguments.repetitions} interleaved repetitions, interval {arguments.interval_steps}, "
-        "all features, seed 0\n"
+    options = read_options(
+        __doc__,
+        num_rounds=15,
+        interval_steps=INTERVAL_STEPS,
+        tasks=[task.name for task in TASKS],
     )
-    tasks = []
-    for task in (task for task in TASKS if task.name in arguments.tasks):
-        try:
-            task.start(0)
-            tasks.append(task)
-        except DataError as error:
-            print(f"{task.name}: left out, since {str(error).splitlines()[0]}\n")
+    print_origin(
+        f"medians of {options.num_rounds} rounds, interval {options.interval_steps}, all features, "
+        "seed 0"
+    )
+    tasks = list(available(task for task in TASKS if task.name in options.tasks))
     print("Environment over the bare steps, by what is rewarded")
-    lines = [measure_time(task, arguments.repetitions, arguments.interval_steps) for task in tasks]
+    lines = [measure_time(task, options.num_rounds, options.interval_steps) for task in tasks]
     header = ["task", "bare ms/step", "training loss", "over own steps", "held-out loss"]
     print(format_table(header, lines))
     print(f"\nMemory of the process after {MEMORY_STEPS} steps, and its peak, over the bare steps'")

@@ -11,7 +11,6 @@ Each at several learning rates, under linear decay and under the shipped policie
 `max_factor`. New is the test split of what is learned, old that of what the network knew before.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +26,8 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from benchmarks.side_by_side import print_origin, read_options
 from lrpilot.evaluation.methods.schedules import linear
-from lrpilot.evaluation.provenance import describe_provenance
 from lrpilot.evaluation.report import format_table
 from lrpilot.schedulers.policy_lr import PolicyLR
 from lrpilot.tasks.data.archives import DataError
@@ -38,6 +37,8 @@ from lrpilot.tasks.images.models import mlp
 from lrpilot.tasks.images.task import ImageRun, ImageTask
 from lrpilot.tasks.language.gpt import GPTRun
 from lrpilot.tasks.language.lora import LoRATask
+
+MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 NUM_CHARACTERS = 30_000
 NUM_STEPS = 300  # both policies were trained on runs of this length
@@ -58,7 +59,6 @@ class Problem(NamedTuple):
 
     start: Callable[[int, float], Any]
     old: Callable[[], ImageData | TextData]
-    total_steps: int
     lrs: tuple[float, ...]
     metric: str
 
@@ -101,19 +101,9 @@ def start_lora(seed: int, lr: float) -> GPTRun:
 
 PROBLEMS = {
     "digits": Problem(
-        start_digits,
-        partial(load_image_data, "digits"),
-        NUM_STEPS,
-        (1e-4, 3e-4, 1e-3),
-        "test_accuracy",
+        start_digits, partial(load_image_data, "digits"), (1e-4, 3e-4, 1e-3), "test_accuracy"
     ),
-    "lora": Problem(
-        start_lora,
-        partial(shortened, "shakespeare"),
-        NUM_STEPS,
-        (1e-3, 3e-3),
-        "test_loss",
-    ),
+    "lora": Problem(start_lora, partial(shortened, "shakespeare"), (1e-3, 3e-3), "test_loss"),
 }
 
 
@@ -125,15 +115,13 @@ class Outcome(NamedTuple):
     peak: float
 
 
-def fine_tune(
-    problem: Problem, seed: int, lr: float, make_scheduler: Callable[[Optimizer], LRScheduler]
-) -> Outcome:
+def fine_tune(problem: Problem, seed: int, lr: float, make_scheduler: MakeScheduler) -> Outcome:
     """Fine-tune once and measure."""
     run = problem.start(seed, lr)
     scheduler = make_scheduler(run.optimizer)
     takes_loss = isinstance(scheduler, PolicyLR)
     peak = 0.0
-    for _ in range(problem.total_steps):
+    for _ in range(NUM_STEPS):
         peak = max(peak, run.optimizer.param_groups[0]["lr"])
         loss = run.step()
         scheduler.step(loss) if takes_loss else scheduler.step()
@@ -147,28 +135,22 @@ def evaluate(problem: Problem, run: Any, peak: float = 0.0) -> Outcome:
     return Outcome(new, run.evaluate()[problem.metric], peak)
 
 
-def schedulers(
-    problem: Problem, policies: list[str], max_factors: list[float]
-) -> dict[str, Callable[[Optimizer], LRScheduler]]:
+def schedulers(policies: list[str], max_factors: list[float]) -> dict[str, MakeScheduler]:
     """Linear decay, and every policy without a bound of ours and with each."""
-    steps = problem.total_steps
-    made: dict[str, Callable[[Optimizer], LRScheduler]] = {
-        "linear": partial(linear, total_steps=steps)
-    }
+    make = partial(PolicyLR, total_steps=NUM_STEPS)
+    made: dict[str, MakeScheduler] = {"linear": partial(linear, total_steps=NUM_STEPS)}
     for policy in policies:
-        made[policy] = partial(PolicyLR, policy=policy, total_steps=steps)
+        made[policy] = partial(make, policy=policy)
         for factor in max_factors:
             name = f"{policy}, max_factor={factor:g}"
-            made[name] = partial(PolicyLR, policy=policy, total_steps=steps, max_factor=factor)
+            made[name] = partial(make, policy=policy, max_factor=factor)
     return made
 
 
-def measure(problem: Problem, arguments: argparse.Namespace) -> str:
+def measure(problem: Problem, seeds: range, made: dict[str, MakeScheduler]) -> str:
     """The table of one problem."""
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     outcomes = [evaluate(problem, problem.start(seed, problem.lrs[0])) for seed in seeds]
     lines = [["before", "", *cells(outcomes)]]
-    made = schedulers(problem, arguments.policies, arguments.max_factors)
     for lr in problem.lrs:
         for name, make_scheduler in made.items():
             outcomes = [fine_tune(problem, seed, lr, make_scheduler) for seed in seeds]
@@ -190,21 +172,23 @@ def cells(outcomes: list[Outcome]) -> list[str]:
 
 
 def main() -> None:
-    """Measure everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--policies", nargs="+", default=["small_networks", "cifar"])
-    parser.add_argument("--max-factors", nargs="+", type=float, default=[1.0, 3.0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many, at least 2")
-    parser.add_argument("--first-seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    provenance = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
-    print(f"{provenance}, {arguments.seeds} seeds from {arguments.first_seed} on\n", flush=True)
-    for name in arguments.problems:
+    """Measure everything and print it; at least two seeds."""
+    options = read_options(
+        __doc__,
+        problems=list(PROBLEMS),
+        policies=["small_networks", "cifar"],
+        max_factors=[1.0, 3.0],
+        seeds=3,
+        first_seed=0,
+    )
+    print_origin(f"{options.seeds} seeds from {options.first_seed} on")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for name in options.problems:
+        problem = PROBLEMS[name]
         start = time.perf_counter()
         try:
-            print(f"{name}\n{measure(PROBLEMS[name], arguments)}")
+            made = schedulers(options.policies, options.max_factors)
+            print(f"{name}\n{measure(problem, seeds, made)}")
         except DataError as error:
             raise SystemExit(f"{error}") from None
         print(f"{time.perf_counter() - start:.0f} s\n", flush=True)

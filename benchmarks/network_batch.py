@@ -12,10 +12,7 @@ With a CUDA device, 64 CNNs on CIFAR-10 are measured there too, with the largest
 batched runs took.
 """
 
-import argparse
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.problems import MOMENTUM, batched_step
+from benchmarks.side_by_side import Action, print_origin, read_options
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.images.models import mlp, small_cnn
 from lrpilot.tasks.images.task import ImageTask
@@ -38,7 +37,6 @@ from lrpilot.tasks.task import Task
 TOTAL_STEPS = 300
 NUM_LOOPED = 16
 TURN_SECONDS = 0.25
-SGD = partial(torch.optim.SGD, momentum=0.9)
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
 
 
@@ -52,7 +50,7 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Steps per second, counted per run; milliseconds to start a run; peak bytes on a GPU."""
+    """Runs per second; milliseconds to start a run; peak bytes on a GPU."""
 
     batched: float
     looped: float
@@ -69,7 +67,7 @@ def images(
         name=data,
         data=data,
         model=model,
-        optimizer=SGD,
+        optimizer=MOMENTUM,
         base_lr=0.01,
         total_steps=TOTAL_STEPS,
         batch_size=batch_size,
@@ -134,7 +132,7 @@ def gpu_cases(device: str = "cuda") -> list[Case]:
     ]
 
 
-def seconds_per_step(step: Callable[[], Any], count: int, device: str) -> float:
+def seconds_per_step(step: Action, count: int, device: str) -> float:
     """Mean time of so many calls."""
     start = time.perf_counter()
     for _ in range(count):
@@ -149,16 +147,9 @@ def measure(case: Case, *, num_turns: int) -> Measured:
     task, num_runs, device = case.task, case.num_runs, case.device
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    runs = task.start_batch(num_runs)
     start = time.perf_counter()
-    runs.reset(list(range(num_runs)), list(range(num_runs)))
+    step_batched = batched_step(task, num_runs, device)
     start_ms = (time.perf_counter() - start) / num_runs * 1e3
-    lrs = torch.full((num_runs,), task.base_lr, device=device)
-    everyone = torch.ones(num_runs, dtype=torch.bool, device=device)
-
-    def step_batched() -> None:
-        runs.step(lrs, everyone)
-
     step_batched()
     num_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     singles = [task.start(seed) for seed in range(min(NUM_LOOPED, num_runs))]
@@ -177,7 +168,7 @@ def measure(case: Case, *, num_turns: int) -> Measured:
             count = math.ceil(TURN_SECONDS / seconds_per_step(step, 1, device))
             seconds[i] = min(seconds[i], seconds_per_step(step, count, device))
     torch.set_num_threads(num_threads)
-    batched, looped, on_one_thread = seconds
+    batched, looped, on_one_thread = (TOTAL_STEPS * value for value in seconds)
     return Measured(
         num_runs / batched,
         len(singles) / looped,
@@ -189,17 +180,8 @@ def measure(case: Case, *, num_turns: int) -> Measured:
 
 def main() -> None:
     """Measure all and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-threads", type=int, default=2)
-    parser.add_argument("--num-turns", type=int, default=8)
-    parser.add_argument("--only", default="", help="measure the cases with this in their name")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.num_threads)
-    print(
-        f"{platform.machine()}, {arguments.num_threads} threads, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {TOTAL_STEPS} steps a run; "
-        f"load average {os.getloadavg()[0]:.1f} at the start\n"
-    )
+    options = read_options(__doc__, num_threads=2, num_turns=8, only="")
+    print_origin(f"{TOTAL_STEPS} steps a run, seeds from 0 on")
     cases = cpu_cases()
     if torch.cuda.is_available():
         print(f"CUDA device: {torch.cuda.get_device_name()}\n")
@@ -208,19 +190,16 @@ def main() -> None:
         print("CUDA: no device\n")
     lines = []
     for case in cases:
-        if arguments.only not in case.name:
+        if options.only not in case.name:
             continue
-        measured = measure(case, num_turns=arguments.num_turns)
+        *rates, start_ms, num_bytes = measure(case, num_turns=options.num_turns)
         lines.append(
             [
                 case.name,
                 f"{case.num_runs}",
-                f"{measured.batched / TOTAL_STEPS:.2f}",
-                f"{measured.looped / TOTAL_STEPS:.2f}",
-                f"{measured.looped_on_one_thread / TOTAL_STEPS:.2f}",
-                f"{measured.batched / max(measured.looped, measured.looped_on_one_thread):.2f}",
-                f"{measured.start_ms:.2f}",
-                f"{measured.num_bytes / 2**20:.0f} MiB" if measured.num_bytes else "",
+                *(f"{rate:.2f}" for rate in (*rates, rates[0] / max(rates[1:]))),
+                f"{start_ms:.2f}",
+                f"{num_bytes / 2**20:.0f} MiB" if num_bytes else "",
             ]
         )
     header = ["network", "runs at once", "runs/s batched", "looped", "on one thread", "ratio"]

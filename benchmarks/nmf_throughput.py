@@ -5,14 +5,12 @@
 seconds; import and construction are not counted. Memory is the growth of the resident set.
 """
 
-import argparse
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +19,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from benchmarks.side_by_side import Action, print_origin, read_options, take_turns
 from lrpilot import ActionSpec
 from lrpilot.envs import LRControlEnv, LRControlVecEnv
 from lrpilot.evaluation.report import format_table
@@ -89,69 +88,59 @@ def measure(make_env: Callable[[], VecEnv], num_rollouts: int) -> tuple[float, f
 def measure_cap(num_runs: int, num_steps: int) -> tuple[float, dict[str, float]]:
     """Milliseconds of an inner step of all runs, and the share of it that a cap costs by bound.
 
-    Medians of interleaved calls. The exact gradients belong to the step, which needs them
-    without a cap as well.
+    The exact gradients belong to the step, which needs them without a cap as well.
     """
-    everyone, lrs = torch.ones(num_runs, dtype=torch.bool), torch.zeros(num_runs)
     runs = TASK().start_batch(num_runs)
     runs.reset(list(range(num_runs)), list(range(num_runs)))
+    everyone, lrs = torch.ones(num_runs, dtype=torch.bool), torch.zeros(num_runs)
+    # valid at every step, since the learning rate is 0
+    objective, exact = runs.objective, runs.objective.exact(runs.w, runs.h)
+
+    def refresh(bound: str) -> None:
+        noise = objective.noise_std(exact)
+        segment_cap(
+            runs.w,
+            runs.h,
+            (exact.gradient_w, exact.gradient_h),
+            exact.squared_columns.sum(-1) / 2,
+            bound=bound,
+            noise_lengths=(noise * objective.length_w, noise * objective.length_h),
+        )
+
     bounds = ("frobenius", "gram_rows")
-    seconds: dict[str, list[float]] = {name: [] for name in ("step", *bounds)}
-    for _ in range(num_steps):
-        start = time.perf_counter()
-        exact = runs._known_exact()
-        runs.step(lrs, everyone)
-        seconds["step"].append(time.perf_counter() - start)
-        assert exact is not None
-        for bound in bounds:
-            start = time.perf_counter()
-            noise = runs.objective.noise_std(exact)
-            segment_cap(
-                runs.w,
-                runs.h,
-                (exact.gradient_w, exact.gradient_h),
-                exact.squared_columns.sum(-1) / 2,
-                bound=bound,
-                noise_lengths=(noise * runs.objective.length_w, noise * runs.objective.length_h),
-            )
-            seconds[bound].append(time.perf_counter() - start)
-    step = statistics.median(seconds["step"])
-    return step * 1e3, {name: statistics.median(seconds[name]) / step for name in bounds}
+    actions: dict[str, Action] = {"step": lambda: runs.step(lrs, everyone)}
+    actions |= {bound: partial(refresh, bound) for bound in bounds}
+    times = take_turns(actions, num_calls=1, num_rounds=num_steps)
+    step = median(times["step"])
+    return step * 1e3, {bound: median(times[bound]) / step for bound in bounds}
 
 
 def main() -> None:
     """Measure all and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.num_threads)
-    print(
-        f"{platform.machine()}, {arguments.num_threads} threads, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; NMF 40 x 40, rank 5, seed 0\n"
-    )
+    num_threads = read_options(__doc__, num_threads=2).num_threads
+    print_origin("NMF 40 x 40, rank 5, seed 0")
     cases: list[tuple[str, Callable[[], VecEnv], int]] = [
         ("LRControlEnv, 1 run", lambda: DummyVecEnv([make_single]), 12),
         ("DummyVecEnv, 8 runs", lambda: DummyVecEnv([make_single] * 8), 3),
         ("SubprocVecEnv, 8 runs", lambda: SubprocVecEnv([make_single] * 8), 3),
-        ("LRControlVecEnv, 64 runs", lambda: LRControlVecEnv(TASK(), 64, **ARGUMENTS), 12),
-        ("LRControlVecEnv, 256 runs", lambda: LRControlVecEnv(TASK(), 256, **ARGUMENTS), 8),
-        ("LRControlVecEnv, 1024 runs", lambda: LRControlVecEnv(TASK(), 1024, **ARGUMENTS), 3),
+    ]
+    cases += [
+        (
+            f"LRControlVecEnv, {num_runs} runs",
+            partial(LRControlVecEnv, TASK(), num_runs, **ARGUMENTS),
+            num_rollouts,
+        )
+        for num_runs, num_rollouts in ((64, 12), (256, 8), (1024, 3))
     ]
     lines = []
     single = 0.0
     for name, make_env, num_rollouts in cases:
-        torch.set_num_threads(1 if "LRControlVecEnv" not in name else arguments.num_threads)
+        torch.set_num_threads(num_threads if "LRControlVecEnv" in name else 1)
         with_ppo, alone, memory = measure(make_env, num_rollouts)
         single = single or with_ppo
-        lines.append(
-            [
-                name,
-                f"{with_ppo:,.0f}",
-                f"{with_ppo / single:.1f}",
-                f"{alone:,.0f}",
-                "-" if "Subproc" in name else f"{memory:.0f}",
-            ]
-        )
+        mib = "-" if "Subproc" in name else f"{memory:.0f}"
+        ratio = f"{with_ppo / single:.1f}"
+        lines.append([name, f"{with_ppo:,.0f}", ratio, f"{alone:,.0f}", mib])
     header = ["environment", "inner steps/s with PPO", "ratio", "without PPO", "MiB"]
     print(format_table(header, lines))
     milliseconds, shares = measure_cap(256, 300)

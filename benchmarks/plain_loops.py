@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.side_by_side import Action
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.data.texts import PADDING
 from lrpilot.tasks.images.task import ImageTask
@@ -17,6 +19,11 @@ from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.lazy import LazyTask
 from lrpilot.tasks.theory.width import WidthTask
+
+
+def bare_step(task: Task) -> Action:
+    """A step of a plain PyTorch loop on the task's model, data and optimizer."""
+    return partial(next, bare_steps(task))
 
 
 def bare_steps(task: Task) -> Iterator[None]:

@@ -1,42 +1,36 @@
 """What one `step` of a scheduler costs: `python benchmarks/scheduler_cost.py`.
 
 Microseconds per call with losses that are floats, without the optimizer's own step: the medians of
-interleaved repetitions, for a noisy loss that falls and then stays.
+interleaved rounds, for a noisy loss that falls and then stays.
 """
 
-import argparse
 import math
-import platform
 import random
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers.optimization import GreedyLR as HuggingFaceGreedyLR
 
+from benchmarks.side_by_side import Action, print_origin, read_options, take_turns
 from lrpilot.evaluation.report import format_table
 from lrpilot.schedulers.base import idle_optimizer
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 
-Contender = tuple[Callable[[Optimizer], Any], bool]
-
-CONTENDERS: dict[str, Contender] = {
-    "torch CosineAnnealingLR": (partial(CosineAnnealingLR, T_max=10**9), False),
-    "transformers GreedyLR": (HuggingFaceGreedyLR, True),
-    "GreedyLR, transformers": (partial(GreedyLR, semantics="transformers"), True),
-    "GreedyLR, paper": (partial(GreedyLR, semantics="paper"), True),
-    "GreedyLR, robust": (GreedyLR, True),
+CONTENDERS: dict[str, Callable[[Optimizer], Any]] = {
+    "torch CosineAnnealingLR": partial(CosineAnnealingLR, T_max=10**9),
+    "transformers GreedyLR": HuggingFaceGreedyLR,
+    "GreedyLR, transformers": partial(GreedyLR, semantics="transformers"),
+    "GreedyLR, paper": partial(GreedyLR, semantics="paper"),
+    "GreedyLR, robust": GreedyLR,
 }
-"""By name: how it is made, and whether its `step` takes the loss."""
 
 
 def noisy_losses(num: int) -> list[float]:
@@ -45,43 +39,32 @@ def noisy_losses(num: int) -> list[float]:
     return [1.0 + 2.0 * math.exp(-9.0 * t / num) + rng.gauss(0.0, 0.1) for t in range(num)]
 
 
-def microseconds_per_step(contender: Contender, losses: list[float]) -> float:
-    """Mean over all losses, on a new optimizer with one group."""
-    make, takes_loss = contender
+def run(make: Callable[[Optimizer], Any], losses: list[float]) -> None:
+    """A new scheduler takes all losses, or as many steps if it knows none."""
     optimizer = idle_optimizer(0.1)
     scheduler = make(optimizer)
     optimizer.step()
     step = scheduler.step
-    start = time.perf_counter()
-    if takes_loss:
-        for loss in losses:
-            step(loss)
-    else:
+    if isinstance(scheduler, CosineAnnealingLR):
         for _ in losses:
             step()
-    return (time.perf_counter() - start) / len(losses) * 1e6
+    else:
+        for loss in losses:
+            step(loss)
 
 
 def main() -> None:
     """Measure everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--num-steps", type=int, default=10_000)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    losses = noisy_losses(arguments.num_steps)
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(arguments.repetitions):
-        for name, contender in CONTENDERS.items():
-            times[name].append(microseconds_per_step(contender, losses))
-    print(
-        f"{platform.machine()}, 1 thread, Python {platform.python_version()}, torch "
-        f"{torch.__version__}; {arguments.num_steps} steps, medians of {arguments.repetitions} "
-        "repetitions\n"
-    )
+    options = read_options(__doc__, num_rounds=15, num_steps=10_000)
+    losses = noisy_losses(options.num_steps)
+    runs: dict[str, Action] = {
+        name: partial(run, make, losses) for name, make in CONTENDERS.items()
+    }
+    times = take_turns(runs, num_calls=1, num_rounds=options.num_rounds)
+    print_origin(f"{options.num_steps} steps, medians of {options.num_rounds} rounds, seed 0")
     rows = [
-        [name, f"{statistics.median(values):.2f}", f"{min(values):.2f}"]
-        for name, values in times.items()
+        [name, *(f"{value / options.num_steps * 1e6:.2f}" for value in (median(found), min(found)))]
+        for name, found in times.items()
     ]
     print(format_table(["scheduler", "us per step", "fastest"], rows))
 

@@ -7,11 +7,8 @@ gradients of norm at most 1. nanoGPT's README states 1.88 for it, estimated on 2
 the last 10 % of the text; here that tenth is measured whole, as its halves: held-out and test.
 """
 
-import argparse
 import math
-import platform
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from lrpilot.tasks.data.archives import DataError
+from benchmarks.long_training import start, train
+from benchmarks.side_by_side import read_options
 from lrpilot.tasks.language.gpt import GPTTask
 
 MAX_LR = 1e-3
@@ -37,50 +35,26 @@ def lr_at(step: int, num_steps: int) -> float:
 
 def main() -> None:
     """Train once and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--print-every", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.num_threads)
+    options = read_options(__doc__, steps=2000, print_every=200, device="cpu", seed=0)
     task = GPTTask(
         name="shakespeare",
         optimizer=partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1),
         base_lr=MAX_LR,
-        total_steps=arguments.steps,
+        total_steps=options.steps,
         max_gradient_norm=1.0,
-        device=arguments.device,
+        device=options.device,
     )
-    try:
-        run = task.start(arguments.seed)
-    except DataError as error:
-        raise SystemExit(f"{error}") from None
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, "
-        f"device {arguments.device}, seed {arguments.seed}, "
-        f"{sum(parameter.numel() for parameter in run.parameters):,} parameters\n"
+    run = start(task, options.seed)
+    metrics = train(
+        run,
+        lambda: run.step(lr_at(run.num_steps, options.steps)),
+        num_steps=options.steps,
+        print_every=options.print_every,
     )
-    seconds = 0.0
-    while run.num_steps < arguments.steps:
-        start = time.perf_counter()
-        losses = []
-        for _ in range(min(arguments.print_every, arguments.steps - run.num_steps)):
-            losses.append(run.step(lr_at(run.num_steps, arguments.steps)))
-        train_loss = float(torch.stack(losses).mean())
-        seconds += time.perf_counter() - start
-        print(
-            f"step {run.num_steps:5d}  train loss {train_loss:.4f}  "
-            f"held-out loss {run.evaluate()['held_out_loss']:.4f}  "
-            f"{seconds / run.num_steps * 1e3:.1f} ms/step",
-            flush=True,
-        )
-    metrics = run.evaluate()
     held_out, test = metrics["held_out_loss"], metrics["test_loss"]
     print(
         f"\nheld-out {held_out:.4f}, test {test:.4f}, the whole tenth {(held_out + test) / 2:.4f} "
-        f"nats per character, training {seconds:.0f} s"
+        "nats per character"
     )
 
 

@@ -60,24 +60,33 @@ def record_policy(
         initial_lr_factors: initial learning rates over the task's `base_lr`.
         seeds: of the runs; they should be used for nothing else.
     """
+    made: list[PolicyLR] = []
+
+    def make(optimizer: Optimizer, *, total_steps: int, run: Run) -> PolicyLR:
+        made.append(deployed(optimizer, policy=policy, total_steps=total_steps, run=run))
+        return made[-1]
+
     curves, actions = {}, []
     for factor in initial_lr_factors:
-        schedulers: list[PolicyLR] = []
-
-        def make(
-            optimizer: Optimizer, *, total_steps: int, run: Run, made: list[PolicyLR] = schedulers
-        ) -> PolicyLR:
-            made.append(deployed(optimizer, policy=policy, total_steps=total_steps, run=run))
-            return made[-1]
-
         logs = []
         for seed in seeds:
             result = train(task, Method("policy", make), initial_lr_factor=factor, seed=seed)
             lrs = np.array(result.lrs) / result.row["initial_lr"]
             logs.append(np.log(np.pad(lrs, (0, task.total_steps - len(lrs)), mode="edge")))
-            actions += [d.signal for d in schedulers[-1].log if d.rule == "decision"]
+            actions += [entry.signal for entry in made.pop().log if entry.rule == "decision"]
         curves[task.base_lr * factor] = np.exp(np.mean(logs, axis=0)).tolist()
     return Recording(curves, actions)
+
+
+def follow(optimizer: Optimizer, factors: Sequence[float], total_steps: int) -> LambdaLR:
+    """The initial learning rate times the factor of each step.
+
+    Raises:
+        ValueError: if there is no factor for every step.
+    """
+    if len(factors) != total_steps:
+        raise ValueError(f"`curves` must hold {total_steps} steps, got {len(factors)}")
+    return LambdaLR(optimizer, lambda t: factors[min(t, total_steps - 1)])
 
 
 def replay(
@@ -88,16 +97,16 @@ def replay(
     Args:
         optimizer: its learning rate must be among those of `curves`.
         total_steps: the length of the curves.
-        curves: see `Recording`.
+        curves: as in `Recording`.
 
     Raises:
         ValueError: if there is no curve for this initial learning rate and horizon.
     """
     lr = float(optimizer.param_groups[0]["lr"])
-    curve = next((c for key, c in curves.items() if math.isclose(key, lr)), None)
-    if curve is None or len(curve) != total_steps:
-        raise ValueError(f"`curves` must hold {total_steps} steps at lr {lr}, got {list(curves)}")
-    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+    curve = next((curve for key, curve in curves.items() if math.isclose(key, lr)), None)
+    if curve is None:
+        raise ValueError(f"`curves` must hold one for lr {lr}, got {list(curves)}")
+    return follow(optimizer, curve, total_steps)
 
 
 def mean_schedule(
@@ -105,18 +114,11 @@ def mean_schedule(
 ) -> LambdaLR:
     """One schedule, the geometric mean of the policy's curves over all initial learning rates."""
     curve = np.exp(np.mean([np.log(curve) for curve in curves.values()], axis=0)).tolist()
-    if len(curve) != total_steps:
-        raise ValueError(f"`curves` must hold {total_steps} steps, got {len(curve)}")
-    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+    return follow(optimizer, curve, total_steps)
 
 
 def random_walk(
-    optimizer: Optimizer,
-    *,
-    total_steps: int,
-    run: Run,
-    policy: Policy,
-    actions: Sequence[float],
+    optimizer: Optimizer, *, total_steps: int, run: Run, policy: Policy, actions: Sequence[float]
 ) -> LambdaLR:
     """Actions drawn, from the run's seed, from those that the policy took at any time.
 
@@ -132,7 +134,7 @@ def random_walk(
                 float(rng.choice(actions)), multiplier=multiplier, progress=t / total_steps
             )
         curve.append(factor)
-    return LambdaLR(optimizer, lambda t: curve[min(t, total_steps - 1)])
+    return follow(optimizer, curve, total_steps)
 
 
 def placebos_of(policy: Policy, recording: Recording, *, seed: int = 0) -> dict[str, Scheduler]:

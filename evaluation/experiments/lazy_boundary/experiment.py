@@ -218,17 +218,11 @@ def curve_rows(
     task: LazyTask, *, seed: int, multiples: Sequence[float], limit: float
 ) -> list[dict[str, Any]]:
     """The losses of one network and of its linearized model, step by step."""
-    return [
-        {
-            "activation": task.activation,
-            "linearized": linearized,
-            "multiple": multiple,
-            "step": step,
-            "loss": loss,
-        }
-        for linearized in (False, True)
-        for multiple in multiples
-        for step, loss in enumerate(
-            train(replace(task, linearized=linearized), seed=seed, lr=multiple * limit)[0]
-        )
-    ]
+    rows: list[dict[str, Any]] = []
+    for linearized in (False, True):
+        for multiple in multiples:
+            model = replace(task, linearized=linearized)
+            losses, _ = train(model, seed=seed, lr=multiple * limit)
+            key = {"activation": task.activation, "linearized": linearized, "multiple": multiple}
+            rows += [{**key, "step": step, "loss": loss} for step, loss in enumerate(losses)]
+    return rows

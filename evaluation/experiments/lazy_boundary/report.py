@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -35,14 +36,10 @@ def boundary_table(boundaries: Rows, sweep: Rows) -> str:
                 for multiple in unique(swept, "multiple")
                 if unique(select(swept, multiple=multiple), "outcome") == ["catapult"]
             ]
-            lines.append(
-                [
-                    f"{activation}, width {width}",
-                    _range([row["limit"] for row in mine]),
-                    *(_range([row[name] for row in mine]) for name, _, _ in BOUNDARIES),
-                    f"{multiples[0]:g} to {multiples[-1]:g}" if multiples else "-",
-                ]
-            )
+            columns = ("limit", *(name for name, _, _ in BOUNDARIES))
+            ranges = [_range([row[name] for row in mine]) for name in columns]
+            catapults = f"{multiples[0]:g} to {multiples[-1]:g}" if multiples else "-"
+            lines.append([f"{activation}, width {width}", *ranges, catapults])
     return format_table(header, lines)
 
 
@@ -97,18 +94,13 @@ def _draw_boundaries(
     widths = unique(boundaries, "width")
     for activation, color in zip(unique(boundaries, "activation"), COLORS, strict=False):
         for name, title, marker in shown:
-            values = np.array(
-                [
-                    [row[name] for row in select(boundaries, activation=activation, width=width)]
-                    for width in widths
-                ]
-            )
+            rows = [select(boundaries, activation=activation, width=width) for width in widths]
+            values = np.array([[row[name] for row in mine] for mine in rows])
             values[values == 0.0] = np.nan
+            style: dict[str, Any] = {"color": color, "fillstyle": "none"}
             axis.plot(widths, np.median(values, axis=1), color=color, linewidth=1.0)
-            axis.plot(widths, values, marker, color=color, fillstyle="none")
-            axis.plot(
-                [], [], f"{marker}-", color=color, fillstyle="none", label=f"{activation}: {title}"
-            )
+            axis.plot(widths, values, marker, **style)
+            axis.plot([], [], f"{marker}-", label=f"{activation}: {title}", **style)
     axis.axhline(predicted, color="black", linewidth=0.8, linestyle="--", zorder=0)
     axis.set(xscale="log", xlabel="width", ylabel="learning rate / predicted limit")
     axis.set_xticks(widths, [str(width) for width in widths])
@@ -121,20 +113,14 @@ def _draw_curves(axis: Axes, curves: Rows, width: int) -> None:
     multiples = unique(curves, "multiple")
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.95, len(multiples)))
     for multiple, color in zip(multiples, colors, strict=True):
-        for linearized in (False, True):
+        for linearized, linestyle in ((False, "-"), (True, ":")):
             mine = select(curves, activation=activation, multiple=multiple, linearized=linearized)
-            axis.plot(
-                [point["step"] for point in mine],
-                [point["loss"] for point in mine],
-                color=color,
-                linestyle=":" if linearized else "-",
-                label=None if linearized else f"{multiple:g}",
-            )
-    highest = max(
-        point["loss"] for point in select(curves, linearized=False, activation=activation)
-    )
+            steps, losses = ([point[name] for point in mine] for name in ("step", "loss"))
+            label = None if linearized else f"{multiple:g}"
+            axis.plot(steps, losses, color=color, linestyle=linestyle, label=label)
+    shown = select(curves, linearized=False, activation=activation)
     axis.set(xlabel="step", ylabel="loss", xscale="symlog", yscale="log")
-    axis.set_ylim(top=3.0 * highest)
+    axis.set_ylim(top=3.0 * max(point["loss"] for point in shown))
     axis.set_title(f"{activation}, width {width} (dotted: linearized)")
     axis.legend(title="multiple", fontsize=8)
 
@@ -143,15 +129,10 @@ def _draw_eigenvalues(axis: Axes, sweep: Rows) -> None:
     for activation, color in zip(unique(sweep, "activation"), COLORS, strict=False):
         for outcome, marker in OUTCOME_MARKERS.items():
             mine = select(sweep, activation=activation, outcome=outcome)
-            axis.plot(
-                [row["multiple"] for row in mine],
-                [row["eigenvalue_over_initial"] for row in mine],
-                linestyle="none",
-                marker=marker,
-                color=color,
-                fillstyle="none",
-                label=f"{activation}: {outcome}" if mine else None,
-            )
+            multiples = [row["multiple"] for row in mine]
+            shrinkages = [row["eigenvalue_over_initial"] for row in mine]
+            label = f"{activation}: {outcome}" if mine else None
+            axis.plot(multiples, shrinkages, marker, color=color, fillstyle="none", label=label)
     multiples = unique(sweep, "multiple")
     axis.plot(multiples, [1.0 / multiple for multiple in multiples], "k--", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="learning rate / predicted limit")

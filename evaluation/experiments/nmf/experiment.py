@@ -7,7 +7,6 @@ the agent never saw; all controls see the same matrices, starts and noise.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from lrpilot.tasks.nmf.task import NMFTask
 MODES = ("raw", "clipped", "fraction")
 
 Schedules = Mapping[str, Callable[..., Any]]
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 def compare_on_problems(
@@ -67,25 +66,15 @@ def compare_on_problems(
     """
 
     def compare_on(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
-        is_random = task.matrix is None
-        tuned = tune_schedules(
-            task,
-            schedulers,
-            initial_lrs=initial_lrs if is_random else real_initial_lrs,
-            cap_fractions=cap_fractions,
-            num_seeds=num_tuning,
-            modes=MODES if is_random else ("raw", "fraction"),
-            progress=partial(output.progress, desc=f"{name}: tuning"),
-        )
         outcomes = compare(
             task,
             policy,
             schedulers,
-            tuned,
+            initial_lrs=initial_lrs if task.matrix is None else real_initial_lrs,
             cap_fractions=cap_fractions,
+            num_tuning=num_tuning,
             num_seeds=num_held_out,
-            num_replay_seeds=num_tuning,
-            progress=partial(output.progress, desc=f"{name}: held-out"),
+            progress=lambda cases, desc: output.progress(cases, desc=f"{name}: {desc}"),
         )
         output.write_table(
             f"{name}: {num_held_out} held-out runs, tuned on {num_tuning} others, "
@@ -119,13 +108,14 @@ def tune_schedules(
     cap_fractions: Sequence[float],
     num_seeds: int,
     progress: Progress,
-    modes: Sequence[str] = MODES,
 ) -> dict[tuple[str, str], float]:
     """The best initial learning rate or cap fraction of every schedule in every mode.
 
     Returns:
         (schedule, mode) -> value with the smallest mean score on the tuning seeds.
     """
+    # on a real matrix, of one scale, a learning rate is tuned to the cap already
+    modes = MODES if task.matrix is None else ("raw", "fraction")
     cases = [
         (name, mode, value)
         for name in schedules
@@ -133,7 +123,7 @@ def tune_schedules(
         for value in (cap_fractions if mode == "fraction" else initial_lrs)
     ]
     scores: dict[tuple[str, str], dict[float, float]] = {}
-    for name, mode, value in progress(cases):
+    for name, mode, value in progress(cases, "tuning"):
         trial = run_schedule(task, schedules[name], value, mode, tuning_seeds(num_seeds))
         scores.setdefault((name, mode), {})[value] = float(trial.scores.mean())
     return {case: min(found, key=lambda value: found[value]) for case, found in scores.items()}
@@ -142,9 +132,9 @@ def tune_schedules(
 def random_actions(policy: Policy, trial: Trial, seed: int) -> PolicyControl:
     """Random actions with the mean and variance, over decisions and runs, of the policy's."""
     rng = np.random.default_rng(seed)
-    mean, std = float(trial.actions.mean()), float(trial.actions.std())
+    mean, std = trial.decided[:, 1].mean(), trial.decided[:, 1].std()
 
-    def act(observations: NDArray[np.float32], decision: int) -> NDArray[np.float32]:
+    def act(observations: NDArray[np.float32]) -> NDArray[np.float32]:
         drawn = rng.normal(mean, std, size=len(observations)).clip(-1.0, 1.0)
         return drawn.astype(np.float32)
 
@@ -157,7 +147,7 @@ def mean_control(policy: Policy, task: NMFTask, num_seeds: int) -> ScheduleContr
     It is the geometric mean over runs of the factor at each decision.
     """
     trial = run_trial(task, PolicyControl(policy), seeds=replay_seeds(num_seeds))
-    decided = [math.exp(float(np.log(row).mean())) for row in trial.factors]
+    decided = [math.exp(float(np.log(row).mean())) for row in trial.decided[:, 0]]
     interval = policy.clock.interval_steps(task.total_steps)
     factors = np.repeat([policy.action.start_factor, *decided], interval)[: task.total_steps]
     return ScheduleControl(factors.tolist(), 1.0, "fraction")
@@ -167,25 +157,33 @@ def compare(
     task: NMFTask,
     policy: Policy,
     schedules: Schedules,
-    tuned: Mapping[tuple[str, str], float],
     *,
+    initial_lrs: Sequence[float],
     cap_fractions: Sequence[float],
+    num_tuning: int,
     num_seeds: int,
-    num_replay_seeds: int,
     progress: Progress,
 ) -> list[Outcome]:
     """All controls on the held-out seeds: policy, tuned schedules, placebos, oracles."""
+    tuned = tune_schedules(
+        task,
+        schedules,
+        initial_lrs=initial_lrs,
+        cap_fractions=cap_fractions,
+        num_seeds=num_tuning,
+        progress=progress,
+    )
     seeds = evaluation_seeds(num_seeds)
 
     def outcome(name: str, control: Control, mode: str = "fraction") -> Outcome:
         return Outcome(name, mode, float("nan"), run_trial(task, control, seeds=seeds))
 
     outcomes = [outcome("policy", PolicyControl(policy))]
-    for (name, mode), value in progress(tuned.items()):
+    for (name, mode), value in progress(tuned.items(), "held-out"):
         trial = run_schedule(task, schedules[name], value, mode, seeds)
         outcomes.append(Outcome(name, mode, value, trial))
     outcomes += [
-        outcome("placebo: replay", mean_control(policy, task, num_replay_seeds)),
+        outcome("placebo: replay", mean_control(policy, task, num_tuning)),
         outcome("placebo: untrained", PolicyControl(untrained(policy, 0))),
         outcome("placebo: random walk", random_actions(policy, outcomes[0].trial, 0)),
     ]

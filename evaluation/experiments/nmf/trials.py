@@ -21,7 +21,7 @@ from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 
 Floats = NDArray[np.float64]
-Actor = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+Actor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 DIVERGENCE_FACTOR = 10.0
 NUM_CURVE_POINTS = 100
@@ -39,8 +39,8 @@ class Trial:
         curve: mean over runs of log10(f(t) / f(0)) at the recorded steps.
         fractions: mean over runs of log10(lr) at the recorded steps, in units of the cap if the
             task has one.
-        factors: the policy's factors, (decisions, runs); empty for other controls.
-        actions: its actions, likewise.
+        decided: factor and action of a policy's decisions, (decisions, 2, runs); empty for other
+            controls.
     """
 
     scores: Floats
@@ -48,8 +48,7 @@ class Trial:
     steps: list[int]
     curve: list[float]
     fractions: list[float]
-    factors: Floats
-    actions: Floats
+    decided: Floats
 
 
 class Control(ABC):
@@ -66,6 +65,7 @@ class Control(ABC):
         """Take the observed losses of the step."""
 
 
+@dataclass
 class ScheduleControl(Control):
     """lr = initial lr x s(t), s(t) a fixed schedule; by `mode` as it is or joined to the cap.
 
@@ -75,48 +75,44 @@ class ScheduleControl(Control):
         mode: "raw"; "clipped": at most the cap; "fraction": s(t) x initial_lr x cap, at most it.
     """
 
-    def __init__(self, factors: Sequence[float], initial_lr: float, mode: str) -> None:
-        self._factors = factors
-        self._initial_lr = initial_lr
-        self._mode = mode
+    factors: Sequence[float]
+    initial_lr: float
+    mode: str
 
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
         """The learning rate of the schedule, joined to the cap."""
-        lr = self._initial_lr * self._factors[step]
-        if self._mode == "raw":
+        lr = self.initial_lr * self.factors[step]
+        if self.mode == "raw":
             return torch.full((runs.num_runs,), lr, device=runs.device)
         assert cap is not None
-        if self._mode == "clipped":
+        if self.mode == "clipped":
             return cap.clamp(max=lr)
         return cap * min(1.0, lr)
 
 
+@dataclass
 class PolicyControl(Control):
     """A policy, or any actor with its specifications, decides once per interval.
 
     Args:
         policy: the specifications, and the actor unless one is given.
-        actor: called as `actor(observations, decision)`; returns actions of shape (B,).
+        actor: called as `actor(observations)`; returns actions of shape (B,).
         initial_lr: initial learning rate; unused if the policy's unit is the cap.
     """
 
-    def __init__(
-        self, policy: Policy, *, actor: Actor | None = None, initial_lr: float = 1.0
-    ) -> None:
-        self._policy = policy
-        self._actor = actor
-        self._initial_lr = initial_lr
+    policy: Policy
+    actor: Actor | None = None
+    initial_lr: float = 1.0
 
     def start(self, runs: BatchedNMFRuns, total_steps: int) -> None:
         """Set all clocks to zero."""
-        self.factors: list[Floats] = []
-        self.actions: list[Floats] = []
+        self.decided: list[tuple[Floats, Floats]] = []
         self._everyone = np.ones(runs.num_runs, np.bool_)
-        self._memory = self._policy.initial_memory(runs.num_runs)
-        self._interval = self._policy.clock.interval_steps(total_steps)
+        self._memory = self.policy.initial_memory(runs.num_runs)
+        self._interval = self.policy.clock.interval_steps(total_steps)
         self._controller = BatchController(
-            self._policy.observation,
-            self._policy.action,
+            self.policy.observation,
+            self.policy.action,
             read_weights=runs.weights,
             read_gradients=runs.gradients,
             num_runs=runs.num_runs,
@@ -133,18 +129,17 @@ class PolicyControl(Control):
         controller = self._controller
         if step > 0 and step % self._interval == 0:
             observations = controller.observation(self._everyone)
-            if self._actor is None:
-                actions = self._policy.act_batch(observations, self._memory)
+            if self.actor is None:
+                actions = self.policy.act_batch(observations, self._memory)
             else:
-                actions = self._actor(observations, len(self.actions))
+                actions = self.actor(observations)
             controller.act(actions)
-            self.actions.append(actions.astype(np.float64))
-            self.factors.append(controller.factor)
+            self.decided.append((controller.factor, actions.astype(np.float64)))
             self._factor = torch.as_tensor(controller.factor, device=runs.device)
-        if self._policy.action.unit == "cap":
+        if self.policy.action.unit == "cap":
             assert cap is not None
             return cap * self._factor
-        return self._initial_lr * self._factor
+        return self.initial_lr * self._factor
 
     def observe(self, losses: Tensor) -> None:
         """Pass the losses on to the observer."""
@@ -164,7 +159,6 @@ def run_trial(
     control: Control,
     *,
     seeds: Sequence[int],
-    total_steps: int | None = None,
     needs_cap: bool = True,
 ) -> Trial:
     """Run one control on all seeds at once.
@@ -173,17 +167,15 @@ def run_trial(
         task: the problem.
         control: the rule for the learning rates.
         seeds: one run each.
-        total_steps: T; default the task's.
         needs_cap: whether to compute the cap at every step.
     """
-    total_steps = total_steps or task.total_steps
     runs = task.start_batch(len(seeds))
     assert isinstance(runs, BatchedNMFRuns)
     runs.reset(list(range(len(seeds))), list(seeds))
-    control.start(runs, total_steps)
+    control.start(runs, task.total_steps)
     everyone = torch.ones(len(seeds), dtype=torch.bool, device=runs.device)
     start = runs.privileged_losses().double()
-    recorded = {round(x) for x in np.linspace(0, total_steps, NUM_CURVE_POINTS + 1)}
+    recorded = {round(x) for x in np.linspace(0, task.total_steps, NUM_CURVE_POINTS + 1)}
     broken = torch.zeros_like(everyone)
     steps, curve, fractions = [], [], []
 
@@ -192,7 +184,7 @@ def run_trial(
         broken.logical_or_(~(ratio <= DIVERGENCE_FACTOR))
         return ratio.nan_to_num(nan=torch.inf).clamp(1e-30, DIVERGENCE_FACTOR).log10()
 
-    for step in range(total_steps):
+    for step in range(task.total_steps):
         cap = runs.cap()[0] if needs_cap else None
         lrs = control.lrs(step, runs, cap)
         if step in recorded:
@@ -205,11 +197,10 @@ def run_trial(
     return Trial(
         scores=scores.cpu().numpy(),
         diverged=broken.cpu().numpy(),
-        steps=[*steps, total_steps],
+        steps=[*steps, task.total_steps],
         curve=[*curve, float(scores.mean())],
         fractions=fractions,
-        factors=np.array(getattr(control, "factors", [])),
-        actions=np.array(getattr(control, "actions", [])),
+        decided=np.array(getattr(control, "decided", [])),
     )
 
 

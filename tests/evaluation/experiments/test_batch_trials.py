@@ -37,5 +37,5 @@ def test_trials_of_a_recurrent_policy_equal_policy_lr_with_a_memory_per_run() ->
         for _ in range(40):
             scheduler.step(run.step())
         actions = [entry.signal for entry in scheduler.log]
-        assert actions[:9] == pytest.approx(trial.actions[:, seed], abs=1e-4)
+        assert actions[:9] == pytest.approx(trial.decided[:, 1, seed], abs=1e-4)
         assert np.ptp(actions) > 0.01

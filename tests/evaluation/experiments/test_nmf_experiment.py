@@ -1,4 +1,3 @@
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,6 @@ def make_task(**changes: Any) -> NMFTask:
 
 def make_policy(action: ActionSpec = FRACTION_OF_CAP, **arguments: Any) -> Policy:
     return random_policy(action, **arguments)
-
-
-def no_bar(iterable: Iterable[Any]) -> Iterable[Any]:
-    return iterable
 
 
 def test_trial_of_a_schedule_equals_training_under_the_torch_scheduler() -> None:
@@ -150,12 +145,10 @@ def test_diverged_runs_are_data() -> None:
 
 
 def test_line_oracle_beats_every_constant_fraction_without_noise() -> None:
-    task = make_task(noise="none")
-    oracle = run_trial(task, OracleControl(), seeds=SEEDS, total_steps=1)
+    task = make_task(noise="none", total_steps=1)
+    oracle = run_trial(task, OracleControl(), seeds=SEEDS)
     for value in (0.1, 0.5, 1.0):
-        constant = run_trial(
-            task, ScheduleControl([1.0], value, "fraction"), seeds=SEEDS, total_steps=1
-        )
+        constant = run_trial(task, ScheduleControl([1.0], value, "fraction"), seeds=SEEDS)
         assert (oracle.scores <= constant.scores + 1e-6).all()
 
 
@@ -163,7 +156,7 @@ def test_replayed_factors_are_the_geometric_mean_of_the_policys_over_runs() -> N
     task, policy = make_task(), make_policy()
     control = experiment.mean_control(policy, task, num_seeds=3)
     trial = run_trial(task, PolicyControl(policy), seeds=replay_seeds(3))
-    decided = [0.8, *np.exp(np.log(trial.factors).mean(axis=1))]
+    decided = [0.8, *np.exp(np.log(trial.decided[:, 0]).mean(axis=1))]
     runs = task.start_batch(1)
     assert isinstance(runs, BatchedNMFRuns)
     replayed = [float(control.lrs(step, runs, torch.ones(1))) for step in range(40)]
@@ -179,10 +172,10 @@ def test_random_actions_have_mean_and_spread_of_the_policys_actions() -> None:
     task, policy = make_task(), make_policy(scale=0.02)
     trial = run_trial(task, PolicyControl(policy), seeds=SEEDS)
     walk = experiment.random_actions(policy, trial, 0)
-    drawn = run_trial(task, walk, seeds=evaluation_seeds(600)).actions
-    spread = trial.actions.std()
-    assert np.abs(trial.actions).max() < 0.5
-    assert drawn.mean() == pytest.approx(trial.actions.mean(), abs=0.1 * spread)
+    drawn = run_trial(task, walk, seeds=evaluation_seeds(600)).decided[:, 1]
+    spread = trial.decided[:, 1].std()
+    assert np.abs(trial.decided[:, 1]).max() < 0.5
+    assert drawn.mean() == pytest.approx(trial.decided[:, 1].mean(), abs=0.1 * spread)
     assert drawn.std() == pytest.approx(spread, rel=0.1)
 
 
@@ -190,23 +183,15 @@ def test_random_actions_have_mean_and_spread_of_the_policys_actions() -> None:
 def outcomes() -> list[Outcome]:
     task, policy = make_task(), make_policy()
     chosen = {name: getattr(schedules, name) for name in ("constant", "linear")}
-    tuned = experiment.tune_schedules(
-        task,
-        chosen,
-        initial_lrs=[1e-4, 1e-3],
-        cap_fractions=[0.3, 1.0],
-        num_seeds=4,
-        progress=no_bar,
-    )
     return experiment.compare(
         task,
         policy,
         chosen,
-        tuned,
+        initial_lrs=[1e-4, 1e-3],
         cap_fractions=[0.3, 1.0],
+        num_tuning=4,
         num_seeds=5,
-        num_replay_seeds=4,
-        progress=no_bar,
+        progress=lambda cases, desc: cases,
     )
 
 
