@@ -39,12 +39,9 @@ from lrpilot.tasks.theory.lazy import LazyTask
 from lrpilot.tasks.theory.width import WidthTask
 
 SGD: dict[str, Any] = {"optimizer": torch.optim.SGD, "base_lr": 0.01, "total_steps": 60}
-LEARNED: list[Task] = [
+TASKS: list[Task] = [
     QuadraticTask(name="quadratic", **SGD),
     NMFTask(name="nmf", cap_kind="segment", noise="gaussian", noise_range=(0.1, 1.0), **SGD),
-]
-TASKS: list[Task] = [
-    *LEARNED,
     IMAGES(name="digits_mlp", data="digits", model=partial(mlp, width=16)),
     IMAGES(name="digits", data="digits", batch_size=16),
     SmallNetworkTask(name="small_networks", **SGD),
@@ -114,10 +111,11 @@ def traces() -> Iterator[tuple[str, str]]:
     for task in tasks:
         for method in METHODS:
             yield f"{task.name}, {method.name}", scheduled(task, method)
-        yield f"{task.name}, batched", batched(task)
-    for task in LEARNED:
-        for runner in ("looped", "batched"):
-            yield f"{task.name}, PPO {runner}", trained(task, runner)
+        if task.name != "quadratic":  # which cannot be batched
+            yield f"{task.name}, batched", batched(task)
+    for name, runner in (("quadratic", "looped"), ("nmf", "looped"), ("nmf", "batched")):
+        task = next(task for task in tasks if task.name == name)
+        yield f"{name}, PPO {runner}", trained(task, runner)
 
 
 def main() -> None:
