@@ -76,7 +76,8 @@ class SupervisedTask(NetworkTask):
                 depends on the weights.
         """
         data, model = self.load(), self.make_model(0)
-        with seeded(0, self.device):
+        # asked for the first time where a loss is measured, too
+        with torch.enable_grad(), seeded(0, self.device):
             before = generator_states(self.device)
             outputs = forward(model, data.train_x[: self.batch_size], self.precision)
             after = generator_states(self.device)
