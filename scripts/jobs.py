@@ -36,21 +36,25 @@ MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, Work
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE}
 
+# arguments of tasks and environments, of which the configuration names those without a default
+FREE = re.compile(r"(task|env)\.[\w.]+=")
+
 # the end of a run folder's name: two runs that start in the same second have two folders
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 
 
 def explain(error: BaseException) -> str | None:
     """What to print of an error that its reader can mend; None if it needs its traceback."""
-    if isinstance(error, InstantiationException):
-        return (error.__cause__ and explain(error.__cause__)) or str(error)
+    if isinstance(error, InstantiationException) and (cause := error.__cause__):
+        return explain(cause) or " ".join(f"{str(error).split(', set env')[0]}: {cause}".split())
     if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
         return "\n".join(str(e) for e in (error, error.__cause__) if e)
     if isinstance(error, OSError) and error.strerror:
         return f"cannot use {error.filename or 'a file'}: {error.strerror}"
-    # errors of ours begin with the argument's name
+    # errors of ours begin with the argument's name; Python names one that nothing takes
     is_ours = isinstance(error, ValueError) and str(error).startswith("`")
-    if is_ours or isinstance(error, MENDABLE):
+    is_unknown = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
+    if is_ours or is_unknown or isinstance(error, MENDABLE):
         return str(error)
     return None
 
@@ -59,11 +63,7 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; what its reader can mend ends in a message instead of a traceback."""
     # Hydra prints tracebacks of its own, also for a folder that it cannot make
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # an experiment stands in every script's defaults, and Hydra's users may add it with a +
-    sys.argv[1:] = [
-        argument.removeprefix("+") if argument.startswith("+experiment=") else argument
-        for argument in sys.argv[1:]
-    ]
+    sys.argv[1:] = map(without_signs, sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:
@@ -71,6 +71,20 @@ def run_script(main: Callable[[], Any]) -> None:
         raise SystemExit(130) from None
     except Exception as error:
         raise _exit(error) from None
+
+
+def without_signs(argument: str) -> str:
+    """An override as Hydra wants it, where it needs no + of its user.
+
+    An experiment has its place in every defaults list; what a task or an environment takes is
+    checked by it, and whether a file of the configuration names it already is all the same.
+
+    >>> without_signs("+experiment=lazy_boundary"), without_signs("task.batch_size=8")
+    ('experiment=lazy_boundary', '++task.batch_size=8')
+    """
+    if argument.startswith("+experiment="):
+        return argument[1:]
+    return f"++{argument}" if FREE.match(argument) else argument
 
 
 def _exit(error: Exception) -> BaseException:

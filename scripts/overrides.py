@@ -96,12 +96,12 @@ def _is_choice(override: str) -> bool:
 def _check_added_choice(override: str, others: list[str]) -> None:
     key = key_of(override)
     group = key.split("/")[0]
-    there = OmegaConf.select(_composed(others), key.replace("/", "."))
-    if key != group and there is not None:
+    name = key.replace("/", ".")
+    if key != group and OmegaConf.select(_composed(others), name) is not None:
         chosen = HydraConfig.get().runtime.choices[group]
         raise ValueError(
-            f"`{override}` must be left out: {group}={chosen} has its own, whose settings can be "
-            f"changed: {', '.join(f'{key}.{name}'.replace('/', '.') for name in there)}"
+            f"`{override}` must be left out: {group}={chosen} has its own, which {name}.NAME=... "
+            "changes"
         )
 
 

@@ -35,6 +35,8 @@ def main(cfg: DictConfig) -> None:
 
 def stress(cfg: DictConfig, out_dir: Path) -> None:
     """Measure transfer and safety."""
+    if cfg.policy is None:
+        raise ValueError("`policy` must be a run folder of experiment=iclr2023_nmf, got none")
     torch.set_num_threads(cfg.num_threads)
     policy = Policy.load(cfg.policy)
     origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())

@@ -56,7 +56,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     if summary["stopped_by"]:
         raise SystemExit(f"stopped by {summary['stopped_by']}; continue with: {again}")
     # on the task that it was trained on
-    chosen = [shlex.quote(given) for given in overrides if key_of(given).startswith("task")]
+    chosen = [shlex.quote(o.removeprefix("++")) for o in overrides if key_of(o).startswith("task")]
     chosen = chosen or [as_argument("task", cfg.task.name)]
     compare = command_line("evaluate.py", *chosen, as_argument("policy", run_dir))
     print(f"next                   {compare}")

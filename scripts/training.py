@@ -29,7 +29,8 @@ def make_task(cfg: DictConfig) -> Task:
     """
     task = instantiate(cfg.task, _convert_="all")
     if not isinstance(task, Task):
-        raise ValueError(f"`task._target_` must make a Task, got {cfg.task._target_}, {task!r}")
+        kind = type(task).__name__
+        raise ValueError(f"`task._target_` must make a Task, got {cfg.task._target_} of {kind}")
     return task
 
 

@@ -110,8 +110,10 @@ def test_every_script_composes_every_experiment(script: str, name: str) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_command_line_wins_over_an_experiment(script: str) -> None:
-    cfg = composed(script, "experiment=iclr2023_nmf", "agent.total_steps=10", "task.rank=3")
-    assert (cfg.agent.total_steps, cfg.task.rank, cfg.task.noise) == (10, 3, "gaussian")
+    cfg = composed(
+        script, "experiment=iclr2023_nmf", "agent.total_steps=10", "task.smallest_rank=3"
+    )
+    assert (cfg.agent.total_steps, cfg.task.smallest_rank, cfg.task.noise) == (10, 3, "gaussian")
 
 
 def test_every_experiment_has_a_quick_version() -> None:

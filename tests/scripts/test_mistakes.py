@@ -23,7 +23,17 @@ MISTAKES = {
     ("train_agent.py", "task.total_steps=0"): "`task.total_steps` must be a whole number of at le",
     ("train_agent.py", "+agent.lr=0.1"): "`agent.lr` must be one of ['num_envs', 'total_steps'",
     ("train_agent.py", "scheduler=[cosine]"): "`scheduler=[cosine]` must be left out: train_agent",
-    ("train_agent.py", "+experiment=lazy_boundary"): "`agent` must be chosen, as in agent=ppo, got",
+    ("train_agent.py", "task.base_lrr=1"): "unexpected keyword argument 'base_lrr'",
+    ("train_agent.py", "env.num_decision=9"): "unexpected keyword argument 'num_decision'",
+    ("train_agent.py", "task.optimizer.mu=9"): "unexpected keyword argument 'mu'",
+    (
+        "train_agent.py",
+        "task._target_=no_pkg.Task",
+    ): "Error locating target 'no_pkg.Task': Error lo",
+    (
+        "train_agent.py",
+        "task._target_=builtins.dict",
+    ): "`task._target_` must make a Task, got bui",
     ("train_agent.py", "resume=nowhere"): "`resume` must be",
     ("train_agent.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "num_seeds=many"): "`num_seeds` must be a whole number of at least 1, got 'man",
@@ -33,13 +43,13 @@ MISTAKES = {
     ("evaluate.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "agent.num_envs=3"): "`agent.num_envs=3` must be left out: evaluate.py does no",
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
-    (
-        "reproduce.py",
-        "experiment=null",
-    ): "`experiment` must be chosen, as in experiment=iclr2023_nm",
+    ("reproduce.py",): "`experiment` must be chosen, as in experiment=iclr2023_nm",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
-    ("stress_nmf.py", "show_progress=false"): "policy",
+    (
+        "stress_nmf.py",
+        "show_progress=false",
+    ): "`policy` must be a run folder of experiment=iclr2023",
     ("stress_nmf.py", "policy=nowhere"): "no policy at nowhere",
 }
 SMALL = {
@@ -61,7 +71,9 @@ def answers(tmp_path_factory):
         for script, mistake in MISTAKES
     ]
     commands.append(["train_agent.py", "task=small_networks", "+task/optimizer=adam"])
-    return dict(zip([*MISTAKES, "hybrid"], run_scripts(commands, folder), strict=True)), folder
+    commands.append(["train_agent.py", "+experiment=lazy_boundary"])
+    names = [*MISTAKES, "hybrid", "no agent"]
+    return dict(zip(names, run_scripts(commands, folder), strict=True)), folder
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=" ".join)
@@ -77,7 +89,13 @@ def test_an_optimizer_for_a_task_that_draws_its_own_is_refused(answers):
     code, _, err = answers[0]["hybrid"]
     assert code == 1
     assert err.startswith("`+task/optimizer=adam` must be left out: task=small_networks has its")
-    assert "task.optimizer.adam_share" in err
+    assert "task.optimizer.NAME=... changes" in err
+
+
+def test_an_experiment_without_an_agent_trains_none(answers):
+    code, _, err = answers[0]["no agent"]
+    assert code == 1
+    assert err.startswith("`agent` must be chosen, as in agent=ppo, got none")
 
 
 def test_a_run_that_is_refused_leaves_no_results(answers):
