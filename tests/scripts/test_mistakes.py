@@ -26,14 +26,8 @@ MISTAKES = {
     ("train_agent.py", "task.base_lrr=1"): "unexpected keyword argument 'base_lrr'",
     ("train_agent.py", "env.num_decision=9"): "unexpected keyword argument 'num_decision'",
     ("train_agent.py", "task.optimizer.mu=9"): "unexpected keyword argument 'mu'",
-    (
-        "train_agent.py",
-        "task._target_=no_pkg.Task",
-    ): "Error locating target 'no_pkg.Task': Error lo",
-    (
-        "train_agent.py",
-        "task._target_=builtins.dict",
-    ): "`task._target_` must make a Task, got bui",
+    ("train_agent.py", "task._target_=no_pkg.Task"): "Error locating target 'no_pkg.Task': Error l",
+    ("train_agent.py", "task._target_=builtins.dict"): "`task._target_` must make a Task, got bui",
     ("train_agent.py", "resume=nowhere"): "`resume` must be",
     ("train_agent.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "num_seeds=many"): "`num_seeds` must be a whole number of at least 1, got 'man",
@@ -43,13 +37,9 @@ MISTAKES = {
     ("evaluate.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "agent.num_envs=3"): "`agent.num_envs=3` must be left out: evaluate.py does no",
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
-    ("reproduce.py",): "`experiment` must be chosen, as in experiment=iclr2023_nm",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
-    (
-        "stress_nmf.py",
-        "show_progress=false",
-    ): "`policy` must be a run folder of experiment=iclr2023",
+    ("stress_nmf.py", "show_progress=false"): "`policy` must be a run folder of experiment=iclr202",
     ("stress_nmf.py", "policy=nowhere"): "no policy at nowhere",
 }
 SMALL = {

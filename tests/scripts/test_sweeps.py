@@ -9,20 +9,20 @@ from tests.script_runs import TINY, run_scripts
 
 pytestmark = pytest.mark.slow
 
-# keeps what Hydra's sweeper gets from the jobs
+# keeps what the jobs return to Hydra's own sweeper
 RECORDED = """
 import json
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 
-sweep = BasicSweeper.sweep
+multirun = Hydra.multirun
 
-def recorded(self, arguments):
-    batches = sweep(self, arguments)
+def recorded(*arguments, **more):
+    batches = multirun(*arguments, **more)
     with open("returns.json", "w") as file:
         json.dump([job.return_value for batch in batches for job in batch], file)
     return batches
 
-BasicSweeper.sweep = recorded
+Hydra.multirun = recorded
 """
 
 
