@@ -11,13 +11,14 @@ from hydra.utils import instantiate
 from lrpilot.tasks.images.models import mlp
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.mixture import MixtureTask
-from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from lrpilot.tasks.task import Task
 from tests.running import check_batched_runs, through_file
+from tests.tasks.nmf.builders import make_task as make_nmf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+NMF = make_nmf(base_lr=0.003, total_steps=15)
 NUM_RUNS = 8
 SEEDS = list(range(NUM_RUNS))
 EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
@@ -46,18 +47,6 @@ def digits() -> ImageTask:
     )
 
 
-def nmf() -> NMFTask:
-    return NMFTask(
-        name="nmf",
-        optimizer=torch.optim.SGD,
-        base_lr=0.003,
-        total_steps=15,
-        shape=(12, 8),
-        rank=3,
-        batch_size=4,
-    )
-
-
 def make_mixture(**weights: float) -> MixtureTask:
     tasks = {"networks": small_networks(), "quadratic": quadratic(), "digits": digits()}
     return MixtureTask(tasks=tasks, weights=weights)
@@ -65,7 +54,7 @@ def make_mixture(**weights: float) -> MixtureTask:
 
 def make_batchable(**changes: Any) -> MixtureTask:
     networks = small_networks(dtype="float64", **changes)
-    return MixtureTask(tasks={"networks": networks, "digits": digits(), "nmf": nmf()})
+    return MixtureTask(tasks={"networks": networks, "digits": digits(), "nmf": NMF})
 
 
 def test_a_run_is_the_one_that_its_own_task_starts() -> None:
@@ -130,7 +119,7 @@ def test_its_horizon_is_the_longest_and_its_learning_rate_the_smallest() -> None
     assert (mixture.total_steps, mixture.base_lr) == (30, 0.05)
 
 
-@pytest.mark.parametrize("task", [quadratic(), small_networks(), digits(), nmf()])
+@pytest.mark.parametrize("task", [quadratic(), small_networks(), digits(), NMF])
 def test_a_plain_task_is_its_own_only_member(task: Task) -> None:
     assert task.member_of_seed(3) is task
     assert list(task.members()) == [task]

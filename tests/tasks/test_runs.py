@@ -15,13 +15,14 @@ from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.networks.task import measuring
-from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
 from lrpilot.tasks.runs import Closure, OptimizerFactory, as_closure_run, backpropagate
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
 from tests.running import advance, through_file
+from tests.tasks.nmf.builders import make_task as make_nmf
+from tests.tasks.nmf.builders import padded_task as padded_nmf
 
 TASKS = ("quadratic", "nmf", "padded-nmf", "digits", "resnet", "width", "gpt", "sst2")
 OPTIMIZERS: dict[str, OptimizerFactory] = {
@@ -44,15 +45,10 @@ def make_task(name: str, optimizer: str = "momentum") -> Task:
     if name == "quadratic":
         return QuadraticTask(**common)
     if name == "nmf":
-        return NMFTask(**common, shape=(12, 8), rank=3, batch_size=4)
+        return make_nmf(**common)
     if name == "padded-nmf":
-        return NMFTask(
+        return padded_nmf(
             **common,
-            shape=(12, 8),
-            rank=3,
-            batch_size=4,
-            smallest_shape=(6, 5),
-            smallest_rank=1,
             scale_range=(0.2, 5.0),
             noise="gaussian",
             noise_range=(0.1, 1.0),
