@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset, TensorDataset
 
 from lrpilot import GreedyLR
-from lrpilot.tasks.data.splits import Data, read_splits
 from lrpilot.tasks.networks.from_model import ModelTask, from_model
+from lrpilot.tasks.networks.randomness import RunDropout
 from tests.batched import Pair, compare, start_batch
 from tests.running import (
     advance,
@@ -51,6 +50,10 @@ def regression() -> nn.Module:
 
 def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3)).double()
+
+
+def with_run_dropout() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), RunDropout(0.5), nn.Linear(16, 3)).double()
 
 
 class HalfFrozen(nn.Module):
@@ -94,6 +97,8 @@ BATCHED: dict[str, dict[str, Any]] = {
     },
     "smoothed labels": {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
     "frozen layer": {"model": HalfFrozen},
+    "dropout of the run": {"model": with_run_dropout},
+    "shortened gradients": {"max_gradient_norm": 0.1},
 }
 
 
@@ -242,6 +247,34 @@ def test_the_privileged_loss_is_of_at_most_256_examples_by_default() -> None:
     assert make_task(num_privileged=None, data=points(3000)).num_privileged == 256
 
 
+def test_an_accuracy_is_measured_where_targets_are_numbers_of_classes() -> None:
+    run = make_task().start(0)
+    advance(run, 60)
+    outputs = run.model(run.data.held_out_x)
+    expected = (outputs.argmax(1) == run.data.held_out_y).double().mean()
+    assert run.evaluate()["held_out_accuracy"] == float(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
+        {"data": (points()[0], functional.one_hot(points()[1]).double())},
+        {"data": (points()[0], points()[1].where(points()[1] > 0, -100))},
+        BATCHED["squared error"],
+    ],
+)
+def test_what_is_no_plain_classification_has_a_loss_alone(changes: dict[str, Any]) -> None:
+    assert set(make_task(**changes).start(0).evaluate()) == {"held_out_loss"}
+
+
+def test_gradients_are_shortened_to_the_given_norm() -> None:
+    run = make_task(max_gradient_norm=0.01).start(0)
+    run.step()
+    norms = [parameter.grad.norm() for parameter in run.parameters if parameter.grad is not None]
+    assert float(torch.stack(norms).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_an_epoch_is_what_full_minibatches_there_are() -> None:
     assert make_task().steps_per_epoch() == 192 // 16
 
@@ -272,97 +305,6 @@ def test_what_does_not_fit_is_refused_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_task(**changes)
-
-
-class Pairs(Dataset[Any]):
-    """Reads its items one by one, with a random transform."""
-
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return index + torch.rand(2), index
-
-
-def test_a_dataset_is_read_into_tensors() -> None:
-    splits = read_splits(Pairs(), held_out_share=0.2)
-    assert splits.train_x.shape == (40, 2)
-    assert splits.held_out_y.dtype == torch.int64
-    assert torch.equal(splits.train_x.floor().long()[:, 0], splits.train_y)
-
-
-def test_random_transforms_are_drawn_once_and_leave_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    first, second = read_splits(Pairs()), read_splits(Pairs())
-    assert torch.equal(first.train_x, second.train_x)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_splits_are_disjoint_and_hold_every_example() -> None:
-    data = torch.arange(100), torch.arange(100)
-    splits = read_splits(data, held_out_share=0.3, test_share=0.1, seed=4)
-    assert splits.test_y is not None
-    parts = [splits.train_y, splits.held_out_y, splits.test_y]
-    assert [len(part) for part in parts] == [60, 30, 10]
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(100))
-
-
-def test_another_seed_chooses_other_held_out_examples() -> None:
-    first, second = (read_splits(points(), seed=seed) for seed in (0, 1))
-    assert not torch.equal(first.held_out_x, second.held_out_x)
-    assert torch.equal(first.held_out_x, read_splits(points(), seed=0).held_out_x)
-
-
-def test_given_splits_stay_as_they_are() -> None:
-    x, y = points()
-    given: dict[str, Data] = {
-        "train": (x[:100], y[:100]),
-        "held_out": TensorDataset(x[100:], y[100:]),
-    }
-    splits = read_splits(given)
-    assert torch.equal(splits.train_x, x[:100])
-    assert torch.equal(splits.held_out_x, x[100:])
-    assert splits.test_x is None
-
-
-def test_a_given_test_split_leaves_the_held_out_one_to_the_training_examples() -> None:
-    x, y = points()
-    splits = read_splits({"train": (x[:100], y[:100]), "test": (x[100:], y[100:])})
-    assert splits.test_x is not None
-    assert [len(splits.train_x), len(splits.held_out_x), len(splits.test_x)] == [80, 20, 140]
-
-
-def test_arrays_are_taken_as_they_are() -> None:
-    x, y = points()
-    assert torch.equal(read_splits((x.numpy(), y.numpy())).train_x, read_splits((x, y)).train_x)
-
-
-class Singles(Dataset[Any]):
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> Any:
-        return index
-
-
-@pytest.mark.parametrize(
-    ("data", "arguments", "message"),
-    [
-        ({"held_out": points()}, {}, "`data` must map 'train'"),
-        ({"train": points(), "valid": points()}, {}, r"`data` must map 'train', .* 'valid'"),
-        (points()[0], {}, r"must be \(inputs, targets\)"),
-        (Singles(), {}, r"must be \(inputs, targets\), or a dataset of such pairs, got Tensor"),
-        ((points()[0], points()[1][:5]), {}, "a target for every input, got 240 inputs and 5"),
-        (points(), {"held_out_share": 1.0}, r"`held_out_share` must be in \[0, 1\), got 1.0"),
-        (points(), {"held_out_share": 0.0}, "`held_out_share` must be positive where"),
-        (points(), {"test_share": 0.9}, "an example in every split, got none in 'train'"),
-    ],
-)
-def test_data_that_do_not_fit_are_refused(
-    data: Any, arguments: dict[str, float], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_splits(data, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
