@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_object
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "task"
+from lrpilot.tasks.quadratic import QuadraticTask
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted((CONF / "task").rglob("*.yaml"))
+OF_ONES_OWN = "task._target_=lrpilot.tasks.quadratic.QuadraticTask"
 
 
 def values_of(node: Any) -> list[dict[str, Any]]:
@@ -23,7 +28,7 @@ def as_in_yaml(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_file_repeats_a_default_of_what_it_builds(path: Path) -> None:
     for values in values_of(OmegaConf.to_container(OmegaConf.load(path))):
         parameters = inspect.signature(get_object(values["_target_"])).parameters
@@ -31,3 +36,17 @@ def test_no_file_repeats_a_default_of_what_it_builds(path: Path) -> None:
         # the class of a mixture has a name of its own, which a file says all the same
         repeated = {name for name in defaults.keys() & values if values[name] == defaults[name]}
         assert repeated <= {"name"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [OF_ONES_OWN],
+        ["task=own", OF_ONES_OWN, "+task/optimizer=adam", "+task.base_lr=1", "+task.total_steps=9"],
+    ],
+)
+def test_a_class_on_the_command_line_makes_the_task(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base=None):
+        task = instantiate(compose("train_agent", overrides).task, _convert_="all")
+    assert isinstance(task, QuadraticTask)
+    assert task.start(0).step().isfinite()
