@@ -19,12 +19,9 @@ class Splits:
     """Inputs and targets, an example a row; shared by all runs: never write into them.
 
     Attributes:
-        train_x: inputs for training.
-        train_y: their targets.
+        train_x: inputs for training; `train_y` are their targets, and so on.
         held_out_x: inputs for rewards and tuning.
-        held_out_y: their targets.
         test_x: inputs for the final measurement only; None if there is no test split.
-        test_y: their targets.
     """
 
     train_x: Tensor

@@ -24,9 +24,8 @@ from lrpilot.tasks.data.splits import Splits
 TEXTS = ("shakespeare", "sst2")
 # the 65 characters of Tiny Shakespeare, in the order of their codes
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
-# numbers that stand for no word of the vocabulary: what fills up sentences, and rare words
-PADDING = 0
-UNKNOWN = 1
+# what fills up sentences, and all rare words
+PADDING, UNKNOWN = 0, 1
 MIN_WORD_COUNT = 2
 
 _Sentences = list[tuple[str, int]]

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from lrpilot.arguments import require_count
 from lrpilot.tasks.data.images import ImageData, load_image_data
 from lrpilot.tasks.images.augmentation import PADDING_MODES, crop_and_flip, draw_crops
 from lrpilot.tasks.images.models import small_cnn
@@ -51,22 +52,17 @@ class ImageTask(SupervisedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_padding < 0:
-            raise ValueError(f"`crop_padding` must be at least 0, got {self.crop_padding}")
-        if self.padding_mode not in PADDING_MODES:
-            raise ValueError(
-                f"`padding_mode` must be one of {PADDING_MODES}, got {self.padding_mode!r}"
-            )
+        require_count("crop_padding", self.crop_padding, least=0)
+        is_met = self.padding_mode in PADDING_MODES
+        self._require("padding_mode", is_met, f"be one of {PADDING_MODES}")
 
     def load(self) -> ImageData:
         """The images on the device; one copy per process."""
         data = _load(self.data, self.data_dir, self.num_train, self.device)
         self._check_sizes(data)
         size = data.train_x.shape[-1]
-        if self.augment and self.crop_padding >= size:
-            raise ValueError(
-                f"`crop_padding` must be below the images' {size} pixels, got {self.crop_padding}"
-            )
+        is_met = not self.augment or self.crop_padding < size
+        self._require("crop_padding", is_met, f"be below the images' {size} pixels")
         return data
 
     def make_model(self, seed: int) -> nn.Module:

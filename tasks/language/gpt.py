@@ -44,19 +44,15 @@ class GPTTask(LanguageTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("context")
-        if self.data not in TEXTS:
-            raise ValueError(f"`data` must be one of {TEXTS}, got {self.data!r}")
+        self._require_counts("context")
+        self._require("data", self.data in TEXTS, f"be one of {TEXTS}")
 
     def load(self) -> TextData:
         """The text on the device; one copy per process."""
         data = _data_on_device(self.data, self.data_dir, self.device)
         largest = (len(data.held_out) - 1) // self.context
-        if self.num_privileged > largest:
-            raise ValueError(
-                f"`num_privileged` must be at most the {largest} held-out windows of "
-                f"{self.context} characters, got {self.num_privileged}"
-            )
+        windows = f"be at most the {largest} held-out windows of {self.context} characters"
+        self._require("num_privileged", self.num_privileged <= largest, windows)
         return data
 
     def make_model(self, seed: int) -> nn.Module:

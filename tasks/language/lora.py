@@ -72,20 +72,17 @@ class Pretraining:
         """The weights, trained now; with a progress bar once it has lasted five seconds."""
         from tqdm import trange
 
+        sizes = asdict(self)
         run = GPTTask(
             name="pretraining",
             optimizer=partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1),
             base_lr=PRETRAINING_LR,
-            total_steps=self.num_steps,
-            batch_size=self.batch_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            width=self.width,
-            context=self.context,
+            total_steps=sizes.pop("num_steps"),
             max_gradient_norm=1.0,
             num_privileged=1,
             data_dir=data_dir,
             device=device,
+            **sizes,
         ).start(0)
         for step in trange(self.num_steps, desc="pretraining a GPT", delay=SECONDS_BEFORE_BAR):
             run.step(self.lr(step))
@@ -135,19 +132,13 @@ class LoRATask(GPTTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("rank", "alpha", "pretraining_steps")
+        self._require_counts("rank", "alpha", "pretraining_steps")
 
     @property
     def pretraining(self) -> Pretraining:
         """How the network that is adapted is made."""
-        return Pretraining(
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            width=self.width,
-            context=self.context,
-            batch_size=12,
-            num_steps=self.pretraining_steps,
-        )
+        sizes = {k: getattr(self, k) for k in ("num_layers", "num_heads", "width", "context")}
+        return Pretraining(**sizes, batch_size=12, num_steps=self.pretraining_steps)
 
     def make_model(self, seed: int) -> nn.Module:
         """The pretrained GPT with new adapters."""

@@ -30,10 +30,7 @@ class LanguageTask(NetworkTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("num_layers", "num_heads", "width")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"`width` must be a multiple of `num_heads` = {self.num_heads}, got {self.width}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
+        self._require_counts("num_layers", "num_heads", "width")
+        is_multiple = self.width % self.num_heads == 0
+        self._require("width", is_multiple, f"be a multiple of `num_heads` = {self.num_heads}")
+        self._require("dropout", 0.0 <= self.dropout < 1.0, "be in [0, 1)")

@@ -49,11 +49,8 @@ class SupervisedTask(NetworkTask):
             ("batch_size", "training", len(data.train_x)),
             ("num_privileged", "held-out", len(data.held_out_x)),
         ):
-            if getattr(self, name) > available:
-                raise ValueError(
-                    f"`{name}` must be at most the {available} {part} examples, got "
-                    f"{getattr(self, name)}"
-                )
+            is_met = getattr(self, name) <= available
+            self._require(name, is_met, f"be at most the {available} {part} examples")
 
     def privileged_batch(self) -> tuple[Tensor, Tensor]:
         """The first `num_privileged` held-out examples."""
@@ -125,10 +122,7 @@ class SupervisedRun(NetworkRun):
         return self._task.loss(self._outputs(inputs), targets)
 
     def evaluate(self) -> dict[str, float]:
-        """Mean loss, and accuracy of a classification, on the held-out split and on any test one.
-
-        Both are measured on whole splits.
-        """
+        """Mean loss, and accuracy of a classification, on the whole held-out and test splits."""
         metrics = {}
         for split in ("held_out", "test"):
             inputs, targets = getattr(self.data, f"{split}_x"), getattr(self.data, f"{split}_y")
@@ -201,10 +195,9 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
         self._check_mapping()
 
     def _check_frozen(self, other: nn.Module) -> None:
-        for (name, mine), theirs in zip(
-            self._model.named_parameters(), other.parameters(), strict=True
-        ):
-            if not mine.requires_grad and not torch.equal(mine, theirs):
+        theirs = dict(other.named_parameters())
+        for name, mine in self._model.named_parameters():
+            if not mine.requires_grad and not torch.equal(mine, theirs[name]):
                 raise ValueError(
                     "`model` of batched runs must have the same frozen parameters for every seed, "
                     f"got another {name!r} for another seed"

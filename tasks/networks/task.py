@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrpilot.arguments import require_count
 from lrpilot.tasks.networks.randomness import RunDropout, seeded
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.task import Task
@@ -40,16 +41,14 @@ class NetworkTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("batch_size", "num_privileged")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
-            raise ValueError(f"`max_gradient_norm` must be positive, got {self.max_gradient_norm}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}")
+        self._require_counts("batch_size", "num_privileged")
+        norm = self.max_gradient_norm
+        self._require("max_gradient_norm", norm is None or norm > 0.0, "be positive")
+        self._require("precision", self.precision in PRECISIONS, f"be one of {PRECISIONS}")
 
-    def _check_at_least_1(self, *names: str) -> None:
+    def _require_counts(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            require_count(name, getattr(self, name))
 
     @abstractmethod
     def make_model(self, seed: int) -> nn.Module:
