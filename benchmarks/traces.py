@@ -24,7 +24,7 @@ from stable_baselines3 import PPO
 from benchmarks.network_batch import gpt
 from benchmarks.problems import IMAGES, available
 from benchmarks.side_by_side import print_origin, read_options
-from lrpilot import Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents.training import train as train_agent
 from lrpilot.evaluation.grid import Method, deployed, train
 from lrpilot.evaluation.methods import adaptive, schedules
@@ -93,7 +93,7 @@ def trained(task: Task, runner: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         train_agent(
             task,
-            {"num_decisions": 10},
+            ControlSettings(num_decisions=10),
             algorithm=partial(PPO, "MlpPolicy", n_steps=20, batch_size=40, n_epochs=2, gamma=1.0),
             total_steps=160,
             num_envs=4,

@@ -17,9 +17,6 @@ from lrpilot.evaluation.statistics import Rows, unique
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
-RUNS_FILE, CURVES_FILE, FIGURE_FILE = "runs.csv", "curves.csv", "curves.png"
-TABLE_FILE = "table.md"
-
 
 def evaluate(
     task: Task | str,
@@ -75,30 +72,26 @@ def evaluate(
         task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps
     )
     num_runs = len(methods) * len(factors) * num_seeds
-    results = list(tqdm(grid, total=num_runs, unit=" runs", disable=not show_progress))
+    progress = partial(tqdm, unit=" runs", disable=not show_progress)
+    results = list(progress(grid, total=num_runs))
     rows = [result.row for result in results]
-    curves = report.curve_rows(results)
     out_dir.mkdir(parents=True, exist_ok=True)
-    report.write_rows(rows, out_dir / RUNS_FILE)
-    report.write_rows(curves, out_dir / CURVES_FILE)
-    report.draw_curves(rows, curves, out_dir / FIGURE_FILE)
-    details = f"({total_steps or task.total_steps} steps per run; {source}; {origin})"
-    report.write_table(describe(rows, task.name, details), out_dir / TABLE_FILE)
+    report.write_comparison(
+        results,
+        report.Output(out_dir, origin, progress),
+        title_of(rows, task.name),
+        details=[f"{total_steps or task.total_steps} steps per run", source],
+    )
     return rows
 
 
-def describe(rows: Rows, name: str, details: str) -> str:
-    """The tables of a comparison, below a head that says what was compared."""
+def title_of(rows: Rows, name: str) -> str:
+    """What was compared, above the tables."""
     seeds, factors = unique(rows, "seed"), unique(rows, "initial_lr_factor")
-    head = (
+    return (
         f"{name}: seeds {seeds[0]} to {seeds[-1]}, {report.describe_spread(len(seeds))}; each "
-        f"scheduler at its best of {len(factors)} initial learning rates by held-out loss\n"
-        f"{details}"
+        f"scheduler at its best of {len(factors)} initial learning rates by held-out loss"
     )
-    tables = [report.tuned_table(rows)]
-    if len(factors) > 1:
-        tables.append(report.robustness_table(rows))
-    return "\n\n".join([head, *tables]) + "\n"
 
 
 def report_again(run_dir: Path) -> str:
@@ -107,9 +100,10 @@ def report_again(run_dir: Path) -> str:
     Args:
         run_dir: a folder with runs.csv and curves.csv.
     """
-    rows, curves = read_rows(run_dir / RUNS_FILE), read_rows(run_dir / CURVES_FILE)
-    report.draw_curves(rows, curves, run_dir / FIGURE_FILE)
-    return describe(rows, " and ".join(unique(rows, "task")), f"({run_dir})")
+    rows, curves = read_rows(run_dir / "runs.csv"), read_rows(run_dir / "curves.csv")
+    report.draw_curves(rows, curves, run_dir / "curves.png")
+    title = title_of(rows, " and ".join(unique(rows, "task")))
+    return "\n\n".join([f"{title}\n({run_dir})", *report.comparison_tables(rows)]) + "\n"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot import Policy, PolicyLR
+from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
 from lrpilot.tasks.runs import ClosureRun, OptimizerFactory, Run, as_closure_run
@@ -64,12 +65,11 @@ def train(
     initial_lr_factor: float,
     seed: int,
     total_steps: int | None = None,
-    divergence_factor: float = 10.0,
 ) -> Result:
     """Train one run to its end, or to divergence, and measure its final state.
 
     A run has diverged when a loss is not finite, or the mean loss of its last thirtieth exceeds
-    `divergence_factor` times the first loss. Its metrics are then infinite losses and zero
+    `DIVERGENCE_FACTOR` times the first loss. Its metrics are then infinite losses and zero
     accuracies.
 
     Args:
@@ -78,7 +78,6 @@ def train(
         initial_lr_factor: initial learning rate over the task's `base_lr`.
         seed: of the run.
         total_steps: horizon T; default the task's.
-        divergence_factor: see above.
 
     Raises:
         ValueError: if `total_steps` is below 1.
@@ -116,7 +115,7 @@ def train(
     last = losses[-max(1, total_steps // 30) :]
     train_loss = sum(last) / len(last)
     metrics = run.evaluate()
-    diverged = not train_loss <= divergence_factor * losses[0] or not math.isfinite(
+    diverged = not train_loss <= DIVERGENCE_FACTOR * losses[0] or not math.isfinite(
         metrics["held_out_loss"]
     )
     if diverged:

@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 POLICY_COLOR = "#d62728"
+COMPARISON_FILES = ("runs.csv", "curves.csv", "curves.png", "table.md")
 QUICK_NOTE = "quick: shows that everything runs, means nothing"
 
 Progress = Callable[..., Iterable[Any]]
@@ -199,6 +200,14 @@ def robustness_table(rows: Rows) -> str:
     return format_table(["held-out loss at initial lr", *lrs, "median"], lines)
 
 
+def comparison_tables(rows: Rows, tuning_rows: Rows | None = None) -> list[str]:
+    """The tuned table and, of several initial learning rates, the robustness table."""
+    tables = [tuned_table(rows, tuning_rows)]
+    if len(unique(rows, "initial_lr_factor")) > 1:
+        tables.append(robustness_table(rows))
+    return tables
+
+
 def _base_lr(rows: Rows) -> float:
     return float(rows[0]["initial_lr"] / rows[0]["initial_lr_factor"])
 
@@ -229,16 +238,14 @@ def write_comparison(
     tuning_rows: Rows | None = None,
     verdict: str = "",
 ) -> None:
-    """Write runs.csv, curves.csv, curves.png and table.md of a grid; see `Output.write_table`."""
+    """Write the `COMPARISON_FILES` of a grid; for the arguments see `Output.write_table`."""
     rows, curves = [result.row for result in results], curve_rows(results)
     output.write_rows(rows, "runs.csv")
     output.write_rows(curves, "curves.csv")
     # placebos are in the tables; a figure with all of them is no longer legible
     shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
     draw_curves(shown, curves, output.folder / "curves.png", tuning_rows)
-    tables = [tuned_table(rows, tuning_rows)]
-    if len(unique(rows, "initial_lr_factor")) > 1:
-        tables.append(robustness_table(rows))
+    tables = comparison_tables(rows, tuning_rows)
     output.write_table(title, *tables, name="table.md", details=details, verdict=verdict)
 
 

@@ -17,9 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lrpilot import Policy
-from lrpilot.evaluation.evaluate import CURVES_FILE, FIGURE_FILE, RUNS_FILE, TABLE_FILE
 from lrpilot.evaluation.evaluate import evaluate as evaluate_methods
 from lrpilot.evaluation.grid import Method
+from lrpilot.evaluation.report import COMPARISON_FILES
 from scripts.jobs import run_job, run_script
 from scripts.overrides import plain
 from scripts.training import make_task
@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
         out_dir=out_dir,
         show_progress=cfg.show_progress,
     )
-    for name in (RUNS_FILE, CURVES_FILE, FIGURE_FILE, TABLE_FILE):
+    for name in COMPARISON_FILES:
         print(out_dir / name)
 
 

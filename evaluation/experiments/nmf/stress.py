@@ -7,7 +7,6 @@ import torch
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.nmf.trials import (
-    DIVERGENCE_FACTOR,
     PolicyControl,
     ScheduleControl,
     run_trial,
@@ -16,6 +15,7 @@ from lrpilot.evaluation.experiments.nmf.trials import (
 from lrpilot.evaluation.methods.schedules import linear
 from lrpilot.evaluation.report import format_interval
 from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 

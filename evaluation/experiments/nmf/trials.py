@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lrpilot import Policy
 from lrpilot.envs.batch_controller import BatchController
+from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 
 Floats = NDArray[np.float64]
 Actor = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-DIVERGENCE_FACTOR = 10.0
 NUM_CURVE_POINTS = 100
 
 
