@@ -1,7 +1,6 @@
 """LRControlEnv: one inner training run as a Gymnasium environment."""
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, Episodes, settings_for
+from lrpilot.envs.reward import has_diverged, log_level
 from lrpilot.loss import read_numbers
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.policy.observation import FEATURE_LIMIT
+from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.runs import Run, as_closure_run
 from lrpilot.tasks.shipped import load_task
@@ -24,8 +25,6 @@ from lrpilot.tasks.task import Task
 __all__ = ["FIRST_EVALUATION_SEED", "LRControlEnv"]
 
 Array = NDArray[np.float32]
-
-LEVEL_FLOOR = 1e-8
 
 
 class LRControlEnv(gymnasium.Env[Array, Array]):
@@ -123,9 +122,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._return = 0.0
         self._num_decisions = 0
         losses = self._train_interval()
-        is_diverged = self._is_diverged(losses)
+        is_diverged = has_diverged(self.controller.observer, self.settings.divergence_factor)
         self._log_level = self._observe_log_level(is_diverged)
-        return self.controller.observation(), self._info(losses, is_diverged)
+        return self.controller.close_interval(), self._info(losses, is_diverged)
 
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
@@ -143,7 +142,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self.controller = Controller(
             self.settings.observation,
             self.settings.action,
-            parameters=self.run.parameters,
+            ParameterSample(self.run.parameters, self.settings.observation.num_entries),
             interval_steps=self.settings.clock.interval_steps(total_steps),
             total_steps=total_steps,
             curvature=curvature,
@@ -158,7 +157,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             raise ValueError(f"`action` must have shape (1,), got {value.shape}")
         self.controller.act(float(value[0]))
         losses = self._train_interval()
-        is_diverged = self._is_diverged(losses)
+        is_diverged = has_diverged(self.controller.observer, self.settings.divergence_factor)
         self._num_decisions += 1
         terminated = is_diverged or self.controller.progress >= 1.0
         truncated = not terminated and self._num_decisions == self.settings.max_decisions
@@ -168,7 +167,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             reward = self._reward_scale * (self._log_level - log_level)
             self._log_level = log_level
         self._return += reward
-        observation = self.controller.observation()
+        observation = self.controller.close_interval()
         info = self._info(losses, is_diverged)
         if terminated or truncated:
             info |= {"episode_return": self._return, "episode_length": self._num_decisions}
@@ -197,20 +196,12 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
         self._num_capped += lr >= eta_max
         return min(lr, eta_max)
 
-    def _is_diverged(self, losses: list[float]) -> bool:
-        level = self.controller.observer.interval_loss
-        return level > self.settings.divergence_factor or not all(map(math.isfinite, losses))
-
     def _observe_log_level(self, is_diverged: bool) -> float:
-        if is_diverged:
-            return math.log(self.settings.divergence_factor)
-        if self.settings.reward == "training":
-            level = self.controller.observer.interval_loss
-        else:
+        level = self.controller.observer.interval_loss
+        if self.settings.reward == "privileged" and not is_diverged:
             level = self.run.privileged_loss() / self._initial_privileged_loss
-        if not math.isfinite(level):
-            level = self.settings.divergence_factor
-        return math.log(max(LEVEL_FLOOR, min(self.settings.divergence_factor, level)))
+        value: float = log_level(level, is_diverged, self.settings.divergence_factor)
+        return value
 
     def _info(self, losses: list[float], is_diverged: bool) -> dict[str, Any]:
         info = {

@@ -9,13 +9,16 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from lrpilot.envs.batch_controller import BatchController, Floats, Mask
 from lrpilot.envs.indices import selected
-from lrpilot.envs.lr_control import LEVEL_FLOOR, LRControlEnv
+from lrpilot.envs.lr_control import LRControlEnv
+from lrpilot.envs.reward import has_diverged, log_level
+from lrpilot.policy.controller import Controller
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.task import Task
 
 Array = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 _ARRAYS = (
     "_initial_lr",
@@ -63,12 +66,14 @@ class LRControlVecEnv(VecEnv):
         self.render_mode = None
         self._next_seeds: list[int | None] = [None] * num_envs
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
-        self.controller = BatchController(
-            self.settings.observation,
-            self.settings.action,
-            read_weights=self.runs.weights,
-            read_gradients=self.runs.gradients,
-            num_runs=num_envs,
+        groups = self.settings.observation.groups
+        if "curvature" in groups:
+            raise ValueError(
+                "`observation` of batched runs must not have the group 'curvature', which is "
+                f"measured one run at a time, got {list(groups)}"
+            )
+        self.controller = Controller(
+            self.settings.observation, self.settings.action, self.runs, num_runs=num_envs
         )
         self._initial_lr = np.zeros(num_envs)
         self._initial_privileged = np.ones(num_envs)
@@ -118,7 +123,7 @@ class LRControlVecEnv(VecEnv):
         started[rows] = True
         self._train_interval(started)
         self._log_level[rows] = self._observe_log_level()[rows]
-        return self.controller.observation(started)[rows]
+        return self.controller.close_interval(started)[rows]
 
     def _privileged_losses(self) -> Floats:
         losses: Floats = self.runs.privileged_losses().double().cpu().numpy()
@@ -144,23 +149,20 @@ class LRControlVecEnv(VecEnv):
                 num_capped += active & (next_lrs >= eta_max)
                 next_lrs = torch.minimum(next_lrs, eta_max)
             lrs = next_lrs if mask.all() else torch.where(active, next_lrs, lrs)
-            self.controller.observe(self.runs.step(lrs, active), mask)
+            self.controller.step(self.runs.step(lrs, active), mask)
         self._lrs = lrs.cpu().numpy()
         self._num_capped = np.where(started, num_capped.cpu().numpy(), self._num_capped)
 
     def _is_diverged(self) -> Mask:
-        controller = self.controller
-        is_high: Mask = controller.interval_loss > self.settings.divergence_factor
-        return is_high | (controller.num_nonfinite > 0)
+        diverged: Mask = has_diverged(self.controller.observer, self.settings.divergence_factor)
+        return diverged
 
     def _observe_log_level(self) -> Floats:
-        level = self.controller.interval_loss
+        level = self.controller.observer.interval_loss
         if self.settings.reward == "privileged":
             level = self._privileged_losses() / self._initial_privileged
-        highest = self.settings.divergence_factor
-        level = np.where(self._is_diverged() | ~np.isfinite(level), highest, level)
-        log_level: Floats = np.log(level.clip(LEVEL_FLOOR, highest))
-        return log_level
+        levels: Floats = log_level(level, self._is_diverged(), self.settings.divergence_factor)
+        return levels
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions, of shape (B, 1), for `step_wait`."""
@@ -174,7 +176,7 @@ class LRControlVecEnv(VecEnv):
         """Apply the actions and train one decision interval of every run."""
         if self._actions is None:
             raise RuntimeError("call `step_async(actions)` before `step_wait()`")
-        self.controller.act(self._actions[:, 0])
+        self.controller.act(np.array(self._actions[:, 0], np.float64))
         self._actions = None
         everyone = np.ones(self.num_envs, np.bool_)
         self._train_interval(everyone)
@@ -184,7 +186,7 @@ class LRControlVecEnv(VecEnv):
         is_truncated = ~is_terminated & (self._lengths == (self.settings.max_decisions or 0))
         is_done = is_terminated | is_truncated
         rewards = self._rewards(is_done | (self._lengths % self.settings.reward_interval == 0))
-        observations = self.controller.observation(everyone)
+        observations = self.controller.close_interval(everyone)
         self._returns += rewards
         infos = self._infos(is_diverged)
         done_rows = is_done.nonzero()[0].tolist()
@@ -207,13 +209,13 @@ class LRControlVecEnv(VecEnv):
         return rewards
 
     def _infos(self, is_diverged: Mask) -> list[dict[str, Any]]:
-        steps = self.controller.state["num_steps"].tolist()
+        steps = self.controller.num_steps.tolist()
         capped: list[dict[str, Any]] = [{}] * self.num_envs
         if self.settings.use_cap:
             counts = self._num_capped.tolist()
             capped = [{"num_capped": n, "guarantee": self._guarantee} for n in counts]
         return [
-            {**episode, "lr": lr, "num_steps": int(num_steps), "is_diverged": diverged, **bound}
+            {**episode, "lr": lr, "num_steps": num_steps, "is_diverged": diverged, **bound}
             for episode, lr, num_steps, diverged, bound in zip(
                 self._episodes, self._lrs.tolist(), steps, is_diverged.tolist(), capped, strict=True
             )

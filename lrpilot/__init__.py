@@ -7,7 +7,8 @@ from lrpilot.policy.action import ActionSpec
 from lrpilot.policy.actor import Policy, PolicyFileError
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.controller import Controller
-from lrpilot.policy.observation import ObservationSpec, Observer
+from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.observer import Observer
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.decision_log import Decision, DecisionLog

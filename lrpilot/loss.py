@@ -11,6 +11,15 @@ DIVERGENCE_FACTOR = 10.0
 """A run whose mean loss exceeds so many times its first losses has diverged."""
 
 
+def is_diverged(loss: Any, first_loss: Any = 1.0, *, factor: float = DIVERGENCE_FACTOR) -> Any:
+    """Whether a mean loss, a number, array or tensor, is NaN or too high to come back.
+
+    >>> [is_diverged(loss, first_loss=2.0) for loss in (19.0, 21.0, float("nan"))]
+    [False, True, True]
+    """
+    return (loss <= factor * first_loss) ^ True  # the negation of all three kinds
+
+
 def read_numbers(numbers: Sequence[Tensor]) -> list[float]:
     """Tensors of one element as floats: on a CPU one by one, else in one transfer to the host.
 

@@ -82,8 +82,8 @@ class Pair:
         weights, gradients = self.runs.weights(), self.runs.gradients()
         for i, single in enumerate(self.singles):
             sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
-            torch.testing.assert_close(weights[i], sample.values(), rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(gradients[i], sample.gradient(), rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(weights[i], sample.weights(), rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(gradients[i], sample.gradients(), rtol=1e-6, atol=1e-9)
 
 
 def compare(task: Task, num_steps: int) -> None:

@@ -105,7 +105,7 @@ def check_batched_runs(
                 parameter.grad = torch.zeros_like(parameter)
         sample = ParameterSample(single.parameters, ObservationSpec().num_entries)
         found = {"weights": runs.weights()[i], "gradients": runs.gradients()[i]}
-        for name, values in (("weights", sample.values()), ("gradients", sample.gradient())):
+        for name, values in (("weights", sample.weights()), ("gradients", sample.gradients())):
             if name == "gradients" and not active[i]:
                 continue
             # read in float32; smaller networks' entries are followed by zeros

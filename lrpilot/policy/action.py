@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from lrpilot.arguments import require_fields, require_number
+from lrpilot.policy.elementwise import Numbers, clip, cos, every, exp
 
 ANCHORS = ("constant", "linear", "cosine")
 KINDS = ("multiplier", "residual")
@@ -13,14 +14,14 @@ FACTOR_RANGE = (1e-30, 1e30)
 """The ends of any box, so that a learning rate times a factor in it stays a number."""
 
 
-def anchor_factor(anchor: str, progress: float) -> float:
+def anchor_factor(anchor: str, progress: Numbers) -> Numbers:
     """The trusted base schedule b(p) relative to the initial learning rate.
 
     constant: 1; linear: 1 - p; cosine: (1 + cos(pi p)) / 2.
 
     Args:
         anchor: one of `ANCHORS`.
-        progress: p = t/T in [0, 1].
+        progress: p = t/T in [0, 1]; a float, or an array of B runs.
 
     >>> [anchor_factor("linear", p) for p in (0.0, 0.25, 1.0)]
     [1.0, 0.75, 0.0]
@@ -29,7 +30,7 @@ def anchor_factor(anchor: str, progress: float) -> float:
         return 1.0
     if anchor == "linear":
         return 1.0 - progress
-    return (1.0 + math.cos(math.pi * progress)) / 2
+    return (1.0 + cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ class ActionSpec:
         """Whether the total number of steps must be known."""
         return self.anchor != "constant"
 
-    def apply(self, action: float, *, multiplier: float, progress: float) -> tuple[float, float]:
-        """The learning-rate factor that an action gives.
+    def apply(
+        self, action: Numbers, *, multiplier: Numbers, progress: Numbers
+    ) -> tuple[Numbers, Numbers]:
+        """The learning-rate factor that an action gives; for B runs, all are arrays (B,).
 
         Args:
             action: a in [-1, 1].
@@ -124,18 +127,15 @@ class ActionSpec:
             The factor lr / initial lr, and m after the action.
 
         Raises:
-            ValueError: if the action is outside [-1, 1] or not a number.
+            ValueError: if an action is outside [-1, 1] or not a number.
         """
-        if not -1.0 <= action <= 1.0:
+        if not every(abs(action) <= 1.0):
             raise ValueError(f"`action` must be in [-1, 1], got {action}")
-        change = math.exp(self.max_log_change * action)
+        change = exp(self.max_log_change * action)
         if self.kind == "multiplier":
-            multiplier = self._clip(multiplier * change)
-            change = multiplier
-        return self._clip(anchor_factor(self.anchor, progress) * change), multiplier
-
-    def _clip(self, factor: float) -> float:
-        return max(self.min_factor, min(self.max_factor, factor))
+            change = multiplier = clip(multiplier * change, self.min_factor, self.max_factor)
+        factor = anchor_factor(self.anchor, progress) * change
+        return clip(factor, self.min_factor, self.max_factor), multiplier
 
     def to_dict(self) -> dict[str, Any]:
         """The specification as it is stored in a policy file."""

@@ -1,9 +1,9 @@
 """Brake: which losses say that a training diverges."""
 
 import math
-from typing import Any
 
 from lrpilot.loss import DIVERGENCE_FACTOR
+from lrpilot.state import Stateful, state_fields
 
 _NUM_FIRST = 5
 _NUM_SLOW = 100
@@ -11,7 +11,7 @@ _MEMORY = 0.9
 _LARGEST = 1e300  # sums of larger losses would overflow
 
 
-class Brake:
+class Brake(Stateful):
     """Tells a training that diverges from a noisy one, whatever the loss's scale and sign.
 
     With m the mean of about ten losses L, r and M those of the first five and of about a hundred,
@@ -36,20 +36,20 @@ class Brake:
     [None, None, None, None, None, None, 'divergence']
     """
 
-    _STATE = (
+    _state_fields = state_fields(
         "num_losses",
         "num_alarms",
         "mean",
         "threshold",
-        "_slow_mean",
-        "_slow_size",
-        "_least_size",
-        "_highest",
-        "_ceiling",
         "loss",
         "relief",
-        "_excess",
-        "_is_lost",
+        slow_mean="_slow_mean",
+        slow_size="_slow_size",
+        least_size="_least_size",
+        highest="_highest",
+        ceiling="_ceiling",
+        excess="_excess",
+        is_lost="_is_lost",
     )
 
     def __init__(self) -> None:
@@ -137,6 +137,18 @@ class Brake:
             self.num_alarms += 1
         return "nan"
 
+    def describe(self, step: int) -> str:
+        """The last alarm in words, raised by the loss after this step."""
+        if math.isfinite(self.loss):
+            return (
+                f"the training diverges: the loss is {self.loss:.3g} after step {step}, and "
+                f"{self.threshold:.3g} is too high"
+            )
+        return (
+            f"`loss` should be finite, got {self.loss} after step {step}; the policy sees it as "
+            "1e4 times the first loss"
+        )
+
     @property
     def is_high(self) -> bool:
         """Whether m has not come back below half of its threshold since the last alarm."""
@@ -159,12 +171,3 @@ class Brake:
         self._ceiling = -math.inf
         self.relief = self._excess = 1.0
         self._is_lost = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values."""
-        return {name: getattr(self, name) for name in self._STATE}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in self._STATE:
-            setattr(self, name, state_dict[name])

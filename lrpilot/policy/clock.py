@@ -4,6 +4,26 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from lrpilot.arguments import require_count, require_fields
+from lrpilot.policy.elementwise import Numbers, clip
+
+
+def progress_of(num_steps: Numbers, total_steps: Numbers | None) -> Numbers:
+    """t/T in [0, 1], and 0 where T is unknown.
+
+    >>> progress_of(3, 12), progress_of(15, 12), progress_of(3, None)
+    (0.25, 1.0, 0.0)
+    """
+    return 0.0 if total_steps is None else clip(num_steps / total_steps, 0.0, 1.0)
+
+
+def is_due(num_steps: Numbers, interval_steps: Numbers, warmup_steps: int = 0) -> Numbers:
+    """Whether a decision follows step `num_steps`: at the ends of intervals after the warm-up.
+
+    >>> [step for step in range(12) if is_due(step, 4, 2)]
+    [6, 10]
+    """
+    elapsed = num_steps - warmup_steps
+    return (elapsed > 0) & (elapsed % interval_steps == 0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,32 @@ class ClockSpec:
     def interval_steps(self, total_steps: int) -> int:
         """Optimizer steps per decision in a run of `total_steps`."""
         return self.fixed_interval or max(1, round(total_steps / self.num_decisions))
+
+    def foreign_horizon(self, total_steps: int) -> str | None:
+        """What to say of a run whose length is outside `horizon_range`; None of another."""
+        low, high = self.horizon_range
+        if total_steps < 1 or low <= total_steps <= high:
+            return None
+        effect = (
+            "its learning rates are likely to be too low"
+            if total_steps > high
+            else "it has too few steps to find the learning rate"
+        )
+        return (
+            f"`total_steps` = {total_steps} is outside [{low}, {high}], the lengths of the runs "
+            f"that the policy was trained on: {effect}; use a policy that was trained on such "
+            "runs, or compare with a schedule that needs none"
+        )
+
+    def foreign_interval(self, interval_steps: int) -> str | None:
+        """What to say of an interval that no run of the `horizon_range` has; None of another."""
+        low, high = map(self.interval_steps, self.horizon_range)
+        if low <= interval_steps <= high:
+            return None
+        return (
+            f"`interval_steps` = {interval_steps} is outside the range [{low}, {high}] that the "
+            "policy was trained on"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The specification as it is stored in a policy file."""

@@ -95,29 +95,19 @@ class ParameterSample:
         """Sample what was sampled then."""
         self._draw([p for p, is_in in zip(self._source, state, strict=True) if is_in])
 
-    def values(self) -> Tensor:
+    def weights(self) -> Tensor:
         """The sampled entries, as a new float32 vector."""
         return self._gather(self._parameters, self._indices)
 
-    def gradient(self) -> Tensor:
+    def gradients(self) -> Tensor:
         """The gradients of the sampled entries; zero where one parameter has none.
 
         Raises:
             RuntimeError: if no parameter has a gradient.
         """
-        return self._gather(self._gradients(), self._indices)
+        return self._gather(self._all_gradients(), self._indices)
 
-    def values_and_gradient(self) -> tuple[Tensor, Tensor]:
-        """Both at once, which is cheaper.
-
-        Raises:
-            RuntimeError: if no parameter has a gradient.
-        """
-        both = self._gather([*self._parameters, *self._gradients()], self._indices * 2)
-        values, gradient = both.chunk(2)
-        return values, gradient
-
-    def _gradients(self) -> list[Tensor]:
+    def _all_gradients(self) -> list[Tensor]:
         gradients = [parameter.grad for parameter in self._parameters]
         if all(gradient is None for gradient in gradients):
             raise RuntimeError(

@@ -18,6 +18,7 @@ from lrpilot.policy.actor import Policy
 from lrpilot.policy.brake import Brake
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
+from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
 from lrpilot.state import state_fields
 
@@ -90,7 +91,11 @@ class PolicyLR(AdaptiveLR):
     """
 
     _state_fields = state_fields(
-        applied_factor="_applied", has_loss="_has_loss", relief="_relief", has_alarm="_has_alarm"
+        "controller",
+        applied_factor="_applied",
+        has_loss="_has_loss",
+        relief="_relief",
+        num_logged_alarms="_num_logged_alarms",
     )
 
     def __init__(
@@ -119,6 +124,7 @@ class PolicyLR(AdaptiveLR):
         parameters = _Parameters(optimizer)
         if not any(True for _ in parameters):
             raise ValueError("`optimizer` must hold at least one parameter, got none")
+        self._sample = ParameterSample(parameters, self.policy.observation.num_entries)
         edge_distance = None
         if curvature is not None and "curvature" in self.policy.observation.groups:
             edge_distance = EdgeDistance(optimizer, curvature, model=model)
@@ -126,7 +132,7 @@ class PolicyLR(AdaptiveLR):
         self.controller = Controller(
             self.policy.observation,
             action,
-            parameters=parameters,
+            self._sample,
             interval_steps=self._interval_steps(total_steps, interval_steps),
             total_steps=total_steps,
             warmup_steps=warmup_steps,
@@ -138,7 +144,8 @@ class PolicyLR(AdaptiveLR):
         self._applied = 1.0
         self._has_loss = False
         self._relief = 1.0
-        self._has_alarm = False
+        self._is_due = False
+        self._num_logged_alarms = 0
         super().__init__(optimizer, cap=cap, log_size=log_size)
 
     def _interval_steps(self, total_steps: int | None, interval_steps: int | None) -> int:
@@ -146,39 +153,26 @@ class PolicyLR(AdaptiveLR):
         is_trained = self._warn_of_horizon(total_steps, stacklevel=4)
         if interval_steps is None:
             return clock.interval_steps(total_steps or clock.horizon_range[1])
-        low, high = map(clock.interval_steps, clock.horizon_range)
-        if is_trained and interval_steps >= 1 and not low <= interval_steps <= high:
-            warnings.warn(
-                f"`interval_steps` = {interval_steps} is outside the range [{low}, {high}] that "
-                "the policy was trained on",
-                UserWarning,
-                stacklevel=3,
-            )
+        if is_trained and interval_steps >= 1:
+            self._warn(clock.foreign_interval(interval_steps), stacklevel=3)
         return interval_steps
 
     def _warn_of_horizon(self, total_steps: int | None, *, stacklevel: int) -> bool:
-        """Whether the policy was trained on runs of this length, or a warning."""
-        low, high = self.policy.clock.horizon_range
-        if total_steps is None or total_steps < 1 or low <= total_steps <= high:
-            return True
-        effect = (
-            "its learning rates are likely to be too low"
-            if total_steps > high
-            else "it has too few steps to find the learning rate"
-        )
-        warnings.warn(
-            f"`total_steps` = {total_steps} is outside [{low}, {high}], the lengths of the runs "
-            f"that the policy was trained on: {effect}; use a policy that was trained on such "
-            "runs, or compare with a schedule that needs none",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
-        return False
+        """Whether the policy was trained on runs of this length; else a warning says so."""
+        problem = None if not total_steps else self.policy.clock.foreign_horizon(total_steps)
+        self._warn(problem, stacklevel=stacklevel)
+        return problem is None
+
+    @staticmethod
+    def _warn(problem: str | None, *, stacklevel: int) -> None:
+        if problem is not None:
+            warnings.warn(problem, UserWarning, stacklevel=stacklevel + 1)
 
     @property
     def total_steps(self) -> int | None:
         """T, optimizer steps of the run."""
-        return self.controller.total_steps
+        total_steps: int | None = self.controller.total_steps
+        return total_steps
 
     def extend(self, total_steps: int) -> None:
         """Make the run longer, from its next decision on, as when it is resumed.
@@ -216,30 +210,18 @@ class PolicyLR(AdaptiveLR):
         self.controller.observe(loss)
         self._has_loss = True
         if self._brake.num_alarms > known:
-            self._back_off(known)
+            self._warn_of_alarm(known, stacklevel=3)
 
-    def _back_off(self, known_alarms: int, *, stacklevel: int = 3) -> None:
-        self.controller.back_off()
-        self._has_alarm = True
-        if known_alarms:
-            return
-        brake = self._brake
-        if math.isfinite(brake.loss):
-            problem = (
-                f"the training diverges: the loss is {brake.loss:.3g} after step "
-                f"{self.last_epoch}, and {brake.threshold:.3g} is too high"
+    def _warn_of_alarm(self, known_alarms: int, *, stacklevel: int) -> None:
+        """Say the first alarm; the later ones are in the log alone."""
+        if known_alarms == 0:
+            warnings.warn(
+                f"{self._brake.describe(self.last_epoch)}. The learning rate is cut to a tenth "
+                '(later alarms are in `log` alone, as "brake"); `Guard(scheduler, model=model)` '
+                "also puts the weights back",
+                RuntimeWarning,
+                stacklevel=stacklevel,
             )
-        else:
-            problem = (
-                f"`loss` should be finite, got {brake.loss} after step {self.last_epoch}; "
-                "the policy sees it as 1e4 times the first loss"
-            )
-        warnings.warn(
-            f"{problem}. The learning rate is cut to a tenth (later alarms are in `log` alone, as "
-            '"brake"); `Guard(scheduler, model=model)` also puts the weights back',
-            RuntimeWarning,
-            stacklevel=stacklevel,
-        )
 
     def _warn_past_horizon(self) -> None:
         if self.policy.action.needs_progress or self.policy.observation.needs_progress:
@@ -258,60 +240,55 @@ class PolicyLR(AdaptiveLR):
             loss: minibatch loss of the forward pass before this optimizer step: a number or a
                 tensor of one element. May be None after `observe(loss)`.
         """
-        if self.last_epoch < 0:
+        if self.is_waiting:
             super().step()
             return
         controller, brake = self.controller, self._brake
+        known = brake.num_alarms
         if loss is not None:
-            # as `observe`, without its call: this runs at every step of a training
-            known = brake.num_alarms
-            controller.observer.update(loss)
-            if brake.num_alarms > known:
-                self._back_off(known)
+            controller.observe(loss)
         elif not self._has_loss:
             raise RuntimeError(
                 "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
             )
         self._has_loss = False
-        if self.last_epoch == 0:
-            super().step()  # with torch's warnings about the order of calls
-            return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
         if controller.num_steps == controller.total_steps:
             self._warn_past_horizon()
-        elapsed = controller.num_steps + 1 - controller.warmup_steps
-        if (
-            elapsed % controller.interval_steps
-            and elapsed > 0
-            and self.cap is None
-            and brake.relief == self._relief
-            and not self._has_alarm
+        self._is_due = controller.advance()
+        if brake.num_alarms > known:
+            self._warn_of_alarm(known, stacklevel=3)
+        if self.last_epoch == 0:
+            super().step()  # with torch's warnings about the order of calls
+        elif (
+            self._is_due
+            or controller.num_steps <= controller.warmup_steps
+            or self.cap is not None
+            or brake.relief != self._relief
+            or brake.num_alarms != self._num_logged_alarms
         ):
-            self.last_epoch += 1
-            controller.num_steps += 1
-        else:
             self._advance()
+        else:
+            self._count_step()
 
     def _start(self, *, at_milestone: bool) -> list[float]:
         if at_milestone:
-            self.controller.observation()
+            self.controller.close_interval()
             self._has_loss = False
-        self._has_alarm = False
+        self._num_logged_alarms = self._brake.num_alarms
         self.controller.restart()
         self._memory = self.policy.initial_memory()
         return self._set_factor(before=None, decided=False)
 
     def _next_lrs(self) -> list[float]:
-        controller, brake = self.controller, self._brake
-        known = brake.num_alarms
-        if decided := controller.advance():
-            observation = controller.observation()
-        if brake.num_alarms > known:  # losses of a device are read only now
-            self._back_off(known, stacklevel=5)
-        if decided:
-            controller.act(self.policy.act(observation, self._memory))
-        return self._set_factor(before=self._applied, decided=decided)
+        known, is_due = self._brake.num_alarms, self._is_due
+        if is_due:
+            observation = self.controller.close_interval()
+            if self._brake.num_alarms > known:  # losses of a device are read only now
+                self._warn_of_alarm(known, stacklevel=6)
+            self.controller.act(self.policy.act(observation, self._memory))
+        return self._set_factor(before=self._applied, decided=is_due)
 
     def _join(self, lrs: list[float]) -> list[float]:
         if self.controller.action.unit == "cap":
@@ -328,8 +305,8 @@ class PolicyLR(AdaptiveLR):
         if self._relief != 1.0:
             factor = max(FACTOR_RANGE[0], factor * self._relief)
         lrs = self._capped(before, factor)
-        if self._has_alarm:
-            self._has_alarm = False
+        if self._brake.num_alarms > self._num_logged_alarms:
+            self._num_logged_alarms = self._brake.num_alarms
             self.record("brake", self._brake.loss, self._brake.threshold, float(lrs[0]))
         if decided:
             self.record("decision", controller.previous_action, math.nan, float(lrs[0]))
@@ -419,7 +396,6 @@ class PolicyLR(AdaptiveLR):
         return {
             **super().state_dict(),
             **self._identity(),
-            "controller": self.controller.state_dict(),
             "memory": self._memory.tolist(),
         }
 
@@ -448,9 +424,8 @@ class PolicyLR(AdaptiveLR):
                 f"`state_dict` must have `{name}` = {mine!r} like this scheduler, got "
                 f"{state[name]!r}{cure}"
             )
-        self.controller.observer.sample.check_state(state["controller"]["observer"]["sample"])
+        self._sample.check_state(state["controller"]["observer"]["sample"])
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
-        self.controller.load_state_dict(state["controller"])
         self._memory = np.array(state["memory"], np.float32)

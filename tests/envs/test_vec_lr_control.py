@@ -166,7 +166,7 @@ def test_batched_runs_of_another_optimizer_are_refused():
 def test_action_outside_its_space_is_refused(bad):
     env = LRControlVecEnv(make_task(), 2, **make_arguments())
     env.reset()
-    with pytest.raises(ValueError, match=r"`actions` must be in \[-1, 1\]"):
+    with pytest.raises(ValueError, match=r"`action` must be in \[-1, 1\]"):
         env.step(np.array([[0.0], [bad]], np.float32))
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrpilot.envs import LRControlEnv
-from lrpilot.policy.brake import DIVERGENCE_FACTOR, Brake
+from lrpilot.loss import DIVERGENCE_FACTOR
+from lrpilot.policy.brake import Brake
 from tests.running import through_file
 
 LARGEST = 1.7e308

@@ -12,6 +12,7 @@ from lrpilot.policy.action import ActionSpec
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.parameter_sample import ParameterSample
 from tests.running import through_file
 from tests.scheduling import plain_action
 
@@ -25,7 +26,8 @@ def controller(
     return Controller(
         ObservationSpec(groups),
         action or plain_action(max_log_change=math.log(2)),
-        **{"parameters": [torch.ones(3)], "interval_steps": 4, "total_steps": 40, **arguments},
+        ParameterSample([torch.ones(3)], 3),
+        **{"interval_steps": 4, "total_steps": 40, **arguments},
     )
 
 
@@ -102,7 +104,7 @@ def test_decisions_are_due_at_warm_up_plus_multiples_of_the_interval(
 def test_losses_of_the_warm_up_set_the_reference() -> None:
     control = controller(warmup_steps=2)
     control.observe(8.0)
-    assert control.observer.initial_loss == 8.0
+    assert control.observer.state["initial_loss"] == 8.0
 
 
 def test_losses_of_the_warm_up_are_not_in_the_first_interval() -> None:
@@ -134,7 +136,7 @@ def test_progress_stays_one_past_the_end() -> None:
     for _ in range(7):
         control.advance()
     assert control.progress == 1.0
-    assert control.observation()[0] == 1.0
+    assert control.close_interval()[0] == 1.0
 
 
 def test_progress_is_zero_when_the_length_of_the_run_is_unknown() -> None:
@@ -155,7 +157,7 @@ def test_a_multiplier_grows_from_the_start_factor() -> None:
 def test_the_policy_sees_its_last_action_and_factor() -> None:
     control = controller(groups=("lr",))
     control.act(0.5)
-    assert control.observation().tolist() == pytest.approx([math.log10(2) / 4, 0.5])
+    assert control.close_interval().tolist() == pytest.approx([math.log10(2) / 4, 0.5])
 
 
 def test_a_restart_sets_the_clock_to_zero() -> None:
@@ -171,7 +173,7 @@ def test_a_restart_keeps_the_reference_loss() -> None:
     control = controller()
     control.observe(3.0)
     control.restart()
-    assert control.observer.initial_loss == 3.0
+    assert control.observer.state["initial_loss"] == 3.0
 
 
 def test_a_restart_forgets_the_multiplier() -> None:
@@ -213,7 +215,7 @@ def drive(control: Controller, first: int, last: int) -> list[np.ndarray[Any, An
     rows = []
     for step in range(first, last):
         if control.step(2.0 + math.sin(step)):
-            rows.append(control.observation())
+            rows.append(control.close_interval())
             control.act(math.sin(step))
     return rows
 

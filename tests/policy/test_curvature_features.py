@@ -13,10 +13,11 @@ from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.envs import LRControlEnv
 from lrpilot.evaluation.grid import Method, train
 from lrpilot.policy.edge_distance import EdgeDistance
-from lrpilot.policy.observation import FEATURES, Observer
+from lrpilot.policy.observation import FEATURES
 from lrpilot.tasks.images.models import mlp, small_cnn
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.runs import OptimizerFactory, Run, as_closure_run
+from tests.observing import observer_of
 from tests.running import through_file
 from tests.scheduling import plain_action
 
@@ -168,18 +169,18 @@ def test_three_products_per_decision_follow_the_exact_eigenvalue(model: str) -> 
 def test_where_the_loss_does_not_curve_it_has_the_least_value() -> None:
     w = torch.ones(3, requires_grad=True)
     spec = ObservationSpec(groups=("curvature",))
-    observer = Observer(spec, [w], curvature=EdgeDistance(SGD([w], lr=1.0), lambda: w.sum()))
-    observer.update(1.0)
-    assert observer.observe(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [-5.0]
+    observer = observer_of(spec, [w], curvature=EdgeDistance(SGD([w], lr=1.0), lambda: w.sum()))
+    observer.add_loss(1.0)
+    assert observer.close_interval(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [-5.0]
 
 
 def test_a_loss_that_is_not_finite_from_the_first_measurement_on_has_the_largest_value() -> None:
     w = torch.full((3,), math.nan, requires_grad=True)
     spec = ObservationSpec(groups=("curvature",))
     curvature = EdgeDistance(SGD([w], lr=1e-3), lambda: w.pow(4).sum())
-    observer = Observer(spec, [w], curvature=curvature)
-    observer.update(1.0)
-    assert observer.observe(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [5.0]
+    observer = observer_of(spec, [w], curvature=curvature)
+    observer.add_loss(1.0)
+    assert observer.close_interval(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [5.0]
 
 
 def test_after_weights_that_broke_the_last_limit_is_kept() -> None:
@@ -193,8 +194,8 @@ def test_after_weights_that_broke_the_last_limit_is_kept() -> None:
 
 def test_an_interval_without_a_step_has_the_value_zero() -> None:
     w, distance = bowl(SGD, 0.05)
-    observer = Observer(ObservationSpec(groups=("curvature",)), [w], curvature=distance)
-    assert observer.observe(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [0.0]
+    observer = observer_of(ObservationSpec(groups=("curvature",)), [w], curvature=distance)
+    assert observer.close_interval(progress=0.0, factor=1.0, previous_action=0.0).tolist() == [0.0]
 
 
 # ---- training and deployment

@@ -11,6 +11,7 @@ from torch import nn
 
 from lrpilot import ObservationSpec, Observer, PolicyLR
 from lrpilot.policy.parameter_sample import ParameterSample, sample_positions
+from tests.observing import observer_of
 from tests.running import through_file
 
 MOVING = ObservationSpec(("movement", "gradient"), num_entries=10)
@@ -55,7 +56,9 @@ def parameters(*sizes: int) -> list[torch.nn.Parameter]:
 
 
 def observe(observer: Observer) -> list[float]:
-    row: list[float] = observer.observe(progress=0.5, factor=1.0, previous_action=0.0).tolist()
+    row: list[float] = observer.close_interval(
+        progress=0.5, factor=1.0, previous_action=0.0
+    ).tolist()
     return row
 
 
@@ -73,7 +76,7 @@ def test_parameters_that_join_are_read_from_the_next_decision_on(change: str) ->
         backbone.requires_grad_(False)
     elif change == "added":
         held.pop()
-    observer = Observer(MOVING, held)
+    observer = observer_of(MOVING, held)
     for by in (0.1, 0.2):
         move([p for p in held if p.requires_grad], by)
         before = observe(observer)
@@ -85,7 +88,7 @@ def test_parameters_that_join_are_read_from_the_next_decision_on(change: str) ->
         held[:] = parameters(5, 7)
     move(held, 0.1)
     assert observe(observer) == [before[0], 0.0, 0.0, 0.0]
-    fresh = Observer(MOVING, held)
+    fresh = observer_of(MOVING, held)
     move(held, 0.3)
     expected = observe(fresh)
     assert observe(observer) == expected
@@ -94,12 +97,12 @@ def test_parameters_that_join_are_read_from_the_next_decision_on(change: str) ->
 
 def test_a_parameter_that_is_frozen_later_is_left_out() -> None:
     head, backbone = parameters(5, 7)
-    observer = Observer(MOVING, [head, backbone])
+    observer = observer_of(MOVING, [head, backbone])
     move([head, backbone], 0.1)
     observe(observer)
     backbone.requires_grad_(False)
     observe(observer)
-    alone = Observer(MOVING, [head])
+    alone = observer_of(MOVING, [head])
     move([head], 0.2)
     assert observe(observer) == observe(alone)
 
@@ -116,7 +119,7 @@ def test_a_gradient_that_comes_and_goes_changes_no_sample() -> None:
 
 def test_tensors_without_requires_grad_are_trained_by_hand_and_read() -> None:
     sample = ParameterSample([torch.arange(5.0), torch.arange(7.0)], 100)
-    assert sample.values().tolist() == [*range(5), *range(7)]
+    assert sample.weights().tolist() == [*range(5), *range(7)]
 
 
 @pytest.mark.parametrize("sizes", [(5, 7), (300, 1, 40), (1000,)])
@@ -127,7 +130,7 @@ def test_without_frozen_parameters_the_sample_is_that_of_all_entries(
     everything = torch.cat([p.detach() for p in held])
     drawn = sample_positions(sum(sizes), 20)
     expected = everything if drawn is None else everything[drawn]
-    assert torch.equal(ParameterSample(held, 20).values(), expected)
+    assert torch.equal(ParameterSample(held, 20).weights(), expected)
 
 
 def unfreeze(training: FineTuning) -> None:

@@ -28,7 +28,9 @@ from lrpilot.policy.action import ANCHORS, KINDS, ActionSpec
 from lrpilot.policy.actor import Policy
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.controller import Controller
+from lrpilot.policy.features import UNKNOWN
 from lrpilot.policy.observation import FEATURES, ObservationSpec
+from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.schedulers.policy_lr import PolicyLR
 from tests.running import through_file
 from tests.scheduling import lrs_of, plain_action, run, run_composed
@@ -102,7 +104,7 @@ def test_the_constructor_makes_no_decision() -> None:
     scheduler = PolicyLR(sgd(), constant_policy(1.0), interval_steps=1)
     assert scheduler.factor == 1.0
     assert scheduler.controller.num_steps == 0
-    assert scheduler.controller.observer.initial_loss is None
+    assert scheduler.controller.observer.state["initial_loss"] is UNKNOWN
 
 
 def test_decisions_are_made_exactly_every_interval() -> None:
@@ -177,7 +179,7 @@ def test_the_lr_equals_a_controller_driven_by_hand(
     control = Controller(
         policy.observation,
         policy.action,
-        parameters=[torch.ones(3)],
+        ParameterSample([torch.ones(3)], 3),
         interval_steps=5,
         total_steps=50,
         warmup_steps=warmup_steps,
@@ -187,7 +189,7 @@ def test_the_lr_equals_a_controller_driven_by_hand(
     for value in values:
         control.observe(value)
         if control.advance():
-            control.act(policy.act(control.observation()))
+            control.act(policy.act(control.close_interval()))
         warmth = 1.0
         if control.num_steps < warmup_steps:
             warmth = (control.num_steps + 1) / warmup_steps
@@ -395,7 +397,7 @@ def test_warm_up_is_exempt_from_the_lower_end_of_the_box() -> None:
 def test_the_reference_loss_is_the_first_of_the_warm_up() -> None:
     scheduler = PolicyLR(sgd(), constant_policy(0.0), interval_steps=3, warmup_steps=4)
     run(scheduler, [8.0, 4.0, 2.0])
-    assert scheduler.controller.observer.initial_loss == 8.0
+    assert scheduler.controller.observer.state["initial_loss"] == 8.0
 
 
 # ---- the cap
@@ -518,7 +520,7 @@ def test_the_milestone_of_sequential_lr_starts_at_the_start_factor_exactly() -> 
 def test_losses_observed_before_the_milestone_set_the_reference() -> None:
     composed, scheduler = warmed_up(constant_policy(1.0), interval_steps=3)
     run_composed(composed, scheduler, [8.0, 4.0, 2.0, 1.0, 1.0])
-    assert scheduler.controller.observer.initial_loss == 8.0
+    assert scheduler.controller.observer.state["initial_loss"] == 8.0
 
 
 def test_losses_need_not_be_observed_before_the_milestone() -> None:
@@ -1079,7 +1081,7 @@ def test_a_recurrent_policy_remembers_from_decision_to_decision() -> None:
     control = Controller(
         policy.observation,
         policy.action,
-        parameters=[torch.ones(3)],
+        ParameterSample([torch.ones(3)], 3),
         interval_steps=5,
         total_steps=50,
     )
@@ -1088,7 +1090,7 @@ def test_a_recurrent_policy_remembers_from_decision_to_decision() -> None:
     for value in losses(50):
         control.observe(value)
         if control.advance():
-            control.act(policy.act(control.observation(), memory))
+            control.act(policy.act(control.close_interval(), memory))
         expected.append([0.1 * control.factor])
     assert run(PolicyLR(sgd(0.1), policy, total_steps=50), losses(50)) == expected
     assert abs(memory).min() > 0.0

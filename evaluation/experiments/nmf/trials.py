@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrpilot import Policy
-from lrpilot.envs.batch_controller import BatchController
 from lrpilot.loss import DIVERGENCE_FACTOR
+from lrpilot.policy.controller import Controller
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 
@@ -110,12 +110,8 @@ class PolicyControl(Control):
         self._everyone = np.ones(runs.num_runs, np.bool_)
         self._memory = self.policy.initial_memory(runs.num_runs)
         self._interval = self.policy.clock.interval_steps(total_steps)
-        self._controller = BatchController(
-            self.policy.observation,
-            self.policy.action,
-            read_weights=runs.weights,
-            read_gradients=runs.gradients,
-            num_runs=runs.num_runs,
+        self._controller = Controller(
+            self.policy.observation, self.policy.action, runs, num_runs=runs.num_runs
         )
         self._controller.reset(
             list(range(runs.num_runs)),
@@ -128,13 +124,13 @@ class PolicyControl(Control):
         """Decide if a decision is due; then the factor in its unit."""
         controller = self._controller
         if step > 0 and step % self._interval == 0:
-            observations = controller.observation(self._everyone)
+            observations = controller.close_interval(self._everyone)
             if self.actor is None:
                 actions = self.policy.act_batch(observations, self._memory)
             else:
                 actions = self.actor(observations)
-            controller.act(actions)
-            self.decided.append((controller.factor, actions.astype(np.float64)))
+            controller.act(actions.astype(np.float64))
+            self.decided.append((controller.factor, controller.previous_action))
             self._factor = torch.as_tensor(controller.factor, device=runs.device)
         if self.policy.action.unit == "cap":
             assert cap is not None
@@ -143,7 +139,7 @@ class PolicyControl(Control):
 
     def observe(self, losses: Tensor) -> None:
         """Pass the losses on to the observer."""
-        self._controller.observe(losses, self._everyone)
+        self._controller.step(losses, self._everyone)
 
 
 class OracleControl(Control):

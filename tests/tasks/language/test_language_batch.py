@@ -105,7 +105,7 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: 
         assert float(losses[i]) == pytest.approx(expected, rel=2**-8)
         assert expected != exact_loss
         rounded, unrounded = (
-            ParameterSample(run.parameters, ObservationSpec().num_entries).gradient()
+            ParameterSample(run.parameters, ObservationSpec().num_entries).gradients()
             for run in (single, exact)
         )
         error, error_of_single = runs.gradients()[i] - unrounded, rounded - unrounded

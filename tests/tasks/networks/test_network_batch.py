@@ -126,7 +126,7 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(model: Any, normaliz
         assert float(losses[i]) == pytest.approx(float(loss), rel=2**-8)
         assert float(privileged[i]) == pytest.approx(single.privileged_loss(), rel=2**-7)
         rounded, unrounded = (
-            ParameterSample(run.parameters, ObservationSpec().num_entries).gradient()
+            ParameterSample(run.parameters, ObservationSpec().num_entries).gradients()
             for run in (single, exact)
         )
         error, error_of_single = runs.gradients()[i] - unrounded, rounded - unrounded

@@ -1,19 +1,18 @@
 """Batched decision loops compute what single ones compute; observations agree to the last bit."""
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lrpilot import ObservationSpec
 from lrpilot.envs import LRControlEnv, LRControlVecEnv
-from lrpilot.envs.batch_controller import BatchController
 from lrpilot.policy.controller import Controller
+from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.tasks.nmf.task import NMFTask
-from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action
 
 GROUPS = ("progress", "loss", "lr")
@@ -30,13 +29,22 @@ LOSSES = {
 NAMES = tuple(LOSSES)
 
 
-def batch_controller(num_runs: int, spec: ObservationSpec = SPEC) -> BatchController:
-    return BatchController(
-        spec,
-        plain_action(start_factor=0.1),
-        read_weights=lambda: torch.zeros(num_runs, 1),
-        read_gradients=lambda: torch.zeros(num_runs, 1),
-        num_runs=num_runs,
+class StillWeights:
+    """What B runs without parameters show."""
+
+    def __init__(self, num_runs: int) -> None:
+        self._zeros = torch.zeros(num_runs, 1)
+
+    def weights(self) -> Tensor:
+        return self._zeros.clone()
+
+    def gradients(self) -> Tensor:
+        return self._zeros
+
+
+def controller_of_runs(num_runs: int, spec: ObservationSpec = SPEC) -> Controller:
+    return Controller(
+        spec, plain_action(start_factor=0.1), StillWeights(num_runs), num_runs=num_runs
     )
 
 
@@ -45,7 +53,7 @@ def controllers(num_runs: int, total_steps: list[int], interval_steps: int) -> l
         Controller(
             SPEC,
             plain_action(start_factor=0.1),
-            parameters=[torch.zeros(1)],
+            ParameterSample([torch.zeros(1)], 4),
             interval_steps=interval_steps,
             total_steps=total_steps[i],
         )
@@ -61,7 +69,7 @@ def test_observations_and_factors_are_equal_through_two_intervals_past_the_end(
 ) -> None:
     # every run has a horizon of its own, so that some idle while others train
     horizons = [min(8, total_steps + i % 3) for i in range(len(NAMES))]
-    batch = batch_controller(len(NAMES))
+    batch = controller_of_runs(len(NAMES))
     everyone = np.ones(len(NAMES), np.bool_)
     batch.reset(
         list(range(len(NAMES))),
@@ -76,16 +84,15 @@ def test_observations_and_factors_are_equal_through_two_intervals_past_the_end(
             values = [
                 LOSSES[name][min(7, c.num_steps)] for name, c in zip(NAMES, singles, strict=True)
             ]
-            batch.observe(torch.tensor(values, dtype=torch.float64), active)
+            batch.step(torch.tensor(values, dtype=torch.float64), active)
             for i in active.nonzero()[0]:
-                singles[i].observe(values[i])
-                singles[i].advance()
-        assert batch.interval_loss.tolist() == [c.observer.interval_loss for c in singles]
-        assert batch.num_nonfinite.tolist() == [c.observer.num_nonfinite for c in singles]
-        expected = [controller.observation() for controller in singles]
-        np.testing.assert_array_equal(batch.observation(everyone), expected)
+                singles[i].step(values[i])
+        assert batch.observer.interval_loss.tolist() == [c.observer.interval_loss for c in singles]
+        assert batch.observer.num_nonfinite.tolist() == [c.observer.num_nonfinite for c in singles]
+        expected = [controller.close_interval() for controller in singles]
+        np.testing.assert_array_equal(batch.close_interval(everyone), expected)
         action = np.float32(0.3 * math.cos(k))
-        batch.act(np.full(len(NAMES), action))
+        batch.act(np.full(len(NAMES), float(action)))
         # NumPy's exp and Python's differ by a last digit in some versions
         factors = [controller.act(float(action)) for controller in singles]
         np.testing.assert_allclose(batch.factor, factors, rtol=1e-15)
@@ -93,24 +100,24 @@ def test_observations_and_factors_are_equal_through_two_intervals_past_the_end(
 
 @pytest.mark.parametrize("before", [[], [0.0], [NAN, 0.0]])
 def test_a_negative_loss_before_any_positive_one_is_refused_alike(before: list[float]) -> None:
-    batch = batch_controller(2)
+    batch = controller_of_runs(2)
     single = controllers(1, [9], 9)[0]
     for value in before:
-        batch.observe(torch.tensor([1.0, value]), np.ones(2, np.bool_))
+        batch.step(torch.tensor([1.0, value]), np.ones(2, np.bool_))
         single.observe(value)
-    batch.observe(torch.tensor([1.0, -2.0]), np.ones(2, np.bool_))
+    batch.step(torch.tensor([1.0, -2.0]), np.ones(2, np.bool_))
 
     with pytest.raises(ValueError, match=r"`loss` must be positive .*, got -2\.0$"):
         single.observe(-2.0)
     with pytest.raises(ValueError, match=r"`loss` must be positive .*, got -2\.0 in run 1$"):
-        _ = batch.interval_loss
+        _ = batch.observer.interval_loss
 
 
 def test_a_negative_first_loss_is_taken_alike_where_losses_are_not_observed() -> None:
-    batch = batch_controller(1, ObservationSpec(groups=("progress",)))
-    batch.observe(torch.tensor([-2.0]), np.ones(1, np.bool_))
+    batch = controller_of_runs(1, ObservationSpec(groups=("progress",)))
+    batch.step(torch.tensor([-2.0]), np.ones(1, np.bool_))
 
-    assert batch.interval_loss.tolist() == [1.0]
+    assert batch.observer.interval_loss.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("interval_steps", [1, 3, 23, 24, 25, 50])
@@ -139,25 +146,3 @@ def test_last_observations_of_environments_agree_at_every_interval(interval_step
         assert bool(found[2][0]) == is_done
         assert found[1][0] == pytest.approx(reward, abs=2e-3)
     np.testing.assert_allclose(found[3][0]["terminal_observation"], observation, atol=1e-3)
-
-
-def test_the_environment_observes_a_loss_before_it_counts_its_step() -> None:
-    task = QuadraticTask(
-        name="bowl", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=12, dimension=5
-    )
-    env = LRControlEnv(task, interval_steps=3, observation=SPEC)
-    env.reset(seed=0, options={"task_seed": 1, "initial_lr": 0.1})
-    # a warm-up closes the interval at its last step: that step's loss belongs to the warm-up
-    make = partial(
-        Controller, SPEC, env.settings.action, parameters=[], interval_steps=3, total_steps=12
-    )
-    env.controller = make(warmup_steps=2)
-    env.run = task.start(1)
-    losses = env._train_interval()
-
-    expected = make(warmup_steps=2)
-    for loss in losses:
-        expected.observe(loss)
-        expected.advance()
-    assert len(losses) == 5
-    assert env.controller.observer.interval_loss == expected.observer.interval_loss
