@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.provenance import provenance_line
 
 Action = Callable[[], object]
 
@@ -40,8 +40,7 @@ def read_options(doc: str | None, **defaults: Any) -> argparse.Namespace:
 
 def print_origin(note: str) -> None:
     """Machine, load, versions and commit, and what the figures below them are."""
-    origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
-    print(f"{origin}, load {os.getloadavg()[0]:.1f}; {note}\n", flush=True)
+    print(f"{provenance_line()}, load {os.getloadavg()[0]:.1f}; {note}\n", flush=True)
 
 
 def seconds_of(action: Action, count: int = 1) -> float:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lrpilot import Policy
 from lrpilot.evaluation import report
 from lrpilot.evaluation.grid import Method, Scheduler, deployed, train_grid
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.provenance import provenance_line
 from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, unique
 from lrpilot.tasks.shipped import load_task
@@ -65,7 +65,6 @@ def evaluate(
     if not methods:
         raise ValueError("`scheduler` must name one at least where no policy and no rival is given")
     task = load_task(task)
-    origin = ", ".join(f"{name} {value}" for name, value in describe_provenance().items())
     factors = [float(factor) for factor in initial_lr_factors]
     seeds = evaluation_seeds(num_skipped_seeds + num_seeds)[num_skipped_seeds:]
     grid = train_grid(
@@ -78,7 +77,7 @@ def evaluate(
     out_dir.mkdir(parents=True, exist_ok=True)
     report.write_comparison(
         results,
-        report.Output(out_dir, origin, progress),
+        report.Output(out_dir, provenance_line(), progress),
         title_of(rows, task.name),
         details=[f"{total_steps or task.total_steps} steps per run", source],
     )

@@ -22,6 +22,11 @@ def describe_provenance() -> dict[str, str]:
     }
 
 
+def provenance_line() -> str:
+    """`describe_provenance` in one line, for the heads of tables."""
+    return ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
+
+
 @functools.cache
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

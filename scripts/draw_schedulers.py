@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR
 from lrpilot.evaluation.methods.adaptive import guarded_cosine
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.provenance import provenance_line
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.images.task import ImageRun, ImageTask
 
@@ -135,7 +135,7 @@ def main() -> None:
     figure.savefig(arguments.out, dpi=110)
     header = ["scheduler", "initial lr", "lowest lr", "highest lr", "final held-out loss"]
     print(format_table(header, rows))
-    print(", ".join(f"{key} {value}" for key, value in describe_provenance().items()))
+    print(provenance_line())
     print(arguments.out)
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.provenance import provenance_line
 from lrpilot.evaluation.report import Output
 from scripts.jobs import run_job, run_script
 from scripts.training import train_configured
@@ -38,7 +38,7 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     start = time.perf_counter()
     torch.set_num_threads(cfg.num_threads)
     # reads the commit now, not after hours of training
-    origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
+    origin = provenance_line()
     path = cfg.policy
     if path is None and "agent" in cfg:
         path = out_dir / "agent"

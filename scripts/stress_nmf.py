@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lrpilot import Policy
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation.experiments.nmf.stress import count_diverged, transfer_row
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.provenance import provenance_line
 from lrpilot.evaluation.report import format_table, write_table
 from scripts.jobs import run_job, run_script
 
@@ -39,7 +39,7 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
         raise ValueError("`policy` must be a run folder of experiment=iclr2023_nmf, got none")
     torch.set_num_threads(cfg.num_threads)
     policy = Policy.load(cfg.policy)
-    origin = ", ".join(f"{key} {value}" for key, value in describe_provenance().items())
+    origin = provenance_line()
 
     def make_task(**changes: Any) -> Any:
         return instantiate(cfg.task, _convert_="all", **changes)

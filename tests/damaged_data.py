@@ -4,7 +4,7 @@ Bits are flipped, ends cut off, headers swapped, sizes of members made huge, pat
 contents replaced by pickles that would make a folder. Every case is read in a process of its own,
 whose memory and time are measured (needs a system that can fork).
 
-    python benchmarks/damaged_data.py
+    python tests/damaged_data.py
 """
 
 import gzip
