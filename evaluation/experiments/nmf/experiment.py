@@ -25,6 +25,7 @@ from lrpilot.evaluation.experiments.nmf.trials import (
     schedule_factors,
 )
 from lrpilot.evaluation.methods.placebos import untrained
+from lrpilot.evaluation.methods.schedules import constant
 from lrpilot.evaluation.report import Output, describe_spread
 from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.tasks.nmf.task import NMFTask
@@ -187,11 +188,7 @@ def compare(
         outcome("placebo: untrained", PolicyControl(untrained(policy, 0))),
         outcome("placebo: random walk", random_actions(policy, outcomes[0].trial, 0)),
     ]
-    ones = [1.0] * task.total_steps
-    constants = [
-        run_trial(task, ScheduleControl(ones, value, "fraction"), seeds=seeds)
-        for value in cap_fractions
-    ]
+    constants = [run_schedule(task, constant, v, "fraction", seeds) for v in cap_fractions]
     best = constants[int(np.argmin([trial.scores.mean() for trial in constants]))]
     best = replace(best, scores=np.min([trial.scores for trial in constants], axis=0))
     outcomes.append(Outcome("hindsight: constant", "fraction", float("nan"), best))

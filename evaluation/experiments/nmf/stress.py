@@ -6,12 +6,8 @@ import numpy as np
 import torch
 
 from lrpilot import Policy
-from lrpilot.evaluation.experiments.nmf.trials import (
-    PolicyControl,
-    ScheduleControl,
-    run_trial,
-    schedule_factors,
-)
+from lrpilot.evaluation.experiments.nmf.experiment import run_schedule
+from lrpilot.evaluation.experiments.nmf.trials import PolicyControl, run_trial
 from lrpilot.evaluation.methods.schedules import linear
 from lrpilot.evaluation.report import format_interval
 from lrpilot.evaluation.seeds import evaluation_seeds
@@ -26,16 +22,10 @@ ROUNDING = 1e-6
 def transfer_row(name: str, task: NMFTask, policy: Policy, *, seeds: Sequence[int]) -> list[str]:
     """The policy beside the linear schedule over the whole cap, on the same runs."""
     learned = run_trial(task, PolicyControl(policy), seeds=seeds)
-    factors = schedule_factors(linear, task.total_steps)
-    fixed = run_trial(task, ScheduleControl(factors, 1.0, "fraction"), seeds=seeds)
-    return [
-        name,
-        str(len(seeds)),
-        format_interval(list(learned.scores)),
-        format_interval(list(fixed.scores)),
-        format_interval(list(learned.scores - fixed.scores)),
-        str(int(learned.diverged.sum())),
-    ]
+    fixed = run_schedule(task, linear, 1.0, "fraction", seeds)
+    scores = (learned.scores, fixed.scores, learned.scores - fixed.scores)
+    intervals = [format_interval(list(values)) for values in scores]
+    return [name, str(len(seeds)), *intervals, str(int(learned.diverged.sum()))]
 
 
 def count_diverged(task: NMFTask, *, num_runs: int, hold: int, name: str) -> list[str]:
