@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
-from lrpilot.schedulers.composition import require_observers
+from lrpilot.schedulers.composition import give_loss, require_loss_driven
 
 
 class LossStepper:
@@ -38,7 +38,7 @@ class LossStepper:
     """
 
     def __init__(self, accelerator: Accelerator, scheduler: LRScheduler) -> None:
-        self._observers = require_observers(scheduler)
+        require_loss_driven(scheduler)
         self._accelerator = accelerator
         self.scheduler = scheduler
         self._losses: list[Tensor] = []
@@ -61,7 +61,5 @@ class LossStepper:
         losses, self._losses = self._losses, []
         if self._accelerator.optimizer_step_was_skipped:
             return
-        mean = mean_over_ranks(torch.stack(losses).mean())
-        for observer in self._observers:
-            observer.observe(mean)
+        give_loss(self.scheduler, mean_over_ranks(torch.stack(losses).mean()))
         self.scheduler.step()

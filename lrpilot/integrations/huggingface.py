@@ -14,7 +14,7 @@ from transformers import (
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
-from lrpilot.schedulers.composition import require_observers
+from lrpilot.schedulers.composition import give_loss, require_loss_driven
 
 
 class LossCallback(TrainerCallback):
@@ -61,7 +61,7 @@ class LossCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Forget what an earlier, interrupted training left, and compare the horizons."""
-        require_observers(self._trainer.lr_scheduler)
+        require_loss_driven(self._trainer.lr_scheduler)
         self._losses.clear()
         if state.is_world_process_zero:
             num_steps = state.max_steps - state.global_step
@@ -78,6 +78,4 @@ class LossCallback(TrainerCallback):
         losses, self._losses = self._losses, []
         if self._trainer.accelerator.optimizer_step_was_skipped:
             return
-        loss = mean_over_ranks(torch.stack(losses).sum())
-        for observer in require_observers(self._trainer.lr_scheduler):
-            observer.observe(loss)
+        give_loss(self._trainer.lr_scheduler, mean_over_ranks(torch.stack(losses).sum()))

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
-from lrpilot.schedulers.composition import find_observers
+from lrpilot.schedulers.composition import find_loss_driven, give_loss
 
 
 class LossCallback(Callback):
@@ -58,7 +58,7 @@ class LossCallback(Callback):
         """Forget what an earlier, interrupted training left, and compare the clocks."""
         self._forget()
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if not any(map(find_observers, schedulers)):
+        if not any(map(find_loss_driven, schedulers)):
             names = [type(scheduler).__name__ for scheduler in schedulers]
             raise TypeError(
                 f"`configure_optimizers` must return a scheduler that observes losses, got {names}"
@@ -80,7 +80,7 @@ class LossCallback(Callback):
         vars(pl_module).pop("lr_scheduler_step", None)
 
     def _step_if_ready(self, scheduler: Any, metric: Any) -> None:
-        if metric is None and find_observers(scheduler) and id(scheduler) not in self._ready:
+        if metric is None and find_loss_driven(scheduler) and id(scheduler) not in self._ready:
             return
         self._ready.discard(id(scheduler))
         self._step_scheduler(scheduler, metric)
@@ -107,8 +107,7 @@ class LossCallback(Callback):
         loss = mean_over_ranks(torch.stack(self._losses).mean())
         for config in trainer.lr_scheduler_configs:
             if config.scheduler.optimizer is optimizer:
-                for observer in find_observers(config.scheduler):
-                    observer.observe(loss)
+                give_loss(config.scheduler, loss)
                 self._ready.add(id(config.scheduler))
 
 
@@ -118,7 +117,7 @@ def _warn_of_other_clocks(trainer: Trainer) -> None:
     changes = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
     is_known = 0 < total_steps < math.inf and not changes
     for config in trainer.lr_scheduler_configs:
-        if config.reduce_on_plateau or not find_observers(config.scheduler):
+        if config.reduce_on_plateau or not find_loss_driven(config.scheduler):
             continue
         if (config.interval, config.frequency) != ("step", 1):
             warnings.warn(

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,6 +20,16 @@ from lrpilot.version import __version__
 _FIELDS = state_fields("bound_by", "log", uncapped_lrs="_uncapped")
 STATE_VERSION = 2
 """Of the fields of a state; one that has another is refused."""
+
+
+def dry_run(scheduler: "AdaptiveLR", losses: Iterable[float | Tensor]) -> list[float]:
+    """The learning rates that losses lead to: the present one, and the one after each loss."""
+    lrs = scheduler.current_lrs()
+    for loss in losses:
+        scheduler.optimizer.step()
+        scheduler.step(loss)
+        lrs += scheduler.current_lrs()
+    return lrs
 
 
 def idle_optimizer(initial_lr: float) -> Optimizer:
@@ -125,12 +135,14 @@ class AdaptiveLR(TorchScheduler):
             loss: minibatch loss of the forward pass before this optimizer step. Schedulers that
                 look at something else ignore it, so that all of them are called alike.
         """
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
-            self._take_in_groups()
+        self._take_in_groups()
         super().step()
 
     def _take_in_groups(self) -> None:
+        """Take in the parameter groups that were added, if any."""
         groups, known = self.optimizer.param_groups, len(self.base_lrs)
+        if len(groups) == known:
+            return
         if len(groups) < known:
             raise RuntimeError(
                 f"`optimizer` must keep its {known} parameter groups, got {len(groups)}: make a "
@@ -178,11 +190,24 @@ class AdaptiveLR(TorchScheduler):
             for free, lr, last in zip(self._uncapped, lrs, self.last_lrs, strict=True)
         ]
 
-    def record(self, rule: str, signal: float, threshold: float, new_lr: float) -> None:
-        """Log a change of the first group's learning rate to `new_lr`."""
-        old_lr = float(self.optimizer.param_groups[0]["lr"])
-        entry = (self.last_epoch, old_lr, new_lr, signal, threshold, rule, self.bound_by or "")
-        self.log.add(Decision(*entry))
+    def record(
+        self,
+        rule: str,
+        signal: float,
+        threshold: float,
+        new_lr: float,
+        *,
+        old_lr: float | None = None,
+        bound_by: str = "",
+    ) -> None:
+        """Log a change of the first group's learning rate, from the present one by default.
+
+        `bound_by` is the limit that shortened it, unless the cap did; the rest as in `Decision`.
+        """
+        if old_lr is None:
+            old_lr = self.current_lrs()[0]
+        limit = self.bound_by or bound_by
+        self.log.add(Decision(self.last_epoch, old_lr, new_lr, signal, threshold, rule, limit))
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
@@ -245,11 +270,14 @@ class AdaptiveLR(TorchScheduler):
                 f"`state_dict` must have {num_groups} parameter groups like this scheduler, got "
                 f"{len(state['lrs'])}"
             )
+        for field, attribute in self._state_fields.items():
+            check = getattr(getattr(self, attribute), "check_state", None)
+            if check is not None:
+                check(state[field])
 
     def _load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `check_state` has passed."""
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
-            self._take_in_groups()
+        self._take_in_groups()
         write_fields(self, self._all_fields(), state)
         self.base_lrs = list(state["base_lrs"])
         load_cap = getattr(self.cap, "load_state_dict", None)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrpilot.schedulers.base import idle_optimizer
-from lrpilot.schedulers.composition import find_observers
+from lrpilot.schedulers.composition import give_loss
 from lrpilot.schedulers.greedy.arguments import DEFAULTS
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard
@@ -681,8 +681,7 @@ def test_a_capped_run_whose_lr_others_change_resumes_identically(wrap: str, kind
 
     def step(optimizer: Optimizer, scheduler: Any, loss: float) -> None:
         optimizer.step()
-        for observer in find_observers(scheduler):
-            observer.observe(loss)
+        give_loss(scheduler, loss)
         scheduler.step()
 
     runs = [(optimizer, make(optimizer)) for optimizer in (sgd(kind(0.1)), sgd(kind(0.1)))]

@@ -105,6 +105,18 @@ def rules(guard: Guard) -> list[str]:
     return [decision.rule for decision in guard.log]
 
 
+def snapshot_step(guard: Guard) -> int:
+    """The step at which the guard's snapshot was taken, or put back."""
+    step: int = guard.state_dict()["rollback"]["snapshot_step"]
+    return step
+
+
+def snapshot_tensors(guard: Guard) -> dict[str, Tensor]:
+    """What the guard would put back."""
+    tensors: dict[str, Tensor] = guard.state_dict()["rollback"]["snapshot"]["tensors"]
+    return tensors
+
+
 def noise(num: int, *, deviation: float = 0.1, seed: int = 0) -> list[float]:
     return list(2.0 * np.exp(deviation * np.random.default_rng(seed).normal(size=num)))
 
@@ -465,7 +477,7 @@ def test_a_rollback_restores_weights_buffers_and_step_counters_exactly(
     for _ in range(num_steps):
         training.step()
         states.append(training.tensors())
-        snapshot_epochs.append(training.guard._snapshot_epoch)
+        snapshot_epochs.append(snapshot_step(training.guard))
     assert snapshot_epochs[-1] > 0 or num_steps < 5
     training.step(factor=NAN)
     assert_equal(training.tensors(), states[snapshot_epochs[-1]])
@@ -478,16 +490,20 @@ def test_a_rollback_restores_weights_buffers_and_step_counters_exactly(
 
 def test_snapshots_are_taken_in_the_interval_and_only_at_healthy_losses() -> None:
     training = Training(partial(SGD, lr=0.01), snapshot_steps=10)
-    epochs = []
-    for step in range(60):
-        factor = 1e3 if 30 <= step < 34 else 1.0
-        loss = training.step(factor)
-        if training.guard._snapshot_epoch == step + 1:
-            assert factor > 1.0 or loss <= training.guard.detector.mean
-            epochs.append(step + 1)
-    gaps = np.diff([0, *epochs])
-    assert all(gaps[gaps > 4] >= 10)
-    assert max(gaps) <= 20
+    taken = []
+    for step in range(1, 61):
+        before = snapshot_tensors(training.guard)
+        is_healthy = not 31 <= step < 35
+        loss = training.step(1.0 if is_healthy else 1e3)
+        after = snapshot_tensors(training.guard)
+        if any(not torch.equal(after[name], before[name]) for name in before):
+            assert is_healthy
+            assert loss <= training.guard.detector.mean
+            taken.append(step)
+    assert rules(training.guard)[:2] == ["rollback", "spike"]
+    assert min(np.diff([0, *taken])) >= 10
+    assert max(np.diff([0, *(step for step in taken if step < 31)])) <= 20
+    assert min(step for step in taken if step > 30) >= 41
 
 
 def test_weights_that_are_not_finite_are_never_in_a_snapshot() -> None:
@@ -652,14 +668,14 @@ def test_the_state_of_another_guard_is_refused(name: str, other: Callable[[], Gu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backoff": 0.0}, r"`backoff` must be between 0 and 1, got 0\.0"),
-        ({"backoff": 1.0}, r"`backoff` must be between 0 and 1, got 1\.0"),
-        ({"recovery_steps": 0}, "`recovery_steps` must be at least 1, got 0"),
-        ({"snapshot_steps": 0}, "`snapshot_steps` must be at least 1, got 0"),
-        ({"max_retries": -1}, "`max_retries` must be at least 0, got -1"),
-        ({"max_retries": NAN}, "`max_retries` must be at least 0, got nan"),
-        ({"spike_ratio": 1.0}, r"`ratio` must be above 1 and finite, got 1\.0"),
-        ({"spike_deviations": NAN}, "`deviations` must be positive and finite, got nan"),
+        ({"backoff": 0.0}, r"`backoff` must be in \(0, 1\), got 0\.0"),
+        ({"backoff": 1.0}, r"`backoff` must be in \(0, 1\), got 1\.0"),
+        ({"recovery_steps": 0}, r"`recovery_steps` must be in \[1, inf\], got 0"),
+        ({"snapshot_steps": 0}, r"`snapshot_steps` must be in \[1, inf\], got 0"),
+        ({"max_retries": -1}, r"`max_retries` must be in \[0, inf\], got -1"),
+        ({"max_retries": NAN}, r"`max_retries` must be in \[0, inf\], got nan"),
+        ({"spike_ratio": 1.0}, r"`ratio` must be in \(1, inf\), got 1\.0"),
+        ({"spike_deviations": NAN}, r"`deviations` must be in \(0, inf\), got nan"),
     ],
     ids=str,
 )
@@ -669,7 +685,7 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 
 
 def test_a_wrong_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="`window` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`window` must be in \[1, inf\], got 0"):
         SpikeDetector(window=0)
 
 

@@ -792,8 +792,8 @@ def test_a_simulation_of_scales_is_refused(level: str) -> None:
     [
         ({"level": "layer"}, r"`level` must be one of \('global', .*, got 'layer'"),
         ({"update": None}, r"`update` must be one of \('additive', .*, got None"),
-        ({"hyper_lr": 0.0}, r"`hyper_lr` must be in \(0, 1.0\) if multiplicative, got 0.0"),
-        ({"hyper_lr": 1.0}, r"`hyper_lr` must be in \(0, 1.0\) if multiplicative, got 1.0"),
+        ({"hyper_lr": 0.0}, r"`hyper_lr` must be in \(0, 1\), got 0.0"),
+        ({"hyper_lr": 1.0}, r"`hyper_lr` must be in \(0, 1\), got 1.0"),
         ({"hyper_lr": INF, "update": "additive"}, r"`hyper_lr` must be in \(0, inf\)"),
         ({"hyper_lr": NAN, "update": "additive"}, r"`hyper_lr` must be in \(0, inf\)"),
         ({"min_factor": -0.1}, r"`min_factor` must be in \[0, 1\], got -0.1"),

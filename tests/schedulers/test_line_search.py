@@ -18,12 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
-from lrpilot.schedulers.line_search.scheduler import (
-    RESETS,
-    LineSearchLR,
-    armijo_holds,
-    goldstein_holds,
-)
+from lrpilot.schedulers.line_search.conditions import armijo_holds, goldstein_holds
+from lrpilot.schedulers.line_search.scheduler import RESETS, LineSearchLR
 from lrpilot.schedulers.line_search.trial_step import adam_direction
 from tests.running import through_file
 
@@ -768,10 +764,10 @@ def test_simulate_gives_the_lrs_of_training() -> None:
         ({"backtrack": 1.0}, r"`backtrack` must be in \(0, 1\), got 1.0"),
         ({"gamma": 1.0}, r"`gamma` must be in \(1, inf\), got 1.0"),
         ({"fallback_factor": NAN}, r"`fallback_factor` must be in \(0, 1\), got nan"),
-        ({"batches_per_epoch": 0}, "`batches_per_epoch` must be at least 1, got 0"),
-        ({"max_trials": 0}, "`max_trials` must be at least 1, got 0"),
-        ({"max_factor": 0.5}, "`max_factor` must be at least 1 and finite, got 0.5"),
-        ({"max_factor": INF}, "`max_factor` must be at least 1 and finite, got inf"),
+        ({"batches_per_epoch": 0}, r"`batches_per_epoch` must be in \[1, inf\], got 0"),
+        ({"max_trials": 0}, r"`max_trials` must be in \[1, inf\), got 0"),
+        ({"max_factor": 0.5}, r"`max_factor` must be in \[1, inf\), got 0.5"),
+        ({"max_factor": INF}, r"`max_factor` must be in \[1, inf\), got inf"),
     ],
 )
 def test_a_bad_argument_is_named(settings: dict[str, Any], message: str) -> None:

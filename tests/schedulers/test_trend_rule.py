@@ -24,7 +24,7 @@ NAMES = (
 
 
 def rule_of(**arguments: Any) -> TrendRule:
-    return TrendRule(**{name: DEFAULTS["robust"][name] for name in NAMES} | arguments)
+    return TrendRule(DEFAULTS["robust"] | arguments)
 
 
 def verdicts(rule: TrendRule, losses: list[float]) -> list[tuple[int, int, str]]:

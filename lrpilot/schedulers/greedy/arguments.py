@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lrpilot.arguments import require_choice, require_within
 from lrpilot.schedulers.greedy.trend import largest_z, split_window
 
 HUGGING_FACE_DEFAULTS: dict[str, Any] = {
@@ -39,8 +40,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "transformers": HUGGING_FACE_DEFAULTS,
     "paper": HUGGING_FACE_DEFAULTS,
 }
+ARGUMENTS = {name for names in DEFAULTS.values() for name in names}
 CHOICES = {"mode": ("min", "max"), "threshold_mode": ("rel", "abs")}
-LEAST = {"patience": 0, "cooldown": 0, "warmup": 0, "window_size": 1, "reset_start": 1, "eps": 0}
+INTERVALS = {
+    "factor": "(0, 1)",
+    "patience": "[0, inf]",
+    "cooldown": "[0, inf]",
+    "warmup": "[0, inf]",
+    "window_size": "[1, inf]",
+    "reset_start": "[1, inf]",
+    "eps": "[0, inf]",
+    "threshold": "[0, inf)",
+    "significance": "(0, inf]",
+    "min_factor": "(0, 1]",
+    "max_factor": "[1, inf)",
+}
 
 
 def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +70,7 @@ def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any
     >>> resolved["factor"], resolved["max_factor"], "min_lr" in resolved
     (0.5, 10.0, False)
     """
-    if semantics not in DEFAULTS:
-        raise ValueError(f"`semantics` must be one of {tuple(DEFAULTS)}, got {semantics!r}")
+    require_choice("semantics", semantics, tuple(DEFAULTS))
     defaults = DEFAULTS[semantics]
     for name, value in given.items():
         if value is not None and name not in defaults:
@@ -70,8 +83,7 @@ def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any
     chosen = {name: value for name, value in given.items() if value is not None}
     arguments = {**defaults, **chosen}
     for name, choices in CHOICES.items():
-        if arguments[name] not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {arguments[name]!r}")
+        require_choice(name, arguments[name], choices)
     if arguments["factor"] >= 1.0:
         raise ValueError(f"`factor` must be below 1, got {arguments['factor']}")
     if semantics != "transformers":
@@ -82,29 +94,16 @@ def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_ranges(arguments: Mapping[str, Any]) -> None:
-    if not arguments["factor"] > 0.0:
-        raise ValueError(f"`factor` must be positive, got {arguments['factor']}")
-    for name, least in LEAST.items():
-        if name in arguments and not arguments[name] >= least:
-            raise ValueError(f"`{name}` must be at least {least}, got {arguments[name]}")
-    if not 0.0 <= arguments["threshold"] < math.inf:
-        raise ValueError(
-            f"`threshold` must be finite and not negative, got {arguments['threshold']}"
-        )
+    for name, interval in INTERVALS.items():
+        if name in arguments:
+            require_within(name, arguments[name], interval)
 
 
 def _check_robust(arguments: Mapping[str, Any]) -> None:
-    low, high = arguments["min_factor"], arguments["max_factor"]
-    if not 0.0 < low <= 1.0:
-        raise ValueError(f"`min_factor` must be in (0, 1], got {low}")
-    if not 1.0 <= high < math.inf:
-        raise ValueError(f"`max_factor` must be finite and at least 1, got {high}")
     for name in ("cooldown", "warmup", "window_size"):
         if arguments[name] % 1 != 0:  # a NaN for infinity
             raise ValueError(f"`{name}` must be a whole number, got {arguments[name]}")
     size, significance = arguments["window_size"], arguments["significance"]
-    if not significance > 0.0:
-        raise ValueError(f"`significance` must be positive, got {significance}")
     most = largest_z(split_window(size)[1])
     if not significance < most:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,22 +17,21 @@ class Bounds(Stateful, ABC):
     learning rates of the start.
 
     Args:
-        factor: below 1.
-        reset_start: infinite for no reset.
+        arguments: those of `GreedyLR`, resolved.
     """
 
     _state_fields = state_fields("start_lrs", lowerings_left="_num_lowerings_left")
 
-    def __init__(self, factor: float, reset_start: float) -> None:
-        self._factor = factor
-        self._reset_start = reset_start
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = arguments
+        self._factor: float = arguments["factor"]
         self.bound_by = ""
         self.was_reset = False
 
     def start(self, lrs: Sequence[float]) -> None:
         """Begin at these learning rates, one per group."""
         self.start_lrs = list(lrs)
-        self._num_lowerings_left = self._reset_start
+        self._num_lowerings_left = self._arguments["reset_start"]
 
     def join(self, lrs: Sequence[float], present: Sequence[float]) -> list[float]:
         """Take in groups that begin at `lrs`, beside those that are at `present`."""
@@ -50,19 +49,17 @@ class Bounds(Stateful, ABC):
             direction: 1 to raise, -1 to lower.
             capped_share: the part of `lrs` that a cap left, where a lowering begins.
         """
-        self.was_reset = False
-        if direction > 0:
-            self._num_lowerings_left = self._reset_start
-            return self._raised(lrs)
-        lowered, is_at_floor = self._lowered(lrs, capped_share)
-        if is_at_floor:
+        moved = self._moved(lrs, direction, capped_share)
+        at_floor = direction < 0 and self._are_at_floor(moved)
+        if at_floor:
             self._num_lowerings_left -= 1
-            if self._num_lowerings_left <= 0:
-                self._num_lowerings_left = self._reset_start
-                self.bound_by = ""
-                self.was_reset = True
-                return self._restored(lrs)
-        return lowered
+        self.was_reset = at_floor and self._num_lowerings_left <= 0
+        if direction > 0 or self.was_reset:
+            self._num_lowerings_left = self._arguments["reset_start"]
+        if self.was_reset:
+            moved = self._restored(lrs)
+            self.bound_by = ""
+        return moved
 
     def end_of_moves(self, lrs: Sequence[float], direction: int, num_moves: int) -> list[float]:
         """Where so many moves of one direction from the start `lrs` end; changes nothing."""
@@ -80,15 +77,15 @@ class Bounds(Stateful, ABC):
     def _present_factor(self, present: Sequence[float]) -> float: ...
 
     @abstractmethod
-    def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]: ...
+    def _moved(
+        self, lrs: Sequence[float | Tensor], direction: int, capped_share: float
+    ) -> list[float]: ...
 
     @abstractmethod
-    def _lowered(
-        self, lrs: Sequence[float | Tensor], capped_share: float
-    ) -> tuple[list[float], bool]: ...
+    def _are_at_floor(self, lrs: Sequence[float]) -> bool: ...
 
-    @abstractmethod
-    def _restored(self, lrs: Sequence[float | Tensor]) -> list[float]: ...
+    def _restored(self, lrs: Sequence[float | Tensor]) -> list[float]:
+        return list(self.start_lrs)
 
 
 class AbsoluteBounds(Bounds):
@@ -98,36 +95,33 @@ class AbsoluteBounds(Bounds):
     are those of Hugging Face's class.
     """
 
-    def __init__(
-        self,
-        factor: float,
-        reset_start: float,
-        *,
-        min_lr: float | Sequence[float],
-        max_lr: float | Sequence[float],
-        eps: float,
-    ) -> None:
-        super().__init__(factor, reset_start)
-        self._min_lr = min_lr
-        self._max_lr = max_lr
-        self._eps = eps
-        self._min_lrs: list[float] = []
-        self._max_lrs: list[float] = []
+    _min_lrs: list[float] | None = None
+    _max_lrs: list[float]
 
     def start(self, lrs: Sequence[float]) -> None:
         """Begin at these learning rates, one per group."""
         super().start(lrs)
-        if not self._min_lrs:
-            self._min_lrs = _one_per_group("min_lr", self._min_lr, len(lrs))
-            self._max_lrs = _one_per_group("max_lr", self._max_lr, len(lrs))
-        self._widen(len(lrs) - len(self._min_lrs))
+        if self._min_lrs is None:
+            self._min_lrs, self._max_lrs = (
+                _one_per_group(name, self._arguments[name], len(lrs))
+                for name in ("min_lr", "max_lr")
+            )
+        self._widen()
 
     def join(self, lrs: Sequence[float], present: Sequence[float]) -> list[float]:
         """Take in groups that begin at `lrs`; the widest bounds that were given are theirs."""
-        self._widen(len(lrs))
-        return super().join(lrs, present)
+        joined = super().join(lrs, present)
+        self._widen()
+        return joined
 
-    def _widen(self, num_groups: int) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        super().load_state_dict(state)
+        self._widen()
+
+    def _widen(self) -> None:
+        assert self._min_lrs is not None
+        num_groups = len(self.start_lrs) - len(self._min_lrs)
         self._min_lrs += [min(self._min_lrs)] * num_groups
         self._max_lrs += [max(self._max_lrs)] * num_groups
 
@@ -135,35 +129,27 @@ class AbsoluteBounds(Bounds):
         largest = max(self.start_lrs)
         return present[self.start_lrs.index(largest)] / largest
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        super().load_state_dict(state)
-        self._widen(len(self.start_lrs) - len(self._min_lrs))
-
-    def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]:
-        raised = []
-        for lr, max_lr in zip(lrs, self._max_lrs, strict=True):
-            old = float(lr)
-            new = min(old / self._factor, max_lr)
-            raised.append(new if new - old > self._eps else old)
-        self.bound_by = "max_lr" if raised[0] == self._max_lrs[0] else ""
-        return raised
-
-    def _lowered(
-        self, lrs: Sequence[float | Tensor], capped_share: float
-    ) -> tuple[list[float], bool]:
-        lowered = []
-        for lr, min_lr in zip(lrs, self._min_lrs, strict=True):
+    def _moved(
+        self, lrs: Sequence[float | Tensor], direction: int, capped_share: float
+    ) -> list[float]:
+        assert self._min_lrs is not None
+        moved, bounds = [], self._max_lrs if direction > 0 else self._min_lrs
+        for lr, bound in zip(lrs, bounds, strict=True):
             old = float(lr) * capped_share
-            new = max(old * self._factor, min_lr)
-            lowered.append(new if old - new > self._eps else old)
-        self.bound_by = "min_lr" if lowered[0] == self._min_lrs[0] else ""
-        # not the same as `<=` if a bound is NaN
-        is_at_floor = not any(lr > low for lr, low in zip(lowered, self._min_lrs, strict=True))
-        return lowered, is_at_floor
+            if direction > 0:
+                new = min(old / self._factor, bound)
+            else:
+                new = max(old * self._factor, bound)
+            moved.append(new if direction * (new - old) > self._arguments["eps"] else old)
+        self.bound_by = ""
+        if moved[0] == bounds[0]:
+            self.bound_by = "max_lr" if direction > 0 else "min_lr"
+        return moved
 
-    def _restored(self, lrs: Sequence[float | Tensor]) -> list[float]:
-        return list(self.start_lrs)
+    def _are_at_floor(self, lrs: Sequence[float]) -> bool:
+        assert self._min_lrs is not None
+        # not the same as `<=` if a bound is NaN
+        return not any(lr > low for lr, low in zip(lrs, self._min_lrs, strict=True))
 
 
 def _one_per_group(name: str, value: float | Sequence[float], num_groups: int) -> list[float]:
@@ -185,13 +171,6 @@ class RelativeBounds(Bounds):
 
     _state_fields = state_fields(**Bounds._state_fields, scale="scale")
 
-    def __init__(
-        self, factor: float, reset_start: float, *, min_factor: float, max_factor: float
-    ) -> None:
-        super().__init__(factor, reset_start)
-        self._min_factor = min_factor
-        self._max_factor = max_factor
-
     def start(self, lrs: Sequence[float]) -> None:
         """Begin at these learning rates, one per group."""
         super().start(lrs)
@@ -200,21 +179,23 @@ class RelativeBounds(Bounds):
     def _present_factor(self, present: Sequence[float]) -> float:
         return self.scale
 
-    def _raised(self, lrs: Sequence[float | Tensor]) -> list[float]:
-        return self._rescaled(lrs, self.scale / self._factor)
+    def _moved(
+        self, lrs: Sequence[float | Tensor], direction: int, capped_share: float
+    ) -> list[float]:
+        if direction > 0:
+            return self._rescaled(lrs, self.scale / self._factor)
+        return self._rescaled(lrs, self.scale * capped_share * self._factor)
 
-    def _lowered(
-        self, lrs: Sequence[float | Tensor], capped_share: float
-    ) -> tuple[list[float], bool]:
-        lowered = self._rescaled(lrs, self.scale * capped_share * self._factor)
-        return lowered, self.scale == self._min_factor
+    def _are_at_floor(self, lrs: Sequence[float]) -> bool:
+        return bool(self.scale == self._arguments["min_factor"])
 
     def _restored(self, lrs: Sequence[float | Tensor]) -> list[float]:
         return self._rescaled(lrs, 1.0)
 
     def _rescaled(self, lrs: Sequence[float | Tensor], scale: float) -> list[float]:
         before = self.scale
-        self.scale = max(self._min_factor, min(self._max_factor, scale))
+        low, high = self._arguments["min_factor"], self._arguments["max_factor"]
+        self.scale = max(low, min(high, scale))
         self.bound_by = ""
         if self.scale != scale:
             self.bound_by = "max_factor" if scale > self.scale else "min_factor"

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from lrpilot.state import Stateful, state_fields
 
@@ -11,11 +12,21 @@ class Rule(Stateful, ABC):
     """Decides from one loss after the other; override `restart`, `decide` and `count_moves`.
 
     `reason` is (rule, signal, threshold) of the last move, as in `Decision`.
+
+    Args:
+        arguments: those of `GreedyLR`, resolved.
     """
 
     limiting_argument: ClassVar[str]
     """The argument that says how many calls a move takes."""
     reason = ("", math.nan, math.nan)
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._is_min = arguments["mode"] == "min"
+        self._is_relative = arguments["threshold_mode"] == "rel"
+        self._threshold: float = arguments["threshold"]
+        self._holds: dict[int, int] = {-1: arguments["cooldown"], 1: arguments["warmup"]}
+        self.restart()
 
     @abstractmethod
     def restart(self) -> None:
@@ -48,58 +59,41 @@ class TransformersRule(Rule):
     """
 
     _state_fields = state_fields(
-        "best",
-        "num_good",
-        "num_bad",
-        cooldown_left="num_cooldown",
-        warmup_left="num_warmup",
+        *("best", "num_good", "num_bad"),
+        cooldown_left="_cooldown_left",
+        warmup_left="_warmup_left",
         recent_losses="_recent",
         sum_of_recent="_sum",
     )
     limiting_argument = "patience"
 
-    def __init__(
-        self,
-        *,
-        mode: str,
-        patience: int,
-        threshold: float,
-        threshold_mode: str,
-        cooldown: int,
-        warmup: int,
-        smooth: bool,
-        window_size: int,
-    ) -> None:
-        self._is_min = mode == "min"
-        self._is_relative = threshold_mode == "rel"
-        self._threshold = threshold
-        self._patience = patience
-        self._holds = {-1: cooldown, 1: warmup}
-        self._window_size = window_size if smooth else None
-        self.restart()
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        self._patience: float = arguments["patience"]
+        self._window_size = arguments["window_size"] if arguments["smooth"] else None
 
     def restart(self) -> None:
         """Forget all losses."""
         self.best = math.inf if self._is_min else -math.inf
-        self.num_good = self.num_bad = self.num_cooldown = self.num_warmup = 0
+        self.num_good = self.num_bad = self._cooldown_left = self._warmup_left = 0
         self._sum = 0.0
         self._recent: list[float] = []
 
     def restart_after_reset(self) -> None:
         """Forget all losses; the cooldown of the lowering that ended in the reset begins."""
         self.restart()
-        self.num_cooldown = self._holds[-1]
+        self._cooldown_left = self._holds[-1]
 
     def decide(self, loss: float) -> int:
         """Take a loss; 1 to raise the learning rate, -1 to lower it, 0 to leave it."""
         if self._window_size is not None:
             loss = self._smoothed(loss)
-        if self.num_cooldown > 0:
-            self.num_cooldown -= 1
+        if self._cooldown_left > 0:
+            self._cooldown_left -= 1
             self.num_bad = self.num_good = 0
             return 0
-        if self.num_warmup > 0:
-            self.num_warmup -= 1
+        if self._warmup_left > 0:
+            self._warmup_left -= 1
             self.num_bad = self.num_good = 0
             return 0
         self._count(loss)
@@ -117,12 +111,12 @@ class TransformersRule(Rule):
     def _judge(self) -> int:
         if self.num_good > self._patience:
             self.reason = ("better", float(self.num_good), float(self._patience))
-            self.num_warmup = self._holds[1]
+            self._warmup_left = self._holds[1]
             self.num_good = 0
             return 1
         if self.num_bad > self._patience:
             self.reason = ("not better", float(self.num_bad), float(self._patience))
-            self.num_cooldown = self._holds[-1]
+            self._cooldown_left = self._holds[-1]
             self.num_bad = 0
             return -1
         return 0
@@ -168,11 +162,11 @@ class PaperRule(TransformersRule):
         if self._window_size is not None and math.isfinite(loss):
             loss = self._smoothed(loss)
         self._count(loss)
-        if self.num_cooldown > 0:
-            self.num_cooldown -= 1
+        if self._cooldown_left > 0:
+            self._cooldown_left -= 1
             self.num_bad = 0
-        if self.num_warmup > 0:
-            self.num_warmup -= 1
+        if self._warmup_left > 0:
+            self._warmup_left -= 1
             self.num_good = 0
         return self._judge()
 

@@ -8,14 +8,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrpilot.caps.cap import Cap
-from lrpilot.loss import read_loss
-from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
-from lrpilot.schedulers.decision_log import Decision
-from lrpilot.schedulers.greedy.arguments import resolve_arguments
+from lrpilot.schedulers.base import dry_run, idle_optimizer
+from lrpilot.schedulers.greedy.arguments import ARGUMENTS, resolve_arguments
 from lrpilot.schedulers.greedy.bounds import AbsoluteBounds, Bounds, RelativeBounds
 from lrpilot.schedulers.greedy.rules import PaperRule, Rule, TransformersRule
 from lrpilot.schedulers.greedy.trend import TrendRule
+from lrpilot.schedulers.loss_driven import LossDrivenLR
 from lrpilot.state import state_fields
+
+PARTS: dict[str, tuple[type[Rule], type[Bounds]]] = {
+    "robust": (TrendRule, RelativeBounds),
+    "transformers": (TransformersRule, AbsoluteBounds),
+    "paper": (PaperRule, AbsoluteBounds),
+}
 
 
 class ReachableLRs(NamedTuple):
@@ -25,7 +30,7 @@ class ReachableLRs(NamedTuple):
     highest: float
 
 
-class GreedyLR(AdaptiveLR):
+class GreedyLR(LossDrivenLR):
     """Divides the learning rate by `factor` while the loss improves, else multiplies it by it.
 
     `step(loss)` is called once per minibatch or once per evaluation; every count below is in
@@ -98,7 +103,7 @@ class GreedyLR(AdaptiveLR):
         changes leads to faster convergence. 2025.
     """
 
-    _state_fields = state_fields(pending_loss="_pending", rule="_rule", bounds="_bounds")
+    _state_fields = state_fields(observed_loss="_observed", rule="_rule", bounds="_bounds")
     _settings = ("semantics", "arguments")
 
     def __init__(
@@ -126,36 +131,15 @@ class GreedyLR(AdaptiveLR):
         log_size: int = 1000,
         verbose: bool = False,
     ) -> None:
-        given = {
-            "mode": mode,
-            "factor": factor,
-            "patience": patience,
-            "threshold": threshold,
-            "threshold_mode": threshold_mode,
-            "cooldown": cooldown,
-            "warmup": warmup,
-            "window_size": window_size,
-            "reset_start": reset_start,
-            "significance": significance,
-            "min_factor": min_factor,
-            "max_factor": max_factor,
-            "min_lr": min_lr,
-            "max_lr": max_lr,
-            "eps": eps,
-            "smooth": smooth,
-        }
+        given = {name: value for name, value in locals().items() if name in ARGUMENTS}
         self.semantics = semantics
         self.arguments = resolve_arguments(semantics, given)
-        self._rule, self._bounds = _build(semantics, self.arguments)
-        self._pending: float | None = None
+        rule, bounds = PARTS[semantics]
+        self._rule, self._bounds = rule(self.arguments), bounds(self.arguments)
         self._move = 0
         super().__init__(optimizer, cap=cap, log_size=log_size)
         if verbose:
             self.log.subscribe(print)
-
-    def observe(self, loss: float | Tensor) -> None:
-        """Take the loss of the step that was just made, without stepping."""
-        self._pending = read_loss(loss)
 
     def step(  # type: ignore[override]
         self, loss: Any = None, epoch: int | None = None, *, metrics: Any = None
@@ -170,12 +154,10 @@ class GreedyLR(AdaptiveLR):
         if self.last_epoch < 0:
             super().step()
             return
-        if type(loss) is not float:
-            loss = self._take(loss, metrics)
+        loss = self._take(metrics if loss is None else loss)
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
         self._move = self._rule.decide(loss)
-        self._pending = None
         if self.last_epoch == 0 and self.semantics != "transformers":
             super().step()  # with torch's warnings about the order of calls
         elif self._move or self.cap is not None:
@@ -185,22 +167,12 @@ class GreedyLR(AdaptiveLR):
         if epoch is not None:
             self.last_epoch = max(epoch, 0)  # -1 would mean that it waits in a SequentialLR
 
-    def _take(self, loss: Any, metrics: Any) -> float:
-        loss = metrics if loss is None else loss
-        if loss is not None:
-            return read_loss(loss)
-        if self._pending is None:
-            raise RuntimeError(
-                "`step` needs a loss: call `step(loss)`, or `observe(loss)` before `step()`"
-            )
-        return self._pending
-
     def _start(self, *, at_milestone: bool) -> list[float]:
         lrs = [float(lr) for lr in self.base_lrs]
         self._rule.restart()
         self._bounds.start(lrs)
         self._bounds.bound_by = ""
-        self._pending = None
+        self._observed = None
         return self._limited(lrs, ("start", math.nan, math.nan))
 
     def _next_lrs(self) -> list[float]:
@@ -212,7 +184,12 @@ class GreedyLR(AdaptiveLR):
             lrs = self._lrs_before_cap()
         if self._move < 0 or (self._move > 0 and self.bound_by is None):
             reason = self._rule.reason
-            lrs = self._moved(lrs, self._move)
+            share = 1.0
+            free = max(float(lr) for lr in lrs)
+            if self._uncapped is not None and free > 0.0:
+                # of `lrs`, which have the changes of other schedulers already
+                share = max(self.current_lrs()) / free
+            lrs = list(self._bounds.move(lrs, self._move, capped_share=share))
             if self._bounds.was_reset:
                 reason = ("reset", math.nan, math.nan)
                 self._rule.restart_after_reset()
@@ -221,7 +198,10 @@ class GreedyLR(AdaptiveLR):
     def _limited(self, lrs: list[float], reason: tuple[str, float, float]) -> list[float]:
         limited = self.limit(lrs)
         self._uncapped = lrs if self.bound_by is not None else None
-        self._log(reason, limited)
+        groups = self.optimizer.param_groups
+        # a tensor is compared in its own precision
+        if any(bool(group["lr"] != lr) for group, lr in zip(groups, limited, strict=True)):
+            self.record(*reason, limited[0], bound_by=self._bounds.bound_by)
         return limited
 
     def _join(self, lrs: list[float]) -> list[float]:
@@ -233,49 +213,21 @@ class GreedyLR(AdaptiveLR):
         self._uncapped = self._uncapped + joined
         return [lr * share for lr in joined]
 
-    def _moved(self, lrs: list[float | Tensor], move: int) -> list[float | Tensor]:
-        capped_share = 1.0
-        free = max(float(lr) for lr in lrs)
-        if self._uncapped is not None and free > 0.0:
-            # of `lrs`, which have the changes of other schedulers already
-            capped_share = max(self.current_lrs()) / free
-        return list(self._bounds.move(lrs, move, capped_share=capped_share))
-
-    def _log(self, reason: tuple[str, float, float], lrs: list[float]) -> None:
-        groups = self.optimizer.param_groups
-        # a tensor is compared in its own precision
-        if any(bool(group["lr"] != lr) for group, lr in zip(groups, lrs, strict=True)):
-            rule, signal, threshold = reason
-            limit = self.bound_by or self._bounds.bound_by
-            old_lr = float(groups[0]["lr"])
-            decision = (self.last_epoch, old_lr, lrs[0], signal, threshold, rule, limit)
-            self.log.add(Decision(*decision))
-
     @classmethod
     def simulate(
         cls, losses: Iterable[float | Tensor], *, initial_lr: float = 0.1, **arguments: Any
     ) -> list[float]:
-        """The learning rates that given losses lead to, without training.
+        """The initial learning rate, then the one after each loss, without training.
 
         Args:
             losses: one per call of `step`.
-            initial_lr: learning rate before the first call.
-            arguments: as of the constructor.
-
-        Returns:
-            The initial learning rate, then the one after each loss.
+            initial_lr: of the optimizer.
+            **arguments: the constructor's.
 
         >>> GreedyLR.simulate([1.0, math.nan, 1.0], factor=0.5)
         [0.1, 0.1, 0.05, 0.05]
         """
-        optimizer = idle_optimizer(initial_lr)
-        scheduler = cls(optimizer, **arguments)
-        optimizer.step()
-        lrs = scheduler.current_lrs()
-        for loss in losses:
-            scheduler.step(loss)
-            lrs += scheduler.current_lrs()
-        return lrs
+        return dry_run(cls(idle_optimizer(initial_lr), **arguments), losses)
 
     def check_reachable(self, total_steps: int, *, eval_interval: int = 1) -> ReachableLRs:
         """The lowest and highest learning rate that a run from the start can reach.
@@ -319,15 +271,3 @@ class GreedyLR(AdaptiveLR):
             if name in ("factor", "min_lr", "max_lr", "eps", "min_factor", "max_factor")
         }
         return f"the bounds must leave room around {self._bounds.start_lrs}, got {limits}"
-
-
-def _build(semantics: str, arguments: dict[str, Any]) -> tuple[Rule, Bounds]:
-    """The rule and the bounds of a semantics."""
-    bounds_type: type[Bounds] = AbsoluteBounds
-    rule_type: type[Rule] = TransformersRule if semantics == "transformers" else PaperRule
-    names = ["factor", "reset_start", "min_lr", "max_lr", "eps"]
-    if semantics == "robust":
-        bounds_type, rule_type = RelativeBounds, TrendRule
-        names[2:] = ["min_factor", "max_factor"]
-    of_rule = {name: value for name, value in arguments.items() if name not in names}
-    return rule_type(**of_rule), bounds_type(**{name: arguments[name] for name in names})

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from typing import Any
 
 from lrpilot.schedulers.greedy.rules import Rule
@@ -74,26 +75,12 @@ class TrendRule(Rule):
     )
     limiting_argument = "window_size"
 
-    def __init__(
-        self,
-        *,
-        mode: str,
-        patience: int,
-        threshold: float,
-        threshold_mode: str,
-        cooldown: int,
-        warmup: int,
-        window_size: int,
-        significance: float,
-    ) -> None:
-        self._sign = 1 if mode == "min" else -1
-        self._is_relative = threshold_mode == "rel"
-        self._threshold = threshold
-        self._significance = significance
-        self._further_moves = {-1: cooldown, 1: warmup}
-        self._block_size, self._min_blocks = split_window(window_size)
-        self._max_blocks = self._min_blocks + -(-patience // self._block_size)
-        self.restart()
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        self._sign = 1 if self._is_min else -1
+        self._significance: float = arguments["significance"]
+        self._block_size, self._min_blocks = split_window(arguments["window_size"])
+        self._max_blocks = self._min_blocks + -(-arguments["patience"] // self._block_size)
 
     def restart(self) -> None:
         """Forget all losses."""
@@ -146,7 +133,7 @@ class TrendRule(Rule):
         self.reason = (rule, signal, threshold)
         self._forget()
         self._direction = direction
-        self._num_moves_left = self._further_moves[direction]
+        self._num_moves_left = self._holds[direction]
         return direction
 
     def _is_large(self) -> bool:
@@ -163,7 +150,7 @@ class TrendRule(Rule):
     def count_moves(self, num_calls: int, direction: int) -> int:
         """The most moves of one direction that finite losses can cause in `num_calls` calls."""
         window = self.calls_per_move
-        further = self._further_moves[direction]
+        further = self._holds[direction]
         rounds, rest = divmod(num_calls, window + further)
         return rounds * (1 + further) + max(0, rest - window + 1)
 

@@ -102,8 +102,8 @@ class Snapshot:
                     optimizer.state[tensor] = {k: _copied(v, old.get(k)) for k, v in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy, copied (loads with `weights_only=True`)."""
-        return copy.deepcopy({"tensors": self._tensors, "states": self._states})
+        """The copy itself (loads with `weights_only=True`)."""
+        return {"tensors": self._tensors, "states": self._states}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise ValueError unless the state has all tensors of this model, in their shapes."""
@@ -120,7 +120,7 @@ class Snapshot:
         """Hold the copy of a `state_dict()`."""
         for name, saved in state_dict["tensors"].items():
             self._tensors[name] = _copied(saved, self._tensors.get(name))
-        self._states = copy.deepcopy(state_dict["states"])
+        self._states = state_dict["states"]
 
 
 def _with_inner(optimizer: Optimizer) -> Iterator[Optimizer]:

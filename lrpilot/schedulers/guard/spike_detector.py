@@ -2,6 +2,7 @@
 
 import math
 
+from lrpilot.arguments import require_within
 from lrpilot.state import Stateful, state_fields
 
 _NUM_FIRST = 5
@@ -41,12 +42,9 @@ class SpikeDetector(Stateful):
     _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
 
     def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
-        if not 0.0 < deviations < math.inf:
-            raise ValueError(f"`deviations` must be positive and finite, got {deviations}")
-        if not 1.0 < ratio < math.inf:
-            raise ValueError(f"`ratio` must be above 1 and finite, got {ratio}")
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
+        require_within("deviations", deviations, "(0, inf)")
+        require_within("ratio", ratio, "(1, inf)")
+        require_within("window", window, "[1, inf]")
         self.deviations = deviations
         self.window = window
         self._least = math.asinh(ratio - 1.0)

@@ -219,9 +219,17 @@ class LastStep:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        kept = {i: gradient.clone() for i, gradient in self._kept.items()}
-        return {"moved": list(self._moved), "kept": kept, "lrs": list(self._lrs)}
+        """The state in plain values and tensors (loads with `weights_only=True`)."""
+        return {"moved": self._moved, "kept": self._kept, "lrs": self._lrs}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if it has moved more parameters than the optimizer holds now."""
+        self.add_groups()
+        if any(i >= len(self.parameters) for i in state["moved"]):
+            raise ValueError(
+                f"`state_dict` must be of {len(self.parameters)} parameters like this scheduler, "
+                f"got one that has moved number {max(state['moved'])}"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""

@@ -94,9 +94,15 @@ class StepScales:
             torch._foreach_addcmul_(parameters, steps, excesses)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, copied, and their ceilings (loads with `weights_only=True`)."""
-        ceilings = None if self._ceilings is None else list(self._ceilings)
-        return {"factors": [factor.clone() for factor in self.factors], "ceilings": ceilings}
+        """The factors and their ceilings (loads with `weights_only=True`)."""
+        return {"factors": self.factors, "ceilings": self._ceilings}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if the factors have other shapes."""
+        mine = [tuple(p.shape) if self._per_entry else () for p in self._parameters]
+        theirs = [tuple(factor.shape) for factor in state["factors"]]
+        if theirs != mine:
+            raise ValueError(f"`state_dict` must have scales of shapes {mine}, got {theirs}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""

@@ -3,51 +3,22 @@
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
+from lrpilot.arguments import require_choice, require_sgd_or_adam, require_within
 from lrpilot.caps.cap import Cap
 from lrpilot.loss import read_loss
 from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
-from lrpilot.schedulers.line_search.trial_step import DescentLine, ForwardState
+from lrpilot.schedulers.line_search.conditions import Found, armijo_holds, goldstein_holds
+from lrpilot.schedulers.line_search.trial_step import ForwardState, mean_loss, trial_steps
 from lrpilot.state import state_fields
 
 CONDITIONS = ("armijo", "goldstein")
 RESETS = ("keep", "grow", "restart")
-
-
-def armijo_holds(loss: float, new_loss: float, *, lr: float, slope: float, c: float = 0.1) -> bool:
-    """Whether f(w - lr d) <= f(w) - c lr <g, d>: the step is not too long.
-
-    Args:
-        loss: f(w).
-        new_loss: f(w - lr d); NaN and infinities fail.
-        lr: the learning rate of the step.
-        slope: <g, d>, the fall of the loss per unit of learning rate at w.
-        c: the part of the fall promised by the slope that must be kept, in (0, 1).
-
-    >>> [armijo_holds(1.0, (1 - lr) ** 2, lr=lr, slope=4 / 2, c=0.5) for lr in (0.5, 1.0, 1.5)]
-    [True, True, False]
-    """
-    return math.isfinite(new_loss) and new_loss <= loss - c * lr * slope
-
-
-def goldstein_holds(
-    loss: float, new_loss: float, *, lr: float, slope: float, c: float = 0.1
-) -> bool:
-    """Whether, besides `armijo_holds`, f(w - lr d) >= f(w) - (1 - c) lr <g, d>: not too short.
-
-    Arguments as of `armijo_holds`; c is in (0, 1/2).
-
-    >>> [goldstein_holds(1.0, (1 - lr) ** 2, lr=lr, slope=2.0) for lr in (0.01, 0.5, 1.9)]
-    [False, True, False]
-    """
-    long_enough = new_loss >= loss - (1 - c) * lr * slope
-    return long_enough and armijo_holds(loss, new_loss, lr=lr, slope=slope, c=c)
 
 
 class LineSearchLR(AdaptiveLR):
@@ -59,10 +30,10 @@ class LineSearchLR(AdaptiveLR):
 
     where f is the loss of the minibatch, g its gradient, and d = g for SGD, d = g / (sqrt(v^) +
     eps) for Adam and AdamW. Goldstein's condition also asks for f(w - eta d) >= f(w) - (1 - c)
-    eta <g, d>: shorter steps are multiplied by `gamma`, and once both a too long and a too short
-    one are known by the geometric mean of the two. `reset` says where the search of the next
-    step begins: at eta ("keep", so an Armijo search can only shorten), at eta gamma^(1/batches
-    per epoch) ("grow") or at the initial learning rate ("restart"). The first begins there::
+    eta <g, d>: shorter steps are multiplied by `gamma`, and once a too long and a too short one
+    are known their geometric mean is tried. `reset` says where the search of the next step begins:
+    at eta ("keep", so an Armijo search can only shorten), at eta gamma^(1/batches per epoch)
+    ("grow") or at the initial learning rate ("restart"). The first begins there::
 
         scheduler = LineSearchLR(optimizer, model, batches_per_epoch=len(batches))
         for x, y in batches:
@@ -71,30 +42,26 @@ class LineSearchLR(AdaptiveLR):
             scheduler.step()
 
     Prefer it where there is no budget to tune a learning rate and the model can fit its data
-    (interpolation, full batches, convex losses): there it converges from nearly any initial
-    rate. With much gradient noise it follows the noise, and does not decay by itself. Each trial
-    costs one forward pass without a graph, a third to two thirds of a training step, and a search
-    makes little more than one; memory grows by a copy of the parameters (by two with Adam or
-    weight decay).
+    (interpolation, full batches, convex losses). With much gradient noise it follows the noise,
+    and does not decay by itself. Each trial costs one forward pass without a graph, a third to two
+    thirds of a training step, and a search makes little more than one; memory grows by a copy of
+    the parameters (by two with Adam or weight decay).
 
     Every trial runs on the same random numbers (torch's CPU and CUDA generators) and begins with
-    the same buffers of `model`; parameters, buffers and generators end as one forward pass leaves
-    them. Other generators and state that the closure advances are not replayed.
+    the same buffers of `model`; all end as one forward pass leaves them. Other state that the
+    closure advances is not replayed.
 
     The condition holds for the step that the optimizer makes if that is along d: SGD without
-    momentum, Adam without its first beta. With momentum the search ignores it, and nothing is
-    guaranteed for the step. Weight decay that torch adds to the gradient is part of both f, as
-    weight_decay ||w||^2 / 2, and g; AdamW's decoupled decay is left out of the search. Gradients
-    that are changed after it (clipping) change the step, and it is no longer the one tried; a
-    GradScaler has no place, since `search` calls `backward`.
+    momentum, Adam without its first beta. Weight decay that torch adds to the gradient is part of
+    f and g; AdamW's decoupled decay is left out. Gradients that are clipped after the search
+    change the step; a GradScaler has no place, since `search` calls `backward`.
 
     With several groups one factor multiplies all initial learning rates, and <g, d> is weighted
-    by them. The losses of a `DistributedDataParallel` model are averaged over its processes, so
-    that all make the same choice. In a `SequentialLR` the search begins at the milestone; until
-    then `search` only computes the gradients. Rules in the log (signal: measured fall of the
-    loss; threshold: c eta <g, d>): "accepted" at the first trial, "backtracked", "lengthened",
-    "gave up" after `max_trials`, and "kept" without a trial, when loss or slope is not finite or
-    the slope is not positive (signal: that value). A cap and `max_factor` bound every trial.
+    by them. The processes of a `DistributedDataParallel` model average their losses, and choose
+    alike. In a `SequentialLR` the search begins at the milestone. Rules in the log (signal: fall
+    of the loss; threshold: c eta <g, d>): "accepted" at the first trial, "backtracked",
+    "lengthened", "gave up" after `max_trials`, and "kept" without a trial, when loss or slope (the
+    signal) is not finite or the slope is not positive.
 
     Args:
         optimizer: torch's SGD, Adam or AdamW.
@@ -104,12 +71,12 @@ class LineSearchLR(AdaptiveLR):
         reset: "keep", "grow" or "restart".
         batches_per_epoch: steps in which "grow" multiplies the learning rate by `gamma`.
         c: in (0, 1), below 1/2 for Goldstein.
-        backtrack: b in (0, 1), the factor of a step that was too long.
+        backtrack: b in (0, 1).
         gamma: above 1.
         max_trials: forward passes per search, at most.
-        fallback_factor: the step after giving up, relative to the initial learning rate. The
-            next search begins where this one ended if the loss still rose there, else where it
-            began. (With Goldstein the longest step that passed Armijo is made instead.)
+        fallback_factor: the step after giving up, relative to the initial learning rate, if no
+            trial passed Armijo's condition; else the longest that did. The next search begins
+            where this one ended if the loss still rose there, else where it began.
         max_factor: no learning rate exceeds this times the initial one.
         cap: asked once per search; no group's learning rate exceeds its answer. While it binds,
             `reset` does not move where the next search begins.
@@ -143,15 +110,8 @@ class LineSearchLR(AdaptiveLR):
     )
     moves_before_step = True
     _settings = (
-        "condition",
-        "reset",
-        "batches_per_epoch",
-        "c",
-        "backtrack",
-        "gamma",
-        "max_trials",
-        "fallback_factor",
-        "max_factor",
+        *("condition", "reset", "batches_per_epoch", "c", "backtrack", "gamma"),
+        *("max_trials", "fallback_factor", "max_factor"),
     )
 
     def __init__(
@@ -171,35 +131,29 @@ class LineSearchLR(AdaptiveLR):
         cap: Cap | None = None,
         log_size: int = 1000,
     ) -> None:
-        _check_kinds(optimizer, model)
-        _check_choice("condition", condition, CONDITIONS)
-        _check_choice("reset", reset, RESETS)
-        largest_c = 0.5 if condition == "goldstein" else 1.0
-        for name, value, low, high in (
-            ("c", c, 0.0, largest_c),
-            ("backtrack", backtrack, 0.0, 1.0),
-            ("gamma", gamma, 1.0, math.inf),
-            ("fallback_factor", fallback_factor, 0.0, 1.0),
+        require_sgd_or_adam(optimizer)
+        if any(group["maximize"] for group in optimizer.param_groups):
+            raise ValueError("`optimizer` must have maximize=False, got True")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"`model` must be a Module or None, got {type(model).__name__}")
+        require_choice("condition", condition, CONDITIONS)
+        require_choice("reset", reset, RESETS)
+        for name, value, interval in (
+            ("c", c, "(0, 0.5)" if condition == "goldstein" else "(0, 1)"),
+            ("backtrack", backtrack, "(0, 1)"),
+            ("gamma", gamma, "(1, inf)"),
+            ("fallback_factor", fallback_factor, "(0, 1)"),
+            ("batches_per_epoch", batches_per_epoch, "[1, inf]"),
+            ("max_trials", max_trials, "[1, inf)"),
+            ("max_factor", max_factor, "[1, inf)"),
         ):
-            if not low < value < high:
-                raise ValueError(f"`{name}` must be in ({low:g}, {high:g}), got {value}")
-        for name, value in (("batches_per_epoch", batches_per_epoch), ("max_trials", max_trials)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if not 1.0 <= max_factor < math.inf:
-            raise ValueError(f"`max_factor` must be at least 1 and finite, got {max_factor}")
+            require_within(name, value, interval)
         self.model = model
-        self.condition = condition
-        self.reset = reset
+        self.condition, self.reset, self.max_trials = condition, reset, max_trials
         self.batches_per_epoch = batches_per_epoch
-        self.c = float(c)
-        self.backtrack = float(backtrack)
-        self.gamma = float(gamma)
-        self.max_trials = max_trials
-        self.fallback_factor = float(fallback_factor)
-        self.max_factor = float(max_factor)
-        self.num_trials = 0
-        self.total_trials = 0
+        self.c, self.backtrack, self.gamma = float(c), float(backtrack), float(gamma)
+        self.fallback_factor, self.max_factor = float(fallback_factor), float(max_factor)
+        self.num_trials = self.total_trials = 0
         self._next_factor = 1.0
         self._has_searched = False
         super().__init__(optimizer, cap=cap, log_size=log_size)
@@ -218,34 +172,18 @@ class LineSearchLR(AdaptiveLR):
 
         Raises:
             TypeError: if the closure does not return a tensor.
-            ValueError: if the loss has several elements or a gradient is sparse.
+            ValueError: if the loss has several elements, or a gradient is sparse.
         """
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
-            self._take_in_groups()
+        self._take_in_groups()
         start = ForwardState(self.model)
         self.optimizer.zero_grad()
         with torch.enable_grad():
             loss = closure()
-            value = self._read(loss)
+            value = mean_loss(loss, self.model)
             loss.backward()
         if not self.is_waiting:
-            end = ForwardState(self.model)
-            lines = [DescentLine(self.optimizer, group) for group in self.optimizer.param_groups]
-
-            def loss_at(lrs: list[float]) -> float:
-                start.restore()
-                for line, lr in zip(lines, lrs, strict=True):
-                    line.move(lr)
-                change = sum(line.penalty_change(lr) for line, lr in zip(lines, lrs, strict=True))
-                return self._read(closure()) + change
-
-            try:
-                with torch.no_grad():
-                    self._choose(value, [line.slope for line in lines], loss_at)
-            finally:
-                for line in lines:
-                    line.restore()
-                end.restore()
+            with trial_steps(self.optimizer, self.model, closure, start) as (slopes, loss_at):
+                self._choose(value, slopes, loss_at)
         return loss.detach()
 
     def _next_lrs(self) -> list[float]:
@@ -262,16 +200,13 @@ class LineSearchLR(AdaptiveLR):
         initial_lr: float,
         **arguments: Any,
     ) -> list[float]:
-        """The learning rates of a run whose losses along its steps are given, without training.
+        """The initial learning rate, then the one that each search finds, without training.
 
         Args:
             curves: of each step the loss as a function of its learning rate, and <g, d>, which
                 is the squared norm of the gradient for SGD.
             initial_lr: the initial learning rate.
-            arguments: as of the constructor.
-
-        Returns:
-            The initial learning rate, then the one that each search finds.
+            **arguments: the constructor's.
 
         >>> curve = lambda lr: (1 - lr) ** 2
         >>> LineSearchLR.simulate([(curve, 2.0)] * 2, initial_lr=8.0, backtrack=0.5, reset="keep")
@@ -281,21 +216,12 @@ class LineSearchLR(AdaptiveLR):
         scheduler = cls(optimizer, None, **arguments)
         lrs = scheduler.current_lrs()
         for curve, slope in curves:
-            scheduler._choose(read_loss(curve(0.0)), [slope], partial(_first_loss, curve))
+            loss = read_loss(curve(0.0))
+            scheduler._choose(loss, [slope], partial(_first_loss, curve))
             lrs += scheduler.current_lrs()
             optimizer.step()
             scheduler.step()
         return lrs
-
-    def _read(self, loss: Any) -> float:
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"`closure` must return a tensor of one element, got {loss!r}")
-        if isinstance(self.model, DistributedDataParallel):
-            group = self.model.process_group
-            loss = loss.detach().clone()
-            torch.distributed.all_reduce(loss, group=group)
-            loss /= torch.distributed.get_world_size(group)
-        return read_loss(loss)
 
     def _choose(
         self, loss: float, slopes: list[float], loss_at: Callable[[list[float]], float]
@@ -313,9 +239,8 @@ class LineSearchLR(AdaptiveLR):
             largest = max(limits) / max(initial_lrs)
 
             def lrs_at(factor: float) -> list[float]:
-                return [
-                    min(factor * lr, limit) for lr, limit in zip(initial_lrs, limits, strict=True)
-                ]
+                pairs = zip(initial_lrs, limits, strict=True)
+                return [min(factor * lr, limit) for lr, limit in pairs]
 
             found = self._search_line(loss, slope, largest, lambda x: loss_at(lrs_at(x)))
             lrs = lrs_at(found.factor)
@@ -327,11 +252,10 @@ class LineSearchLR(AdaptiveLR):
 
     def _search_line(
         self, loss: float, slope: float, largest: float, loss_at: Callable[[float], float]
-    ) -> "_Found":
+    ) -> Found:
         """Find the factor of the initial learning rates, and set where the next search begins."""
-        is_goldstein = self.condition == "goldstein"
         low, high = 0.0, math.inf
-        best = _Found(min(self.fallback_factor, largest), "gave up", math.nan, math.nan)
+        best = Found(min(self.fallback_factor, largest), "gave up", math.nan, math.nan)
         factor = first = min(self._next_factor, largest)
         for _ in range(self.max_trials):
             last = factor
@@ -339,26 +263,28 @@ class LineSearchLR(AdaptiveLR):
             self.num_trials += 1
             self.total_trials += 1
             fall, required = loss - new_loss, self.c * factor * slope
-            arguments = {"lr": factor, "slope": slope, "c": self.c}
-            holds = goldstein_holds if is_goldstein and factor < largest else armijo_holds
-            if holds(loss, new_loss, **arguments):
+            is_goldstein = self.condition == "goldstein" and factor < largest
+            trial = {"lr": factor, "slope": slope, "c": self.c}
+            if fits := armijo_holds(loss, new_loss, **trial):
+                best = Found(factor, "gave up", fall, required)
+            elif low == 0.0:
+                best = best._replace(fall=fall, required=required)
+            if fits and (not is_goldstein or goldstein_holds(loss, new_loss, **trial)):
                 # where a cap shortened the first trial, the next search begins where this one would
                 if not factor == largest < min(self._next_factor, self.max_factor):
                     self._next_factor = self._after(factor)
                 rule = "backtracked" if factor < first else "lengthened"
-                return _Found(factor, "accepted" if factor == first else rule, fall, required)
-            if armijo_holds(loss, new_loss, **arguments):
+                return best._replace(rule="accepted" if factor == first else rule)
+            if fits:
                 low, proposal = factor, min(factor * self.gamma, largest)
-                best = _Found(factor, "gave up", fall, required)
             else:
                 high, proposal = factor, factor * self.backtrack
-                if low == 0.0:
-                    best = best._replace(fall=fall, required=required)
             factor = proposal if low < proposal < high else math.sqrt(low * high)
         # a loss that did not rise at the shortest step is flat or rounded, not steep
         is_flat = -math.inf < new_loss <= loss
-        end = low or (first if is_flat else max(last, self.fallback_factor))
-        self._next_factor = self._after(end)
+        self._next_factor = self._after(
+            low or (first if is_flat else max(last, self.fallback_factor))
+        )
         return best
 
     def _after(self, factor: float) -> float:
@@ -369,30 +295,5 @@ class LineSearchLR(AdaptiveLR):
         return factor * growth
 
 
-class _Found(NamedTuple):
-    """What a search decided, and the fall of the loss that it measured and required."""
-
-    factor: float
-    rule: str
-    fall: float
-    required: float
-
-
 def _first_loss(curve: Callable[[float], float], lrs: list[float]) -> float:
     return read_loss(curve(lrs[0]))
-
-
-def _check_kinds(optimizer: Optimizer, model: nn.Module | None) -> None:
-    if not isinstance(optimizer, SGD | Adam | AdamW):
-        raise TypeError(
-            f"`optimizer` must be torch's SGD, Adam or AdamW, got {type(optimizer).__name__}"
-        )
-    if any(group["maximize"] for group in optimizer.param_groups):
-        raise ValueError("`optimizer` must have maximize=False, got True")
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a Module or None, got {type(model).__name__}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}")

@@ -1,11 +1,15 @@
 """Trial steps of a line search: along a line, from the same state, and back."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
+from lrpilot.loss import read_loss
 from lrpilot.schedulers.hypergradient.directions import adam_directions
 
 
@@ -58,23 +62,24 @@ class DescentLine:
             self._square = _dot(self._directions, self._directions)
 
     @torch.no_grad()
-    def move(self, lr: float) -> None:
-        """Put the parameters at w - lr d, rounded as SGD rounds them."""
+    def move(self, lr: float) -> float:
+        """Put the parameters at w - lr d, rounded as SGD rounds them.
+
+        Returns:
+            By how much weight_decay ||.||^2 / 2 grows from w to there.
+        """
         self.restore()
         if self._parameters:
             torch._foreach_add_(self._parameters, self._directions, alpha=-lr)
+        if not self._decay:
+            return 0.0
+        return self._decay * lr * (lr * self._square / 2 - self._start_dot)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the parameters back at w."""
         if self._parameters:
             torch._foreach_copy_(self._parameters, self._start)
-
-    def penalty_change(self, lr: float) -> float:
-        """By how much weight_decay ||.||^2 / 2 grows from w to w - lr d."""
-        if not self._decay:
-            return 0.0
-        return self._decay * lr * (lr * self._square / 2 - self._start_dot)
 
 
 class ForwardState:
@@ -100,6 +105,45 @@ class ForwardState:
             setattr(module, name, buffer)
             if buffer is not None and value is not None:
                 buffer.copy_(value)
+
+
+@contextmanager
+def trial_steps(
+    optimizer: Optimizer,
+    model: nn.Module | None,
+    closure: Callable[[], Tensor],
+    start: ForwardState,
+) -> Iterator[tuple[list[float], Callable[[list[float]], float]]]:
+    """The slope of every group, and the loss by the groups' learning rates.
+
+    Trials begin at `start`; in the end all is as it was before them.
+    """
+    end = ForwardState(model)
+    lines = [DescentLine(optimizer, group) for group in optimizer.param_groups]
+
+    def loss_at(lrs: list[float]) -> float:
+        start.restore()
+        changes = [line.move(lr) for line, lr in zip(lines, lrs, strict=True)]
+        return mean_loss(closure(), model) + sum(changes)
+
+    try:
+        with torch.no_grad():
+            yield [line.slope for line in lines], loss_at
+    finally:
+        for line in lines:
+            line.restore()
+        end.restore()
+
+
+def mean_loss(loss: Any, model: nn.Module | None) -> float:
+    """The value of a loss, averaged over the processes of a `DistributedDataParallel` model."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`closure` must return a tensor of one element, got {loss!r}")
+    if isinstance(model, DistributedDataParallel):
+        loss = loss.detach().clone()
+        torch.distributed.all_reduce(loss, group=model.process_group)
+        loss /= torch.distributed.get_world_size(model.process_group)
+    return read_loss(loss)
 
 
 def _dot(xs: list[Tensor], ys: list[Tensor]) -> float:
