@@ -24,7 +24,7 @@ def advance(run: Run, num_steps: int) -> list[float]:
     return [float(run.step()) for _ in range(num_steps)]
 
 
-def through_file(state: dict[str, Any]) -> Any:
+def through_file(state: Any) -> Any:
     """The state as a checkpoint gives it back; a value that is no plain data is refused."""
     file = io.BytesIO()
     torch.save(state, file)

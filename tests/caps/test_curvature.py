@@ -41,7 +41,8 @@ class Regression:
                 p.copy_(torch.randn(p.shape, generator=generator(seed + 2), dtype=p.dtype))
 
     def loss(self) -> Tensor:
-        return (self.model(self.x) - self.y).square().mean()
+        loss: Tensor = (self.model(self.x) - self.y).square().mean()
+        return loss
 
     def train(self, optimizer: Optimizer, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -58,7 +59,8 @@ class Regression:
             values = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
             state = dict(zip(names, values, strict=True))
             output = torch.func.functional_call(self.model, state, self.x)
-            return (output - self.y).square().mean()
+            loss: Tensor = (output - self.y).square().mean()
+            return loss
 
         flat = nn.utils.parameters_to_vector(self.model.parameters()).detach()
         hessian = torch.autograd.functional.hessian(loss, flat)
@@ -162,14 +164,14 @@ def test_a_wide_network_has_the_curvature_of_its_tangent_kernel() -> None:
 
 # ---- stability limits
 
-SGDS = {
+SGDS: dict[str, Callable[..., Optimizer]] = {
     "plain": partial(SGD, lr=1.0),
     "momentum": partial(SGD, lr=1.0, momentum=0.9),
     "dampening": partial(SGD, lr=1.0, momentum=0.8, dampening=0.5),
     "nesterov": partial(SGD, lr=1.0, momentum=0.9, nesterov=True),
     "decay": partial(SGD, lr=1.0, momentum=0.5, weight_decay=3.0),
 }
-ADAMS = {
+ADAMS: dict[str, Callable[..., Optimizer]] = {
     "Adam": partial(Adam, lr=1e-30, eps=1.0),
     "beta1": partial(Adam, lr=1e-30, eps=0.5, betas=(0.5, 0.99)),
     "amsgrad": partial(Adam, lr=1e-30, eps=1.0, amsgrad=True),
@@ -292,7 +294,8 @@ class Restless(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x).unsqueeze(0)
-        return self.head(self.attention(x, x, x, need_weights=False)[0]).squeeze(0)
+        out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0])
+        return out.squeeze(0)
 
 
 def restless() -> tuple[Restless, CurvatureCap]:
@@ -399,7 +402,7 @@ def test_a_diverged_model_keeps_the_last_finite_cap() -> None:
     cap = CurvatureCap(SGD(task.model.parameters(), lr=0.1), task.loss, interval_steps=1)
     first, pair = cap(), cap.eigenpair
     with torch.no_grad():
-        task.model[0].weight.fill_(math.nan)
+        next(task.model.parameters()).fill_(math.nan)
     assert cap() == first
     assert cap.eigenpair is pair
 

@@ -23,7 +23,7 @@ class LossLR(AdaptiveLR):
     def observe(self, loss: float | Tensor) -> None:
         self.losses.append(read_loss(loss))
 
-    def step(self, loss: float | Tensor | None = None) -> None:  # type: ignore[override]
+    def step(self, loss: float | Tensor | None = None) -> None:
         if loss is not None and not self.is_waiting:
             self.observe(loss)
         super().step()

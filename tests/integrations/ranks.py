@@ -74,7 +74,8 @@ def model() -> torch.nn.Sequential:
 
 
 def loss_of(network: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return (network(batch[0])[:, 0] - batch[1]).square().mean()
+    loss: Tensor = (network(batch[0])[:, 0] - batch[1]).square().mean()
+    return loss
 
 
 def mean_of(values: list[float | None]) -> list[float]:
@@ -82,7 +83,11 @@ def mean_of(values: list[float | None]) -> list[float]:
     dist.init_process_group("gloo")
     value = values[dist.get_rank()]
     number = torch.nan if value is None else value
-    kinds = [number, torch.tensor([number]), torch.tensor(number, dtype=torch.float64)]
+    kinds: list[float | Tensor] = [
+        number,
+        torch.tensor([number]),
+        torch.tensor(number, dtype=torch.float64),
+    ]
     return [float(mean_over_ranks(kind)) for kind in kinds]
 
 
@@ -165,19 +170,22 @@ def huggingface(folder: str) -> list[float]:
     trainer = test_huggingface.make_trainer(Path(folder), test_huggingface.language_model())
     trainer.train()
     assert dist.get_world_size() == 2
-    return test_huggingface.logged(trainer, "learning_rate") + trainer.lr_scheduler.get_last_lr()
+    last: list[float] = trainer.lr_scheduler.get_last_lr()
+    return test_huggingface.logged(trainer, "learning_rate") + last
 
 
 def lightning(folder: str) -> list[float]:
     """The learning rates of this rank in a Lightning run."""
+    from lrpilot.integrations.lightning import LossCallback
     from tests.integrations import test_lightning
 
-    callback = test_lightning.LossCallback()
-    options = {"strategy": "ddp", "devices": 2}
+    callback = LossCallback()
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     trainer = test_lightning.make_trainer(Path(folder), callback, **options)
     fitted = test_lightning.fit(test_lightning.Regression(), trainer)
     assert trainer.world_size == 2
-    return fitted.rates
+    rates: list[float] = fitted.rates
+    return rates
 
 
 if __name__ == "__main__":

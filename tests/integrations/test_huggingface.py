@@ -171,9 +171,11 @@ def test_accumulated_micro_batches_weigh_as_their_numbers_of_labels(tmp_path: Pa
 
 def smooth_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     logits = outputs["logits"].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(
+    total = torch.nn.functional.cross_entropy(
         logits, labels.flatten(), reduction="sum", label_smoothing=0.3
-    ) / (num_items_in_batch)
+    )
+    mean: torch.Tensor = total / num_items_in_batch
+    return mean
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_a_second_training_past_the_horizon_is_warned_of_once(tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_another_horizon_is_refused_by_name(tmp_path: Path) -> None:
-    options = {"save_strategy": "steps", "save_steps": 6}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
     make_trainer(tmp_path, regression(), scheduler=policy_for(14), **options).train()
     longer = make_trainer(
         tmp_path, regression(), scheduler=policy_for(28), num_train_epochs=4, **options
@@ -459,7 +461,7 @@ def test_a_callback_extends_a_training_that_is_resumed(tmp_path: Path) -> None:
         def on_train_begin(self, *args: Any, lr_scheduler: Any, **kwargs: Any) -> None:
             lr_scheduler.extend(28)
 
-    options = {"save_strategy": "steps", "save_steps": 6, "num_train_epochs": 4}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "num_train_epochs": 4}
     make_trainer(tmp_path, regression(), scheduler=policy_for(14), **options, max_steps=14).train()
     longer = make_trainer(
         tmp_path,

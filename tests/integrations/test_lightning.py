@@ -54,9 +54,10 @@ class Regression(LightningModule):
 
     def loss(self, batch: Any) -> torch.Tensor:
         x, y = batch
-        return (self.layer(x)[:, 0] - y).square().mean()
+        loss: torch.Tensor = (self.layer(x)[:, 0] - y).square().mean()
+        return loss
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         loss = self.loss(batch)
         self.log("train_loss", loss)
         self.micro_losses.append(loss.item())
@@ -467,7 +468,8 @@ class Transfer(Regression):
         x, y = batch
         if self.trainer.training:
             self.seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
-        return (self.layer(self.backbone(x).tanh())[:, 0] - y).square().mean()
+        loss: torch.Tensor = (self.layer(self.backbone(x).tanh())[:, 0] - y).square().mean()
+        return loss
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.05)

@@ -42,7 +42,7 @@ def test_tensorboard_shows_every_decision_with_its_rule(tmp_path: Path) -> None:
 
 def wandb_history(folder: Path) -> list[dict[str, Any]]:
     """What an offline run wrote: records in pieces that do not cross blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, place, record, history = file.read_bytes(), 7, b"", []

@@ -22,7 +22,8 @@ def test_the_newest_entries_are_kept_and_the_others_counted() -> None:
 
 
 def test_a_log_of_no_entries_still_tells_its_listeners() -> None:
-    log, heard = DecisionLog(max_entries=0), []
+    heard: list[Decision] = []
+    log = DecisionLog(max_entries=0)
     log.subscribe(heard.append)
     log.add(decision(4))
     assert heard == [decision(4)]

@@ -7,198 +7,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch import nn
+from torch.optim import Adam
 from torch.optim.lr_scheduler import (
-    ChainedScheduler,
     ConstantLR,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    CyclicLR,
     ExponentialLR,
-    LambdaLR,
     LinearLR,
     LRScheduler,
-    MultiStepLR,
-    OneCycleLR,
     ReduceLROnPlateau,
     SequentialLR,
 )
 
-from lrpilot.policy.actor import Policy
-from lrpilot.policy.clock import ClockSpec
-from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.base import idle_optimizer
-from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
-from lrpilot.schedulers.guard.snapshot import Snapshot
 from lrpilot.schedulers.guard.spike_detector import SpikeDetector
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
-from lrpilot.schedulers.policy_lr import PolicyLR
-from tests.running import through_file
-from tests.scheduling import lrs_of, plain_action, run
-
-NAN, INF = math.nan, math.inf
-
-
-def policy() -> Policy:
-    rng = np.random.default_rng(0)
-    observation = ObservationSpec(("progress", "loss", "lr"))
-    layer = rng.normal(size=(len(observation.names), 1)).astype(np.float32)
-    layers = [(layer, np.zeros(1, np.float32))]
-    return Policy(layers, observation, plain_action(), ClockSpec(num_decisions=10))
-
-
-def warm_up(optimizer: Optimizer, main: LRScheduler) -> SequentialLR:
-    return SequentialLR(optimizer, [LinearLR(optimizer, 0.1, total_iters=5), main], [5])
-
-
-SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
-    "constant": partial(ConstantLR, factor=1.0),
-    "cosine": partial(CosineAnnealingLR, T_max=70),
-    "exponential": partial(ExponentialLR, gamma=0.9),
-    "milestones": partial(MultiStepLR, milestones=[4, 9]),
-    "lambda": partial(LambdaLR, lr_lambda=lambda epoch: 1.0 / (1.0 + epoch)),
-    "cyclic": partial(CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=4, cycle_momentum=False),
-    "one cycle": partial(OneCycleLR, max_lr=0.1, total_steps=200),
-    "restarts": partial(CosineAnnealingWarmRestarts, T_0=7),
-    "plateau": partial(ReduceLROnPlateau, patience=1, factor=0.5),
-    "policy": lambda optimizer: PolicyLR(optimizer, policy(), total_steps=60, interval_steps=2),
-    "greedy": partial(GreedyLR, semantics="paper", patience=1),
-    "warm-up": lambda optimizer: warm_up(optimizer, CosineAnnealingLR(optimizer, 70)),
-    "warm-up, policy": lambda optimizer: warm_up(
-        optimizer, PolicyLR(optimizer, policy(), total_steps=60, interval_steps=2)
-    ),
-    "chain": lambda optimizer: ChainedScheduler(
-        [ExponentialLR(optimizer, 0.9), LinearLR(optimizer, 0.5, total_iters=8)]
-    ),
-}
-
-
-def sgd(*lrs: Any) -> Optimizer:
-    groups = [{"params": [torch.ones(3, requires_grad=True)], "lr": lr} for lr in lrs or (0.1,)]
-    return SGD(groups, lr=0.1, momentum=0.9)
-
-
-def constant(*lrs: Any) -> ConstantLR:
-    return ConstantLR(sgd(*lrs), factor=1.0)
-
-
-def bare(scheduler: LRScheduler, losses: list[float]) -> list[list[float]]:
-    """What a scheduler does without a guard."""
-    rows = []
-    for loss in losses:
-        scheduler.optimizer.step()
-        if isinstance(scheduler, ReduceLROnPlateau | PolicyLR | GreedyLR):
-            scheduler.step(loss)
-        else:
-            for part in getattr(scheduler, "_schedulers", []):
-                if isinstance(part, PolicyLR):
-                    part.observe(loss)
-            scheduler.step()
-        rows.append(lrs_of(scheduler.optimizer))
-    return rows
-
-
-def rules(guard: Guard) -> list[str]:
-    return [decision.rule for decision in guard.log]
-
-
-def snapshot_step(guard: Guard) -> int:
-    """The step at which the guard's snapshot was taken, or put back."""
-    step: int = guard.state_dict()["rollback"]["snapshot_step"]
-    return step
-
-
-def snapshot_tensors(guard: Guard) -> dict[str, Tensor]:
-    """What the guard would put back."""
-    tensors: dict[str, Tensor] = guard.state_dict()["rollback"]["snapshot"]["tensors"]
-    return tensors
-
-
-def noise(num: int, *, deviation: float = 0.1, seed: int = 0) -> list[float]:
-    return list(2.0 * np.exp(deviation * np.random.default_rng(seed).normal(size=num)))
-
-
-def through_torch_save(state: Any) -> Any:
-    return through_file(state)
-
-
-# ---- the detector
-
-NOISES: dict[str, Callable[[np.random.Generator, int], Any]] = {
-    "normal 5 %": lambda rng, n: 1.0 + 0.05 * rng.normal(size=n),
-    "normal 30 %": lambda rng, n: 1.0 + 0.3 * rng.normal(size=n),
-    "normal around 0": lambda rng, n: rng.normal(size=n),
-    "negative": lambda rng, n: -100.0 + 5.0 * rng.normal(size=n),
-    "lognormal 30 %": lambda rng, n: np.exp(0.3 * rng.normal(size=n)),
-    "exponential": lambda rng, n: rng.exponential(size=n),
-    "falling": lambda rng, n: np.exp(0.2 * rng.normal(size=n) - np.arange(n) / 1000.0),
-    "wave": lambda rng, n: 2.0 + np.sin(np.arange(n) / 50.0) + 0.1 * rng.normal(size=n),
-    "sometimes 0": lambda rng, n: rng.exponential(size=n) * (rng.random(n) < 0.3),
-    "zero": lambda rng, n: np.zeros(n),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("name", NOISES)
-def test_pure_noise_is_no_spike(name: str, scale: float) -> None:
-    losses = NOISES[name](np.random.default_rng(1), 10_000) * scale
-    detector = SpikeDetector()
-    # the first losses of heavy noise may look like a spike
-    assert sum([detector.is_spike(loss) for loss in losses.tolist()]) <= 1
-
-
-@pytest.mark.parametrize(("deviation", "most"), [(0.1, 0), (0.3, 2), (0.5, 10)])
-def test_beginnings_of_pure_noise_are_rarely_spikes(deviation: float, most: int) -> None:
-    num_alarms = 0
-    for seed in range(1000):
-        detector = SpikeDetector()
-        num_alarms += any([detector.is_spike(x) for x in noise(50, deviation=deviation, seed=seed)])
-    assert num_alarms <= most
-
-
-@pytest.mark.parametrize(("deviation", "ratio"), [(0.02, 1.6), (0.1, 2.5), (0.3, 8.0)])
-@pytest.mark.parametrize("level", [1.0, 1e-5, 1e5])
-def test_a_loss_that_stands_out_of_the_noise_is_a_spike(
-    deviation: float, ratio: float, level: float
-) -> None:
-    detector = SpikeDetector()
-    assert not any([detector.is_spike(level * x) for x in noise(500, deviation=deviation)])
-    assert detector.is_spike(2.0 * ratio * level)
-
-
-@pytest.mark.parametrize("growth", [1.3, 2.0, 10.0, 1e3])
-def test_a_loss_that_explodes_from_the_first_step_is_a_spike(growth: float) -> None:
-    detector = SpikeDetector()
-    assert any([detector.is_spike(growth**step) for step in range(40)])
-
-
-def test_a_negative_loss_that_jumps_up_is_a_spike() -> None:
-    detector = SpikeDetector()
-    assert not any([detector.is_spike(-10.0 + 0.1 * x) for x in noise(200)])
-    assert detector.is_spike(0.0)
-
-
-@pytest.mark.parametrize("ratio", [2.0, 10.0])
-def test_a_new_level_of_the_loss_becomes_the_usual_one(ratio: float) -> None:
-    detector = SpikeDetector()
-    for loss in noise(200, deviation=0.05):
-        detector.is_spike(loss)
-    spikes = [detector.is_spike(ratio * loss) for loss in noise(500, deviation=0.05)]
-    assert spikes[0]
-    assert not any(spikes[300:])
-
-
-@pytest.mark.parametrize("loss", [1e30, -1e30, 1.7e308, -1.7e308, 5e-324, 0.0])
-def test_a_detector_survives_extreme_losses(loss: float) -> None:
-    detector = SpikeDetector()
-    for value in [*noise(20), loss, *noise(20), loss, loss, *noise(20)]:
-        detector.is_spike(value)
-    assert all(map(math.isfinite, (detector.mean, detector.scale, detector.deviation)))
-
+from tests.schedulers.guards import (
+    INF,
+    NAN,
+    OPTIMIZERS,
+    SCHEDULERS,
+    Training,
+    assert_equal,
+    bare,
+    constant,
+    noise,
+    rules,
+    sgd,
+    through_torch_save,
+    warm_up,
+)
+from tests.scheduling import lrs_of, run
 
 # ---- backing off and recovering
 
@@ -384,172 +224,6 @@ def test_a_cap_is_logged_when_it_begins_to_bind_and_when_it_moves() -> None:
 def test_the_cap_limits_the_initial_learning_rate() -> None:
     guard = Guard(constant(), cap=lambda: (0.01, "estimate"))
     assert guard.get_last_lr() == [0.01]
-
-
-# ---- rollback
-
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "SGD": partial(SGD, lr=5.0),
-    "momentum": partial(SGD, lr=1.0, momentum=0.9),
-    "AdamW": partial(AdamW, lr=0.01),
-}
-
-
-class Training:
-    """A small network with BatchNorm that regresses on random data."""
-
-    def __init__(
-        self,
-        optimizer_class: Callable[[Any], Optimizer],
-        *,
-        rollback: bool = True,
-        **arguments: Any,
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(256, 8, generator=generator)
-        self.y = self.x[:, :1] * self.x[:, 1:2] + self.x[:, 2:3]
-        self.model = nn.Sequential(
-            nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 1)
-        )
-        with torch.no_grad():
-            for p in self.model.parameters():
-                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
-        self.optimizer = optimizer_class(self.model.parameters())
-        self.guard = Guard(
-            CosineAnnealingLR(self.optimizer, 400),
-            model=self.model if rollback else None,
-            **arguments,
-        )
-        self.num_steps = 0
-
-    def backward(self, factor: float = 1.0) -> Tensor:
-        index = torch.arange(64).add(37 * self.num_steps) % 256
-        self.num_steps += 1
-        loss = factor * (self.model(self.x[index]) - self.y[index]).square().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        return loss.detach()
-
-    def step(self, factor: float = 1.0) -> float:
-        """A step whose loss is multiplied, and, if there is a rollback to heal it, the gradient."""
-        loss = self.backward(factor) if self.guard.rolls_back else factor * self.backward()
-        self.optimizer.step()
-        self.guard.step(loss)
-        return float(loss)
-
-    def tensors(self) -> dict[str, Any]:
-        return copy.deepcopy(
-            {"model": self.model.state_dict(), "state": self.optimizer.state_dict()["state"]}
-        )
-
-
-def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
-    torch.testing.assert_close(first, second, rtol=0.0, atol=0.0, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", ["SGD", "momentum"])
-def test_a_far_too_high_learning_rate_becomes_nan_alone_and_trains_with_rollback(
-    name: str,
-) -> None:
-    training = Training(OPTIMIZERS[name])
-    first = training.step()
-    losses = [training.step() for _ in range(400)]
-    assert "rollback" in rules(training.guard)
-    assert max(losses[-20:]) < 0.3 * first
-    unguarded = Training(OPTIMIZERS[name], rollback=False)
-    scheduler = CosineAnnealingLR(unguarded.optimizer, 400)
-    for _ in range(400):
-        loss = unguarded.backward()
-        unguarded.optimizer.step()
-        scheduler.step()
-    assert math.isnan(float(loss))
-
-
-@pytest.mark.parametrize("num_steps", [0, 7, 25])
-@pytest.mark.parametrize("name", ["AdamW", "momentum"])
-def test_a_rollback_restores_weights_buffers_and_step_counters_exactly(
-    name: str, num_steps: int
-) -> None:
-    optimizer_class = OPTIMIZERS[name] if name == "AdamW" else partial(SGD, lr=0.01, momentum=0.9)
-    training = Training(optimizer_class, snapshot_steps=5)
-    states = [training.tensors()]
-    snapshot_epochs = [0]
-    for _ in range(num_steps):
-        training.step()
-        states.append(training.tensors())
-        snapshot_epochs.append(snapshot_step(training.guard))
-    assert snapshot_epochs[-1] > 0 or num_steps < 5
-    training.step(factor=NAN)
-    assert_equal(training.tensors(), states[snapshot_epochs[-1]])
-    decision = training.guard.log[0]
-    assert (decision.rule, decision.signal) == (
-        "rollback",
-        num_steps + 1 - snapshot_epochs[-1],
-    )
-
-
-def test_snapshots_are_taken_in_the_interval_and_only_at_healthy_losses() -> None:
-    training = Training(partial(SGD, lr=0.01), snapshot_steps=10)
-    taken = []
-    for step in range(1, 61):
-        before = snapshot_tensors(training.guard)
-        is_healthy = not 31 <= step < 35
-        loss = training.step(1.0 if is_healthy else 1e3)
-        after = snapshot_tensors(training.guard)
-        if any(not torch.equal(after[name], before[name]) for name in before):
-            assert is_healthy
-            assert loss <= training.guard.detector.mean
-            taken.append(step)
-    assert rules(training.guard)[:2] == ["rollback", "spike"]
-    assert min(np.diff([0, *taken])) >= 10
-    assert max(np.diff([0, *(step for step in taken if step < 31)])) <= 20
-    assert min(step for step in taken if step > 30) >= 41
-
-
-def test_weights_that_are_not_finite_are_never_in_a_snapshot() -> None:
-    training = Training(partial(SGD, lr=0.01), snapshot_steps=1)
-    for _ in range(5):
-        training.step()
-    loss = training.backward()
-    training.model[0].weight.grad.fill_(NAN)  # type: ignore[union-attr, operator]
-    training.optimizer.step()
-    training.guard.step(loss)
-    training.step()
-    assert all(bool(p.isfinite().all()) for p in training.model.parameters())
-    assert math.isfinite(training.step())
-
-
-def held_by(snapshot: Snapshot) -> list[torch.Tensor]:
-    return [
-        *snapshot._tensors.values(),
-        *(v for states in snapshot._states for state in states.values() for v in state.values()),
-    ]
-
-
-def test_a_snapshot_needs_one_copy_of_model_and_optimizer_state() -> None:
-    training = Training(OPTIMIZERS["AdamW"])
-    training.step()
-    snapshot = Snapshot(training.model, training.optimizer)
-    sizes = [t.numel() for t in training.model.state_dict().values()]
-    sizes += [v.numel() for state in training.optimizer.state.values() for v in state.values()]
-    held = held_by(snapshot)
-    assert sum(tensor.numel() for tensor in held) == sum(sizes)
-    before = [tensor.data_ptr() for tensor in held]
-    training.step()
-    assert snapshot.take()
-    held = held_by(snapshot)
-    assert [tensor.data_ptr() for tensor in held] == before
-
-
-def test_the_error_leaves_the_model_at_the_snapshot() -> None:
-    training = Training(partial(SGD, lr=0.01), max_retries=2)
-    before = training.tensors()
-    training.step(factor=INF)
-    with pytest.warns(RuntimeWarning, match="again right after a rollback"):
-        training.step(factor=INF)
-    with pytest.raises(DivergenceError, match="look at the data"):
-        training.step(factor=INF)
-    assert_equal(training.tensors(), before)
 
 
 # ---- compositions
