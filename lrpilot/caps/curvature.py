@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 
+from lrpilot.arguments import require_sgd_or_adam, require_within
 from lrpilot.caps.eigenvalue import (
     Eigenpair,
     flatten,
@@ -128,21 +129,16 @@ class CurvatureCap:
         interval_steps: int = 100,
         max_products: int = 20,
     ) -> None:
-        if not isinstance(optimizer, SGD | Adam | AdamW):
-            raise TypeError(
-                f"`optimizer` must be SGD, Adam or AdamW, got {type(optimizer).__name__}"
-            )
+        require_sgd_or_adam(optimizer)
         if not callable(loss_fn):
             raise TypeError(f"`loss_fn` must be a function that returns the loss, got {loss_fn!r}")
         if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("`optimizer` must hold a parameter that requires gradients, got none")
         if any(group["maximize"] for group in optimizer.param_groups):
             raise ValueError("`optimizer` must minimise, got maximize=True")
-        if not 0.0 < safety < math.inf:
-            raise ValueError(f"`safety` must be positive and finite, got {safety}")
-        for name, count in (("interval_steps", interval_steps), ("max_products", max_products)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count}")
+        require_within("safety", safety, "(0, inf)")
+        require_within("interval_steps", interval_steps, "[1, inf]")
+        require_within("max_products", max_products, "[1, inf)")
         self.optimizer = optimizer
         self.loss_fn = loss_fn
         self.model = model

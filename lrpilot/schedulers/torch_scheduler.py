@@ -166,14 +166,11 @@ def undo_start(scheduler: Any) -> None:
         scheduler.last_epoch -= 1
 
 
-def start_again(scheduler: Any) -> None:
-    """Start a scheduler that waits at the present learning rates, as `SequentialLR` its first."""
-    scheduler._initial_step()
-
-
-def start_at_milestone(scheduler: Any) -> None:
-    """Start a scheduler that waits at the `initial_lr`, as `SequentialLR` does later."""
-    if hasattr(scheduler, "_update_lr"):
+def start_waiting(scheduler: Any, *, at_milestone: bool) -> None:
+    """Start a scheduler that waits, as `SequentialLR` does with its first or at a milestone."""
+    if not at_milestone:
+        scheduler._initial_step()
+    elif hasattr(scheduler, "_update_lr"):
         scheduler._update_lr(0)
     else:
         scheduler.step(0)

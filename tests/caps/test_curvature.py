@@ -479,10 +479,10 @@ def test_it_caps_our_schedulers_and_torch_ones(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"safety": 0.0}, r"`safety` must be positive and finite, got 0\.0"),
-        ({"safety": math.nan}, "`safety` must be positive and finite, got nan"),
-        ({"interval_steps": 0}, "`interval_steps` must be at least 1, got 0"),
-        ({"max_products": 0}, "`max_products` must be at least 1, got 0"),
+        ({"safety": 0.0}, r"`safety` must be in \(0, inf\), got 0\.0"),
+        ({"safety": math.nan}, r"`safety` must be in \(0, inf\), got nan"),
+        ({"interval_steps": 0}, r"`interval_steps` must be in \[1, inf\], got 0"),
+        ({"max_products": 0}, r"`max_products` must be in \[1, inf\), got 0"),
     ],
     ids=str,
 )
@@ -494,7 +494,7 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 
 def test_an_optimizer_whose_preconditioner_is_not_known_is_refused() -> None:
     w = torch.ones(1, requires_grad=True)
-    with pytest.raises(TypeError, match="`optimizer` must be SGD, Adam or AdamW, got RMSprop"):
+    with pytest.raises(TypeError, match="must be torch's SGD, Adam or AdamW, got RMSprop"):
         CurvatureCap(RMSprop([w]), lambda: w.sum())
 
 

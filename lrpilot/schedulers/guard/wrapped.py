@@ -9,8 +9,7 @@ from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.composition import find_loss_driven
 from lrpilot.schedulers.torch_scheduler import (
     all_parts,
-    start_again,
-    start_at_milestone,
+    start_waiting,
     states_of_parts,
     undo_start,
 )
@@ -47,7 +46,7 @@ class WrappedScheduler:
     def start(self, *, at_milestone: bool) -> None:
         """Start it if it waits."""
         if not self._has_started:
-            start_at_milestone(self.scheduler) if at_milestone else start_again(self.scheduler)
+            start_waiting(self.scheduler, at_milestone=at_milestone)
             self._has_started = True
 
     @property

@@ -24,12 +24,7 @@ def adam_directions(
 ) -> list[Tensor]:
     """Adam's direction m^ / (sqrt(v^) + eps), m^ = m / (1 - b1^t) and v^ = v / (1 - b2^t).
 
-    Args:
-        exp_avgs: m after step t, one tensor per parameter.
-        exp_avg_sqs: v after step t; with AMSGrad its running maximum.
-        steps: t of every parameter, from 1.
-        betas: (b1, b2).
-        eps: as in the optimizer.
+    m, v (with AMSGrad its running maximum) and t, from 1, are those of every parameter.
 
     >>> m, v = torch.tensor([0.5]), torch.tensor([0.25])
     >>> adam_directions([m], [v], [1], betas=(0.5, 0.75), eps=1.0)  # m^ = v^ = 1
@@ -52,13 +47,8 @@ def add_decay(
 ) -> list[Tensor]:
     """The direction a + d w_{t-1}, from w_t = w_{t-1} - lr (a + d w_{t-1}) after the step.
 
-    Eliminating w_{t-1}, which the optimizer has overwritten, it is (a + d w_t) / (1 - lr d).
-
-    Args:
-        directions: a, one tensor per parameter.
-        parameters: w_t.
-        weight_decay: d.
-        lrs: of the step, one number or tensor per parameter.
+    Eliminating w_{t-1}, which the optimizer has overwritten, it is (a + d w_t) / (1 - lr d), with
+    the learning rate of every parameter, a number or a tensor.
 
     >>> # w_{t-1} = 2, a = 1, d = 0.1, lr = 0.5: the direction is 1.2 and w_t = 1.4
     >>> add_decay([torch.ones(1)], [torch.tensor([1.4])], weight_decay=0.1, lrs=[0.5])
@@ -95,13 +85,9 @@ def read_directions(
     parameters: list[Tensor],
     gradients: list[Tensor],
 ) -> list[Tensor]:
-    """The direction of the last step without its `late_decay`.
+    """The direction of the last step without its `late_decay`, for the parameters that it moved.
 
-    Args:
-        optimizer: torch's SGD, Adam or AdamW, after the step.
-        group: one of its groups.
-        parameters: those parameters of the group that the step has moved.
-        gradients: what that step descended; read only if the group `needs_gradients`.
+    `gradients` is what it descended, and read only if the group `needs_gradients`.
     """
     states = [optimizer.state.get(p, {}) for p in parameters]
     if isinstance(optimizer, SGD):
@@ -126,9 +112,6 @@ class LastStep:
 
     Both are dictionaries by the index of the parameter, counted over all groups. Kept are only
     the learning rates, which parameters moved, and the gradients that SGD itself does not keep.
-
-    Args:
-        optimizer: torch's SGD, Adam or AdamW.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = torch.optim.SGD([w], lr=0.1)
@@ -161,11 +144,7 @@ class LastStep:
         self._lrs: list[float] = []
 
     def gradients(self) -> dict[int, Tensor]:
-        """What the optimizer is about to descend.
-
-        Raises:
-            ValueError: if a gradient is sparse.
-        """
+        """What the optimizer is about to descend; a sparse gradient is a ValueError."""
         maximize = [group["maximize"] for group in self.optimizer.param_groups]
         # a GradScaler leaves the scale to fused optimizers
         scale = getattr(self.optimizer, "grad_scale", None)
@@ -193,8 +172,7 @@ class LastStep:
     def directions(self, scales: Sequence[Tensor] = ()) -> dict[int, Tensor]:
         """The directions of the remembered step, for the parameters that it moved.
 
-        Args:
-            scales: what the step of every parameter was multiplied by, if anything.
+        `scales` is what the step of every parameter was multiplied by, if anything.
         """
         optimizer = self.optimizer
         members: list[list[int]] = [[] for _ in optimizer.param_groups]

@@ -8,15 +8,10 @@ from torch.optim import Optimizer
 
 
 class StepHooks:
-    """Calls a function before and another after every step of an optimizer.
+    """Calls a function before and another after every step of an optimizer and of its copies.
 
     A closure of the step runs first, since it makes the gradients. A compiled optimizer does not
-    trace the functions; they are called for copies of the optimizer, too.
-
-    Args:
-        optimizer: whose steps.
-        before: called without arguments, and without a graph.
-        after: likewise.
+    trace the functions, which build no graph.
     """
 
     def __init__(

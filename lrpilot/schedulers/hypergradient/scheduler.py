@@ -14,8 +14,12 @@ from lrpilot.loss import check_loss_tensor, read_loss, read_numbers
 from lrpilot.schedulers.base import AdaptiveLR, idle_optimizer
 from lrpilot.schedulers.hypergradient.directions import LastStep
 from lrpilot.schedulers.hypergradient.hooks import StepHooks
-from lrpilot.schedulers.hypergradient.rules import next_lr, shortened_raises
-from lrpilot.schedulers.hypergradient.signals import factor_signals, group_signals
+from lrpilot.schedulers.hypergradient.signals import (
+    factor_signals,
+    group_signals,
+    next_lr,
+    shortened_raises,
+)
 from lrpilot.schedulers.hypergradient.step_scales import StepScales
 from lrpilot.state import state_fields
 
@@ -44,9 +48,8 @@ class HypergradientLR(AdaptiveLR):
             optimizer.step()  # changes the learning rate, then steps with it
             scheduler.step()
 
-    At level "tensor" or "entry" the optimizer steps at its group's learning rate, which another
-    scheduler may set, and the step of every tensor or entry is multiplied by its factor in
-    `scales`; the rules above then hold for factor x initial learning rate.
+    At level "tensor" or "entry" the optimizer's step, at the group's learning rate, is multiplied
+    by the factor in `scales`; the rules then hold for factor x initial learning rate.
 
     A signal that is NaN or infinite changes nothing; the next one counts again. Gradients are those
     that the optimizer gets: clipped, unscaled, averaged over ranks. Parameters without a gradient,
@@ -60,8 +63,8 @@ class HypergradientLR(AdaptiveLR):
         optimizer: torch's SGD, Adam or AdamW; its learning rates are the initial ones.
         hyper_lr: step size of the learning rate. Multiplicative: the largest relative change per
             step, below 1. Additive: in units of lr^2 / loss (1e-3 to 1e-8 in the paper).
-        level: what has a learning rate of its own: "global" (all groups together, in the ratio
-            of their initial ones), "group", "tensor" or "entry".
+        level: what has a learning rate of its own: "global" (all groups, in the ratio of their
+            initial ones), "group", "tensor" or "entry".
         update: "multiplicative", free of units, or "additive", the paper's main rule, which may
             diverge between its bounds if `hyper_lr` is too large and there is no cap.
         min_factor: lower bound over the initial learning rate, in [0, 1]; not moved below.
@@ -175,11 +178,9 @@ class HypergradientLR(AdaptiveLR):
         self._set_bases()
         self._last_step.forget()
         self._scales: StepScales | None = None
-        if self.level in ("tensor", "entry"):
-            per_entry = self.level == "entry"
-            self._scales = StepScales(self._last_step.parameters, per_entry=per_entry)
         self._mean_scale = 1.0
-        if self._scales is not None:
+        if self.level in ("tensor", "entry"):
+            self._scales = StepScales(self._last_step.parameters, per_entry=self.level == "entry")
             is_bound = self._scales.limit(self._ceilings(self._bases))
             self.bound_by = self._guarantee if is_bound else None
             return self._bases
@@ -290,11 +291,12 @@ class HypergradientLR(AdaptiveLR):
         count = max(1, sum(scales.applied[i].numel() for i in first))
         terms = [scales.applied[i].sum() for i in first]
         values = read_numbers(terms + [signals[i].sum() for i in first if i in signals])
-        before, self._mean_scale = self._mean_scale, sum(values[: len(first)]) / count
-        if self._mean_scale != before:
+        before, mean = self._mean_scale, sum(values[: len(first)]) / count
+        self._mean_scale = mean
+        if mean != before:
             for name in ("min_factor", "max_factor"):
-                if math.isclose(self._mean_scale, getattr(self, name), rel_tol=1e-6):
+                if math.isclose(mean, getattr(self, name), rel_tol=1e-6):
                     self.bound_by = self.bound_by or name
             signal, lr = sum(values[len(first) :]) / count, self.current_lrs()[0]
             rule = "cap" if signal == 0.0 else self.update
-            self.record(rule, signal, 0.0, lr * self._mean_scale, old_lr=lr * before)
+            self.record(rule, signal, 0.0, lr * mean, old_lr=lr * before)

@@ -16,12 +16,8 @@ from lrpilot.schedulers.hypergradient.directions import adam_directions
 def adam_direction(gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     """The step g / (sqrt(v^) + eps), with the second moment v^ that Adam is about to have.
 
-    It is the step of torch's Adam at learning rate 1 if its first beta is 0.
-
-    Args:
-        gradient: g, with the weight decay that is coupled to it.
-        group: the parameter group, for `betas`, `eps` and `amsgrad`.
-        state: Adam's state of this parameter, before the step; empty at the first one.
+    It is the step of torch's Adam at learning rate 1 if its first beta is 0. g has the coupled
+    weight decay; `state` is Adam's before the step, empty at the first one.
 
     >>> adam_direction(torch.tensor([3.0]), {"betas": (0.9, 0.5), "eps": 1.0}, {})
     tensor([0.7500])
