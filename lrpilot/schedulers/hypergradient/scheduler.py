@@ -52,9 +52,8 @@ class HypergradientLR(AdaptiveLR):
     by the factor in `scales`; the rules then hold for factor x initial learning rate.
 
     A signal that is NaN or infinite changes nothing; the next one counts again. Gradients are those
-    that the optimizer gets: clipped, unscaled, averaged over ranks. Parameters without a gradient,
-    now or in the last step, do not count; steps that a GradScaler skips change nothing. In a
-    `SequentialLR` place it last, or `detach` it in time.
+    that the optimizer gets (clipped, unscaled, averaged over ranks); parameters without one, now or
+    in the last step, do not count. In a `SequentialLR` place it last, or `detach` it in time.
 
     The rule in `log` is the update's name, or "cap" if only that changed the learning rate; the
     signal is h or the cosine. At level "tensor" or "entry" all are means over the first group.
@@ -160,8 +159,7 @@ class HypergradientLR(AdaptiveLR):
     def step(self, loss: float | Tensor | None = None) -> None:
         """Count a step; the learning rate itself changes within `optimizer.step()`.
 
-        Args:
-            loss: not needed, and not waited for; accepted as by the other schedulers.
+        A loss is accepted as by the other schedulers, but not needed, and not waited for.
         """
         if isinstance(loss, Tensor):
             check_loss_tensor(loss)
