@@ -34,13 +34,12 @@ def test_a_sweeper_gets_the_final_return_of_every_job(tmp_path: Path) -> None:
         *TINY,
         "agent.total_steps=116",
         rates,
-        f"hydra.sweep.dir={tmp_path}/sweep",
+        f"output_root={tmp_path}",
     ]
     ((code, _, err),) = run_scripts([command], tmp_path, before=RECORDED)
     assert code == 0, err
     returns = json.loads((tmp_path / "returns.json").read_text())
-    summaries = [
-        json.loads((tmp_path / "sweep" / job / "summary.json").read_text()) for job in ("0", "1")
-    ]
+    (sweep,) = (tmp_path / "train_agent_sweep").iterdir()
+    summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in ("0", "1")]
     assert returns == [summary["return_mean_last_rollouts"] for summary in summaries]
     assert all(isinstance(value, float) for value in returns)
