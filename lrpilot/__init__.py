@@ -4,11 +4,12 @@ from lrpilot import environment
 from lrpilot.caps.cap import Cap
 from lrpilot.caps.curvature import CurvatureCap
 from lrpilot.policy.action import ActionSpec
-from lrpilot.policy.actor import Policy, PolicyFileError
+from lrpilot.policy.actor import Policy
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.observer import Observer
+from lrpilot.policy.policy_file import PolicyFileError
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.decision_log import Decision, DecisionLog

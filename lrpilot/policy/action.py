@@ -1,7 +1,7 @@
 """What a learning-rate policy does: an action in [-1, 1] becomes a bounded learning rate."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from lrpilot.arguments import require_fields, require_number
@@ -112,6 +112,13 @@ class ActionSpec:
     def needs_progress(self) -> bool:
         """Whether the total number of steps must be known."""
         return self.anchor != "constant"
+
+    def within(self, min_factor: float | None, max_factor: float | None) -> Self:
+        """The same in another box; None leaves that end where it is."""
+        low = self.min_factor if min_factor is None else min_factor
+        high = self.max_factor if max_factor is None else max_factor
+        start = max(low, min(high, self.start_factor))
+        return replace(self, min_factor=low, max_factor=high, start_factor=start)
 
     def apply(
         self, action: Numbers, *, multiplier: Numbers, progress: Numbers

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lrpilot.arguments import require_count
@@ -19,22 +18,17 @@ from lrpilot.policy.action import ActionSpec
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.lstm import lstm_step
 from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
+from lrpilot.policy.policy_file import PolicyFileError, content_digest, read_policy_file
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 FORMAT_VERSION = 2
 OUTPUTS = ("clip", "tanh")
 KINDS = ("mlp", "lstm")
-LARGEST_FILE = 64 * 2**20
-LARGEST_HEADER = 2**20
 
 Array = NDArray[np.float32]
 
 _LARGEST_SUM = 1e38  # float32 ends at 3.4e38
-
-
-class PolicyFileError(ValueError):
-    """A file that is not a readable lrpilot policy."""
 
 
 def _plain(layer: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -50,15 +44,6 @@ def _check_range(name: str, layer: tuple[Array, Array], largest: Array) -> None:
     reach = float((largest @ weight + bias).max())
     if reach > _LARGEST_SUM:
         raise ValueError(f"{name} must not overflow, got sums of up to {reach:.3g}")
-
-
-def content_digest(header: dict[str, Any], tensors: dict[str, Array]) -> str:
-    """SHA-256 of everything that a policy file says: the header with the card, and the arrays."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,11 +230,7 @@ class Policy:
             path = path / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(f"no policy at {path}; shipped are {sorted(shipped)}")
-        if path.stat().st_size > LARGEST_FILE:
-            raise PolicyFileError(
-                f"{path} is no lrpilot policy: it has {path.stat().st_size} bytes"
-            )
-        return cls._from_file(path, *_read(path))
+        return cls._from_file(path, *read_policy_file(path))
 
     @classmethod
     def _from_file(cls, path: Path, text: str, tensors: dict[str, Array]) -> Self:
@@ -292,27 +273,3 @@ class Policy:
             ) from error
         except (OverflowError, RecursionError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a valid lrpilot policy: {error}") from error
-
-
-def _read(path: Path) -> tuple[str, dict[str, Array]]:
-    """The header and the arrays of a policy file."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            if "lrpilot" not in metadata:
-                raise PolicyFileError(f"{path} is a safetensors file, but not an lrpilot policy")
-            if len(metadata["lrpilot"]) > LARGEST_HEADER:
-                raise PolicyFileError(f"{path} is no lrpilot policy: its header is too long")
-            tensors = {}
-            for name in file.keys():  # noqa: SIM118
-                kind = file.get_slice(name).get_dtype()
-                if kind != "F32":
-                    raise PolicyFileError(
-                        f"{path} must hold float32 arrays alone, got {name!r} of {kind}"
-                    )
-                tensors[name] = file.get_tensor(name)
-    except SafetensorError as error:
-        raise PolicyFileError(
-            f"{path} is not a safetensors file, or is truncated: {error}"
-        ) from error
-    return metadata["lrpilot"], tensors

@@ -13,7 +13,8 @@ from lrpilot.policy.clock import is_due, progress_of
 from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.policy.elementwise import Numbers
 from lrpilot.policy.observation import ObservationSpec
-from lrpilot.policy.observer import Observer, Sample
+from lrpilot.policy.observer import Observer
+from lrpilot.policy.parameter_sample import Sample
 
 BRAKE_FACTOR = 0.1
 """What an alarm of the brake leaves of the learning rate."""

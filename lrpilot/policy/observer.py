@@ -1,7 +1,8 @@
 """Observer: from the losses, weights and gradients of training runs to what a policy sees."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +27,7 @@ from lrpilot.policy.features import (
     relative_loss,
 )
 from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
-from lrpilot.policy.parameter_sample import ParameterSample
-
-
-class Sample(Protocol):
-    """What reads some entries of all weights: of one run, vectors; of B runs, (B, entries)."""
-
-    def weights(self) -> Tensor:
-        """The entries, copied."""
-
-    def gradients(self) -> Tensor:
-        """Their gradients."""
+from lrpilot.policy.parameter_sample import ParameterSample, Sample
 
 
 class Observer:
@@ -46,8 +37,7 @@ class Observer:
     B runs, and of a device other than the CPU, are read when the interval closes.
 
     Where other parameters are trained than at the last decision (`ParameterSample`), the movement
-    features begin anew: the last displacement is repeated, the others are 0, and so is
-    gradient_growth.
+    features begin anew: the last displacement is repeated; the others, and gradient_growth, are 0.
 
     Args:
         spec: the features.
@@ -71,8 +61,8 @@ class Observer:
     ) -> None:
         if "curvature" in spec.groups and curvature is None:
             raise ValueError(
-                "`curvature` is required: the policy observes it; give a function that returns "
-                "the loss on a batch"
+                "`curvature` is required: the policy observes it; give a function that returns the "
+                "loss on a batch"
             )
         self.spec = spec
         self.sample = sample
@@ -81,7 +71,6 @@ class Observer:
         self._brake = brake
         self._reads_movement = "movement" in spec.groups
         self._reads_gradient = "gradient" in spec.groups
-
         self._unread: list[tuple[Tensor, Numbers]] = []
         self.state: State = {name: self._of_all(value) for name, value in FIRST_STATE.items()}
         self._weights: Tensor | None = None
@@ -150,11 +139,11 @@ class Observer:
     def _require_scale(self, loss: Numbers, is_first: Numbers) -> None:
         is_wrong = is_first & (loss < 0.0)
         if "loss" in self.spec.groups and not every(is_wrong ^ True):
-            run = int(np.argmax(is_wrong))
-            value, of_run = (loss, "") if self.num_runs is None else (loss[run], f" in run {run}")
+            if run := "" if self.num_runs is None else f" in run {np.argmax(is_wrong)}":
+                loss = loss[np.argmax(is_wrong)]
             raise ValueError(
-                f"`loss` must be positive at the start, since features are logarithms relative to "
-                f"it, got {value}{of_run}"
+                "`loss` must be positive at the start, since features are logarithms relative to "
+                f"it, got {loss}{run}"
             )
 
     def flush(self) -> None:
@@ -162,13 +151,8 @@ class Observer:
         if self._unread:
             losses, masks = zip(*self._unread, strict=True)
             self._unread = []
-            rows = (
-                read_numbers(losses)
-                if self.num_runs is None
-                else torch.stack(losses).double().cpu().numpy()
-            )
             with _silence(self.num_runs):
-                for loss, active in zip(rows, masks, strict=True):
+                for loss, active in zip(self._read(losses), masks, strict=True):
                     self._add(loss, active)
 
     @property
@@ -203,8 +187,8 @@ class Observer:
             float32 array of shape (len(spec.names),), or (B, len(spec.names)).
         """
         self.flush()
-        before = dict(self.state), self._weights, self._displacement
         state = self.state
+        before = dict(state), self._weights, self._displacement
         reads = self._reads_movement or self._reads_gradient
         begins = reads and isinstance(self.sample, ParameterSample) and self.sample.refresh()
         columns: list[Numbers] = []
@@ -261,18 +245,19 @@ class Observer:
         feature, self.state["gradient_norm"] = gradient_feature(value, self.state["gradient_norm"])
         return feature
 
-    def _read(self, numbers: list[Tensor]) -> list[Numbers]:
+    def _read(self, numbers: Sequence[Tensor]) -> list[Numbers]:
         """Numbers of one run, or of B runs, in one transfer to the host."""
         if self.num_runs is None:
             return read_numbers(numbers)
-        return list(torch.stack(numbers).double().cpu().numpy())
+        return list(torch.stack(list(numbers)).double().cpu().numpy())
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
         self.flush()
         state: dict[str, Any] = {name: _plain(value) for name, value in self.state.items()}
-        for name, tensor in (("weights", self._weights), ("displacement", self._displacement)):
-            state[name] = None if tensor is None else tensor.clone()
+        if self._weights is not None and self._displacement is not None:
+            state["weights"] = self._weights.clone()
+            state["displacement"] = self._displacement.clone()
         if self._curvature is not None:
             state["curvature"] = self._curvature.state_dict()
         if isinstance(self.sample, ParameterSample):

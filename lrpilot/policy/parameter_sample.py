@@ -1,11 +1,13 @@
 """A fixed random sample of parameter entries: what the movement features read."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import is_
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
+from torch.optim import Optimizer
 
 _SAMPLE_SEED = 20230501
 
@@ -20,6 +22,26 @@ def sample_positions(total: int, num_entries: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(_SAMPLE_SEED)
     return torch.randint(total, (num_entries,), generator=generator).sort().values
+
+
+class Sample(Protocol):
+    """What reads some entries of all weights: of one run, vectors; of B runs, (B, entries)."""
+
+    def weights(self) -> Tensor:
+        """The entries, copied."""
+
+    def gradients(self) -> Tensor:
+        """Their gradients."""
+
+
+class OptimizerParameters:
+    """The parameters that an optimizer has when one goes through them."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (p for group in self._optimizer.param_groups for p in group["params"])
 
 
 class ParameterSample:

@@ -24,11 +24,10 @@ from lrpilot.policy.actor import (
     FORMAT_VERSION,
     SHIPPED,
     Policy,
-    PolicyFileError,
-    content_digest,
 )
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.policy_file import PolicyFileError, content_digest
 
 SIZES = (12, 16, 16, 1)
 

@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from lrpilot.policy.actor import SHIPPED, Policy, PolicyFileError
+from lrpilot.policy.actor import SHIPPED, Policy
+from lrpilot.policy.policy_file import PolicyFileError
 
 NUM_FILES = 200  # of each kind
 SOURCES = [path.read_bytes() for path in sorted(SHIPPED.glob("*.safetensors"))]
