@@ -4,7 +4,7 @@ from lrpilot import environment
 from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.gymnasium_envs import LRControlVectorEnv, make_vector_env
 from lrpilot.envs.lr_control import LRControlEnv
-from lrpilot.envs.runners import make_vec_env, runner_of
+from lrpilot.envs.runners import make_vec_env
 from lrpilot.envs.vec_lr_control import LRControlVecEnv
 from lrpilot.envs.worker_vec_env import WorkerError, WorkerVecEnv
 
@@ -16,7 +16,6 @@ __all__ = [
     "WorkerVecEnv",
     "make_vec_env",
     "make_vector_env",
-    "runner_of",
     "settings_for",
 ]
 

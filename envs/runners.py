@@ -91,11 +91,6 @@ def make_vec_env(
     return DummyVecEnv([make_env] * num_envs)
 
 
-def runner_of(env: VecEnv) -> str:
-    """How the environments of `make_vec_env` run."""
-    return next(name for name, kind in RUNNERS.items() if isinstance(env, kind))
-
-
 def num_cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
