@@ -55,6 +55,7 @@ def check_batched_environments(task: Task, num_envs: int, *, use_cap: bool = Fal
     expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
     np.testing.assert_allclose(batch.reset(), expected, atol=1e-4)
     num_ended = 0
+    observations: Any
     for step in range(14):
         actions = np.random.default_rng(step).uniform(-1, 1, size=(num_envs, 1)).astype(np.float32)
         observations, rewards, dones, infos = batch.step(actions)
@@ -89,12 +90,13 @@ def check_batched_runs(
     tolerance = tolerance or ROUNDING[singles[0].parameters[0].dtype]
     close = partial(pytest.approx, rel=tolerance, abs=tolerance)
     lrs = task.base_lr * torch.linspace(0.5, 1.5, len(seeds), dtype=torch.float64)
+    lrs = lrs.to(runs.device)
     for step in range(num_steps):
         if step == num_steps // 2:
             runs.reset([len(seeds) - 1, 0], [101, 102])
             singles[-1], singles[0] = task.start(101), task.start(102)
         active = torch.tensor([step < 10 or (step + i) % 3 > 0 for i in range(len(seeds))])
-        losses = runs.step(lrs, active)
+        losses = runs.step(lrs, active.to(runs.device)).cpu()
         expected = [float(singles[i].step(float(lrs[i]))) for i in active.nonzero()[:, 0].tolist()]
         assert losses[active].tolist() == close(expected)
     privileged = [single.privileged_loss() for single in singles]

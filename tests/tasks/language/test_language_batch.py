@@ -18,7 +18,7 @@ from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.lora import LoRATask
 from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.language.task import LanguageTask
-from tests.batched import EVERYONE, SEEDS, Pair, compare, lrs_of, start_batch
+from tests.batched import EVERYONE, SEEDS, compare, lrs_of, start_batch
 from tests.made_up import NUM_WORDS, TEXT, made_up_sentences
 from tests.running import check_batched_environments, through_file
 from tests.tasks.language.builders import ADAMW, COMMON, WINDOWS, gpt_task
@@ -95,8 +95,8 @@ def make_task(
 def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: float) -> None:
     # rounding is 2^-8 relative, at different places: each side is compared with float32
     make = partial(make_task, name, "nesterov", is_double=False, dropout=dropout)
-    pair = Pair(make(precision="bfloat16"))
-    runs, singles = pair.runs, pair.singles
+    task = make(precision="bfloat16")
+    runs, singles = start_batch(task), [task.start(seed) for seed in SEEDS]
     exact_runs = [make().start(seed) for seed in SEEDS]
     losses = runs.step(torch.full((3,), 0.05), EVERYONE)
     assert losses.dtype == runs.weights().dtype == torch.float32
@@ -116,59 +116,43 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: 
     ("name", "dropout"), [("gpt", 0.0), ("gpt", 0.2), ("sst2", 0.0), ("sst2", 0.2), ("lora", 0.2)]
 )
 def test_runs_equal_single_runs_for_20_steps_in_float64(name: str, dropout: float) -> None:
-    compare(make_task(name, dropout=dropout), 20)
+    compare(make_task(name, dropout=dropout))
 
 
 @pytest.mark.parametrize(
     ("name", "optimizer"), [("gpt", "nesterov"), ("gpt", "adamw"), ("sst2", "nesterov")]
 )
 def test_runs_equal_single_runs_for_20_steps_in_float32(name: str, optimizer: str) -> None:
-    compare(make_task(name, optimizer, is_double=False), 20)
+    compare(make_task(name, optimizer, is_double=False))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "nesterov"])
 def test_a_gpt_under_another_optimizer_equals_single_runs(optimizer: str) -> None:
-    compare(make_task(optimizer=optimizer), 10)
+    compare(make_task(optimizer=optimizer), 12)
 
 
 def test_gradients_are_clipped_run_by_run() -> None:
-    pair = Pair(make_task(max_gradient_norm=0.5))
-    for step in range(10):
-        pair.step(step)
-    assert pair.runs.gradients().norm(dim=1).tolist() == pytest.approx([0.5] * 3, rel=1e-4)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_what_an_observer_reads_equals_single_runs(name: str) -> None:
-    pair = Pair(make_task(name, max_gradient_norm=0.5))
-    for step in range(3):
-        pair.step(step)
-    pair.check_samples()
+    task = make_task(max_gradient_norm=0.5)
+    compare(task)
+    runs = start_batch(task)
+    runs.step(lrs_of(task), EVERYONE)
+    assert runs.gradients().norm(dim=1).tolist() == pytest.approx([0.5] * 3, rel=1e-4)
 
 
 def test_the_embedding_of_a_gpt_is_one_row_of_numbers_that_input_and_output_share() -> None:
-    pair = Pair(make_task())
-    num_entries = sum(part.numel() for part in pair.singles[0].parameters)
-    assert pair.runs.parameters.shape[1] == num_entries
+    task = make_task()
+    num_entries = sum(part.numel() for part in task.start(0).parameters)
+    assert start_batch(task).parameters.shape[1] == num_entries
 
 
 def test_only_adapters_are_stacked() -> None:
-    pair = Pair(make_task("lora"))
-    num_entries = sum(part.numel() for part in pair.singles[0].parameters)
-    assert pair.runs.parameters.shape[1] == num_entries
-    frozen = [part for part in pair.runs._model.parameters() if not part.requires_grad]
+    task = make_task("lora")
+    runs = start_batch(task)
+    assert runs.parameters.shape[1] == sum(part.numel() for part in task.start(0).parameters)
+    frozen = [part for part in runs._model.parameters() if not part.requires_grad]
     before = [part.clone() for part in frozen]
-    pair.step()
+    runs.step(lrs_of(task), EVERYONE)
     assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_runs_rest_and_start_anew_while_the_others_go_on(name: str) -> None:
-    pair = Pair(make_task(name, dropout=0.2))
-    for step in range(12):
-        if step == 5:
-            pair.restart(1, 99)
-        pair.step(active=torch.tensor([step % (i + 1) == 0 for i in range(3)]))
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from lrpilot import GreedyLR
 from lrpilot.tasks.networks.from_model import ModelTask, from_model
 from lrpilot.tasks.networks.randomness import RunDropout
-from tests.batched import Pair, compare, start_batch
+from tests.batched import compare, start_batch
 from tests.running import (
     advance,
     check_batched_environments,
@@ -102,23 +102,15 @@ BATCHED: dict[str, dict[str, Any]] = {
 }
 
 
-def compare_with_rests(task: ModelTask) -> None:
-    """Assert that batched runs equal single ones, beyond an epoch and with runs left out."""
-    pair = Pair(task)
-    for step in range(30):
-        pair.step(step, torch.tensor([True, step % 2 == 0, True]))
-    pair.check()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("changes", BATCHED)
 def test_batched_runs_equal_single_runs_in_float64(changes: str, optimizer: str) -> None:
-    compare_with_rests(make_task(**BATCHED[changes], optimizer=OPTIMIZERS[optimizer]))
+    compare(make_task(**BATCHED[changes], optimizer=OPTIMIZERS[optimizer]), 30)
 
 
 def test_batched_runs_equal_single_runs_in_float32() -> None:
-    compare(make_task(model=lambda: mlp().float(), data=points(dtype=torch.float32)), 20)
+    compare(make_task(model=lambda: mlp().float(), data=points(dtype=torch.float32)))
 
 
 def test_batched_environments_equal_single_ones_through_their_resets() -> None:
@@ -310,7 +302,7 @@ def test_what_does_not_fit_is_refused_at_construction(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("changes", BATCHED)
 def test_batched_runs_on_a_gpu_equal_single_runs_there(changes: str) -> None:
-    compare(make_task(**BATCHED[changes], device="cuda"), 20)
+    compare(make_task(**BATCHED[changes], device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

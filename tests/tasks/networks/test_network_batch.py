@@ -11,11 +11,12 @@ from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.tasks.images.models import mlp, resnet9, resnet18, small_cnn
 from lrpilot.tasks.images.task import (
+    BatchedImageRuns,
     ImageTask,
     can_lie_channels_last,
     runs_and_channels_last,
 )
-from tests.batched import EVERYONE, SEEDS, Pair, compare, lrs_of, start_batch
+from tests.batched import EVERYONE, SEEDS, compare, lrs_of, start_batch
 from tests.running import check_batched_environments, through_file
 from tests.tasks.images.builders import digits_task
 
@@ -68,13 +69,13 @@ def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) ->
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: str) -> None:
-    compare(make_task(model, optimizer), 20)
+    compare(make_task(model, optimizer))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_runs_equal_single_runs_for_20_steps_in_float32(model: str, optimizer: str) -> None:
-    compare(make_task(optimizer=optimizer, model=MODELS[model]), 20)
+    compare(make_task(optimizer=optimizer, model=MODELS[model]))
 
 
 NORMALIZED: dict[str, Any] = {
@@ -86,18 +87,18 @@ NORMALIZED: dict[str, Any] = {
 
 @pytest.mark.parametrize("model", NORMALIZED)
 def test_runs_with_batch_normalization_equal_single_runs_for_20_steps(model: str) -> None:
-    compare(make_task(model=Double(NORMALIZED[model])), 20)
+    compare(make_task(model=Double(NORMALIZED[model])))
 
 
 def test_running_statistics_are_those_of_single_runs() -> None:
-    pair = Pair(make_task(model=Double(NORMALIZED["cnn"])))
-    for step in range(8):
-        if step == 5:
-            pair.restart(1, 99)
-        pair.step(active=torch.tensor([step % (i + 1) == 0 for i in range(3)]))
-    pair.check()
-    buffers = pair.runs.state_dict()["buffers"]
-    for i, single in enumerate(pair.singles):
+    task = make_task(model=Double(NORMALIZED["cnn"]))
+    runs, singles = start_batch(task), [task.start(seed) for seed in SEEDS]
+    for _ in range(5):
+        runs.step(lrs_of(task), EVERYONE)
+        for single, lr in zip(singles, lrs_of(task).tolist(), strict=True):
+            single.step(lr)
+    buffers = runs.state_dict()["buffers"]
+    for i, single in enumerate(singles):
         for stacked, buffer in zip(buffers, single.state_dict()["fixed"], strict=True):
             torch.testing.assert_close(stacked[i], buffer, rtol=1e-9, atol=1e-12)
 
@@ -149,12 +150,20 @@ CHANNELS_LAST = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelsLastTask(ImageTask):
+    """Lays out images as on a GPU."""
+
+    def start_batch(self, num_runs: int) -> BatchedImageRuns:
+        runs = super().start_batch(num_runs)
+        runs._lies_channels_last = True
+        return runs
+
+
 @pytest.mark.parametrize("model", CHANNELS_LAST)
 def test_runs_that_lie_channels_last_equal_single_runs(model: str) -> None:
-    pair = Pair(make_task(model=Double(CHANNELS_LAST[model])))
-    pair.runs._lies_channels_last = True
-    for step in range(5):
-        pair.step(step)
+    task = make_task(model=Double(CHANNELS_LAST[model]))
+    compare(ChannelsLastTask(**vars(task)), 5)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +180,7 @@ def test_only_a_network_that_can_be_mapped_so_lies_channels_last(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", [*MODELS.values(), *NORMALIZED.values()])
 def test_runs_on_a_gpu_equal_single_runs_there(model: Any) -> None:
-    compare(make_task(model=Double(model), augment=True, device="cuda"), 20)
+    compare(make_task(model=Double(model), augment=True, device="cuda"))
 
 
 def test_a_model_of_two_dtypes_is_refused() -> None:
@@ -183,31 +192,13 @@ def test_a_model_of_two_dtypes_is_refused() -> None:
 
 
 def test_augmented_runs_equal_single_runs() -> None:
-    compare(make_task("cnn", augment=True, crop_padding=2), 20)
+    compare(make_task("cnn", augment=True, crop_padding=2))
 
 
-def test_weights_and_gradients_are_what_a_single_runs_observer_samples() -> None:
-    pair = Pair(make_task(model=Double(partial(mlp, width=400))))
-    for step in range(3):
-        pair.step(step)
-    assert pair.runs.weights().shape == (3, ObservationSpec().num_entries)
-    pair.check_samples()
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_runs_that_are_not_active_stay_as_they_are(optimizer: str) -> None:
-    pair = Pair(make_task(optimizer=optimizer))
-    for step in range(12):
-        pair.step(active=torch.tensor([step % (i + 1) == 0 for i in range(3)]))
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_starts_anew_while_the_others_go_on(optimizer: str) -> None:
-    pair = Pair(make_task(optimizer=optimizer))
-    for step in range(10):
-        if step == 4:
-            pair.restart(1, 99)
-        pair.step()
+def test_runs_of_so_many_weights_that_they_are_sampled_equal_single_runs() -> None:
+    task = make_task(model=Double(partial(mlp, width=400)))
+    compare(task)
+    assert start_batch(task).weights().shape == (3, ObservationSpec().num_entries)
 
 
 def test_a_run_that_diverges_leaves_the_others_alone() -> None:
