@@ -87,7 +87,7 @@ def train(
         resume_from: run folder whose checkpoint is continued, with the same environments,
             algorithm and seed; where nothing is left to do, its results are written.
         show_progress: whether to draw a progress bar.
-        make_env: called as `make_env(task, num_envs, runner=runner, **settings)`.
+        make_env: called as `make_env(task, num_envs, settings, runner=runner)`.
 
     Returns:
         The summary, as written to `summary.json`; `stopped_by` names the signal that ended
