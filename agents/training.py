@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,12 @@ def train(
                     stop=stop,
                 )
                 _learn(model, total_steps, recorder, checkpointer)
+                # whatever the configuration leaves to the defaults
+                control = json.loads(json.dumps(asdict(settings)))
+                given = without_folders(dict(card or {"task": {"name": task.name}}))
                 trained_on = {
-                    **without_folders(dict(card or {"task": {"name": task.name}})),
+                    **given,
+                    "env": {**given.get("env", {}), **control, "runner": runner},
                     "seed": seed,
                     "date": kept["date"],
                     "commit": (provenance or {}).get("commit"),

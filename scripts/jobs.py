@@ -36,8 +36,8 @@ MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, Work
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE}
 
-# arguments of tasks and environments, of which the configuration names those without a default
-FREE = re.compile(r"(task|env)\.[\w.]+=")
+# arguments of what is ours, of which the configuration names those that differ from the default
+FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
 
 # the end of a run folder's name: two runs that start in the same second have two folders
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
@@ -76,8 +76,8 @@ def run_script(main: Callable[[], Any]) -> None:
 def without_signs(argument: str) -> str:
     """An override as Hydra wants it, where it needs no + of its user.
 
-    An experiment has its place in every defaults list; what a task or an environment takes is
-    checked by it, and whether a file of the configuration names it already is all the same.
+    An experiment has its place in every defaults list; what a task, say, takes it checks itself,
+    and whether a file of the configuration names it already is all the same.
 
     >>> without_signs("+experiment=lazy_boundary"), without_signs("task.batch_size=8")
     ('experiment=lazy_boundary', '++task.batch_size=8')

@@ -170,4 +170,8 @@ def _differences(given: Any, kept: Any, prefix: str) -> list[str]:
             for key in keys
             for line in _differences(given.get(key), kept.get(key), f"{prefix}.{key}")
         ]
-    return [] if given == kept else [f"`{prefix}`: {kept} kept, {given} given"]
+    return [] if given == kept else [f"`{prefix}`: {_shown(kept)} kept, {_shown(given)} given"]
+
+
+def _shown(value: object) -> str:
+    return "default" if value is None else str(value)

@@ -1,16 +1,18 @@
 """Every configuration composes, and builds what it names."""
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot import ActionSpec, Policy
+from lrpilot import ActionSpec, ControlSettings, Policy
 from lrpilot.agents.tracking import Tracker
 from lrpilot.envs import LRControlEnv
 from lrpilot.tasks.task import Task
@@ -80,7 +82,7 @@ def test_agent_instantiates() -> None:
 
 def test_a_rollout_is_whole_episodes() -> None:
     cfg = composed("train_agent")
-    assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
+    assert cfg.agent.algorithm.n_steps % (ControlSettings().num_decisions - 1) == 0
 
 
 @pytest.mark.slow
@@ -144,7 +146,7 @@ def test_quick_version_of_an_experiment_says_so_and_is_smaller(name: str) -> Non
 )
 def test_rollouts_of_an_experiment_are_whole_episodes(name: str) -> None:
     cfg = composed("reproduce", f"experiment={name}")
-    assert cfg.agent.algorithm.n_steps % (cfg.env.num_decisions - 1) == 0
+    assert cfg.agent.algorithm.n_steps % (ControlSettings().num_decisions - 1) == 0
     assert cfg.agent.algorithm.n_steps * cfg.agent.num_envs % cfg.agent.algorithm.batch_size == 0
 
 
@@ -194,3 +196,30 @@ def test_command_line_overrides_the_budget_of_a_task() -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_every_budget_belongs_to_a_task(budget: str) -> None:
     assert budget in TASKS
+
+
+def defaults_of(target: str) -> dict[str, Any]:
+    """What a class or function of ours takes where nothing is given."""
+    made = ControlSettings if target == "lrpilot.envs.make_vec_env" else get_object(target)
+    taken = inspect.signature(made).parameters.values()
+    return {p.name: p.default for p in taken if p.default is not p.empty}
+
+
+def repeated(node: Any) -> Iterator[str]:
+    """The keys, below a `_target_` of ours, whose values are the defaults in the code.
+
+    Scripts read a task's name.
+    """
+    if isinstance(node, dict):
+        target = str(node.get("_target_"))
+        defaults = defaults_of(target) if target.startswith("lrpilot.") else {}
+        for key, value in node.items():
+            given = tuple(value) if isinstance(value, list) else value
+            if key != "name" and key in defaults and given == defaults[key]:
+                yield f"{target}: {key}"
+            yield from repeated(value)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_default_stands_in_the_code_or_in_the_configuration(path: Path) -> None:
+    assert list(repeated(OmegaConf.to_container(OmegaConf.load(path)))) == []

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lrpilot import Policy
+from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -22,7 +22,7 @@ def composed(agent):
 def test_a_rollout_is_whole_episodes(agent):
     cfg = composed(agent)
     steps = cfg.agent.algorithm.get("n_steps") or cfg.agent.algorithm.train_freq
-    assert steps % (cfg.env.num_decisions - 1) == 0
+    assert steps % (ControlSettings().num_decisions - 1) == 0
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -176,7 +176,7 @@ def test_resume_with_another_environment_is_refused(run_dir, tmp_path):
         check=False,
     )
     assert result.returncode != 0
-    assert "`env.num_decisions`: 30 kept, 10 given" in result.stderr
+    assert "`env.num_decisions`: default kept, 10 given" in result.stderr
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path):
