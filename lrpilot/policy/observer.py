@@ -195,7 +195,7 @@ class Observer:
         with _silence(self.num_runs):
             for group in self.spec.groups:
                 if group == "progress":
-                    columns.append(2.0 * progress - 1.0)
+                    columns.append(2.0 * clip(progress, 0.0, 1.0) - 1.0)
                 elif group == "loss":
                     of_loss, changed = loss_features(state)
                     columns += of_loss
