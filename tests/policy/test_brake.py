@@ -1,4 +1,3 @@
-import inspect
 import math
 import random
 import time
@@ -7,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrpilot.envs import LRControlEnv
+from lrpilot import ControlSettings
 from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.policy.brake import Brake
 from tests.running import through_file
@@ -166,8 +165,7 @@ def test_after_a_rewind_the_next_explosion_is_an_alarm_at_once() -> None:
 
 
 def test_the_environments_use_the_same_factor() -> None:
-    default = inspect.signature(LRControlEnv).parameters["divergence_factor"].default
-    assert default == DIVERGENCE_FACTOR
+    assert ControlSettings().divergence_factor == DIVERGENCE_FACTOR
 
 
 def test_a_loss_costs_at_most_a_microsecond_or_two() -> None:
