@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stable_baselines3
@@ -31,7 +33,7 @@ MAY_IMPORT = {
 README = (ROOT / "README.md").read_text()
 
 
-def files_of(part):
+def files_of(part: str) -> list[Path]:
     """The source files of a part; what is linked into lrpilot/ is a part of its own."""
     return [
         path
@@ -40,7 +42,7 @@ def files_of(part):
     ]
 
 
-def imported_modules(path):
+def imported_modules(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,14 +51,14 @@ def imported_modules(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def module_of(path):
+def module_of(path: Path) -> str:
     """The dotted name under which a source file of the package is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     package = parts if parts[0] == "lrpilot" else ("lrpilot", *parts)
     return ".".join(package).removesuffix(".__init__")
 
 
-def part_of(module):
+def part_of(module: str) -> str | None:
     """The part to which the dotted name of a module of ours belongs, or None."""
     names = module.split(".")
     if names[0] == "lrpilot":
@@ -65,7 +67,7 @@ def part_of(module):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_imports_flow_one_way(part):
+def test_imports_flow_one_way(part: str) -> None:
     files = files_of(part)
     assert files
     found = {
@@ -79,7 +81,7 @@ def test_imports_flow_one_way(part):
 
 
 @pytest.mark.parametrize("part", LINKED[:4])
-def test_a_part_has_one_name(part):
+def test_a_part_has_one_name(part: str) -> None:
     """`tasks` is imported as `lrpilot.tasks`, everywhere: two names would be two modules."""
     short = {
         (path.name, name)
@@ -91,7 +93,7 @@ def test_a_part_has_one_name(part):
     assert not short
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_a_circle() -> None:
     """Nor for types alone: what two modules need of each other is a third."""
     paths = {module_of(path): path for part in ("lrpilot", *LINKED[:4]) for path in files_of(part)}
     imports = {
@@ -103,7 +105,27 @@ def test_no_modules_import_each_other_in_a_circle():
     tuple(TopologicalSorter(imports).static_order())
 
 
-def test_only_scripts_see_a_dict_config():
+@pytest.mark.parametrize(("folders", "limit"), [(PARTS, 300), (("tests",), 600)])
+def test_no_file_is_longer_than_a_reader_bears(folders: tuple[str, ...], limit: int) -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
+        for folder in folders
+        for path in files_of(folder)
+    }
+    assert {name: length for name, length in lengths.items() if length > limit} == {}
+
+
+def test_no_door_leads_to_more_than_nine_rooms() -> None:
+    """A room is a folder that holds Python; a linked one belongs to the top level."""
+    rooms = {path.parent for folder in (*PARTS, "tests") for path in files_of(folder)}
+    rooms |= {parent for room in rooms for parent in room.parents if parent.is_relative_to(ROOT)}
+    doors: dict[Path, int] = {}
+    for room in rooms - {ROOT}:
+        doors[room.parent] = doors.get(room.parent, 0) + 1
+    assert {door: count for door, count in doors.items() if count > 9} == {}
+
+
+def test_only_scripts_see_a_dict_config() -> None:
     for part in PARTS:
         for path in files_of(part):
             if part != "scripts":
@@ -115,14 +137,14 @@ PRIVATE_NAME = r"\bself\.(_[a-z]\w*)"
 MAY_KNOW_PRIVATE_NAMES = {"lrpilot/schedulers/torch_scheduler.py", "agents/sb3.py"}
 
 
-def private_names_of_libraries():
+def private_names_of_libraries() -> set[str]:
     """The private attributes of torch's schedulers and optimizers and of SB3."""
     folder = Path(stable_baselines3.__file__).parent / "common"
-    files = [lr_scheduler.__file__, optimizer.__file__, *folder.rglob("*.py")]
-    return {name for file in files for name in re.findall(PRIVATE_NAME, Path(file).read_text())}
+    files = [Path(lr_scheduler.__file__), Path(optimizer.__file__), *folder.rglob("*.py")]
+    return {name for file in files for name in re.findall(PRIVATE_NAME, file.read_text())}
 
 
-def test_private_names_of_torch_and_sb3_are_used_in_one_file_each():
+def test_private_names_of_torch_and_sb3_are_used_in_one_file_each() -> None:
     texts = {
         path.relative_to(ROOT).as_posix(): path.read_text()
         for part in PARTS
@@ -143,7 +165,7 @@ def test_private_names_of_torch_and_sb3_are_used_in_one_file_each():
 
 
 @pytest.mark.parametrize("folder", ["scripts", "tests", "conf"])
-def test_folders_that_are_no_packages_have_no_init_file(folder):
+def test_folders_that_are_no_packages_have_no_init_file(folder: str) -> None:
     assert not list((ROOT / folder).rglob("__init__.py"))
 
 
@@ -154,7 +176,7 @@ OF_TORCH = re.compile(
 )
 
 
-def test_one_file_uses_the_private_names_of_schedulers_of_torch():
+def test_one_file_uses_the_private_names_of_schedulers_of_torch() -> None:
     using = {path.name for path in files_of("lrpilot") if OF_TORCH.search(path.read_text())}
     assert using == {"torch_scheduler.py"}
 
@@ -162,29 +184,29 @@ def test_one_file_uses_the_private_names_of_schedulers_of_torch():
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_a_training_job_needs_three_packages():
+def test_a_training_job_needs_three_packages() -> None:
     needed = {Requirement(line).name for line in PROJECT["project"]["dependencies"]}
     assert needed == {"torch", "numpy", "safetensors"}
 
 
 # what checks and builds the project, and need not work in its lowest version
-TOOLS = ("ruff", "mypy", "hatchling", "sphinx", "myst-parser", "furo")
-TOOLS += ("nbclient", "nbformat", "ipykernel")
+TOOLS = {"ruff", "mypy", "hatchling", "sphinx", "myst-parser", "furo"}
+TOOLS |= {"nbclient", "nbformat", "ipykernel"}
 
 
-def pins(file):
+def pins(file: str) -> dict[str, str]:
     lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     return dict(line.split("==") for line in lines if line)
 
 
-def requirements():
+def requirements() -> list[Requirement]:
     extras = PROJECT["project"]["optional-dependencies"].values()
     lines = PROJECT["project"]["dependencies"] + [line for extra in extras for line in extra]
     return [Requirement(line) for line in lines if not line.startswith("lrpilot")]
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
-def test_both_ends_of_the_stated_range_are_tested(requirement):
+def test_both_ends_of_the_stated_range_are_tested(requirement: Requirement) -> None:
     """CI installs the lowest version that is admitted, and the one of the README's command."""
     (bound,) = requirement.specifier
     assert bound.operator == ">="
@@ -194,13 +216,13 @@ def test_both_ends_of_the_stated_range_are_tested(requirement):
     assert Version(pins("constraints.txt")[requirement.name]) >= Version(bound.version)
 
 
-def test_readme_is_short_and_shows_code_at_once():
+def test_readme_is_short_and_shows_code_at_once() -> None:
     lines = README.splitlines()
     assert len(lines) <= 150
     assert "```python" in lines[:9]
 
 
-def test_readme_names_only_paths_that_exist():
+def test_readme_names_only_paths_that_exist() -> None:
     tree = re.search(r"```text\n(.*?)```", README, re.S)
     assert tree
     named = [line.split()[0] for line in tree[1].splitlines() if not line.startswith(" ")]
@@ -211,14 +233,14 @@ def test_readme_names_only_paths_that_exist():
         assert (ROOT / name).exists(), name
 
 
-def test_readme_figures_exist():
+def test_readme_figures_exist() -> None:
     figures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert figures
     for figure in figures:
         assert (ROOT / figure).is_file()
 
 
-def test_ci_runs_the_test_command_of_the_readme():
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = README.split("# install, and run the tests\n")[1].split("```")[0].strip()
     find = re.search(r"command=\$\((.*)\)", (ROOT / ".ci" / "run").read_text())
     assert find
@@ -228,11 +250,11 @@ def test_ci_runs_the_test_command_of_the_readme():
         assert tool in command
 
 
-def test_contributing_has_at_most_45_lines():
+def test_contributing_has_at_most_45_lines() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 45
 
 
-def test_version_is_in_the_changelog():
+def test_version_is_in_the_changelog() -> None:
     version = subprocess.check_output(
         [sys.executable, "-c", "import lrpilot; print(lrpilot.__version__)"], cwd=ROOT, text=True
     ).strip()

@@ -9,7 +9,10 @@ import pickle
 import random
 import signal
 import zipfile
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -26,21 +29,21 @@ from tests.training import PPO_TINY, SAC_TINY, policy_file, quadratic, run
 class WritesAFile:
     """Unpickled, it writes a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Any) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("half")
     run(folder, total_steps=48)
     return folder
 
 
-def resume_from(content, tmp_path, **changes):
+def resume_from(content: Any, tmp_path: Path, **changes: Any) -> Any:
     """Train on from a checkpoint file of this content."""
     (tmp_path / "cut").mkdir(exist_ok=True)
     (tmp_path / "cut" / checkpoint.FILE_NAME).write_bytes(content)
@@ -48,20 +51,20 @@ def resume_from(content, tmp_path, **changes):
     return run(tmp_path / "rest", total_steps=72, resume_from=tmp_path / "cut", **changes)
 
 
-def bit_flips(content, rng):
+def bit_flips(content: Any, rng: Any) -> Iterator[Any]:
     while True:
         changed = bytearray(content)
         changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         yield bytes(changed)
 
 
-def truncations(content, rng):
+def truncations(content: Any, rng: Any) -> Iterator[Any]:
     yield b""
     while True:
         yield content[: rng.randrange(len(content))]
 
 
-def swapped_parts(content, rng):
+def swapped_parts(content: Any, rng: Any) -> Iterator[Any]:
     while True:
         size = rng.randrange(1, len(content) // 3)
         i = rng.randrange(len(content) - 2 * size)
@@ -73,7 +76,7 @@ def swapped_parts(content, rng):
 
 
 @pytest.mark.parametrize("mutate", [bit_flips, truncations, swapped_parts])
-def test_no_damaged_checkpoint_is_resumed(folder, tmp_path, mutate):
+def test_no_damaged_checkpoint_is_resumed(folder: Any, tmp_path: Path, mutate: Any) -> None:
     content = (folder / checkpoint.FILE_NAME).read_bytes()
     mutations = mutate(content, random.Random(0))
     for _ in range(150 if mutate is bit_flips else 50):
@@ -81,19 +84,19 @@ def test_no_damaged_checkpoint_is_resumed(folder, tmp_path, mutate):
             resume_from(next(mutations), tmp_path)
 
 
-def with_its_digest(payload):
+def with_its_digest(payload: Any) -> Any:
     """A checkpoint file of any payload, as somebody would make it who knows the format."""
     digest = hashlib.sha256(payload).hexdigest().encode()
     return b"lrpilot checkpoint 2 " + digest + b"\n" + payload
 
 
-def saved(value):
+def saved(value: Any) -> Any:
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
-def test_no_checkpoint_runs_code(folder, tmp_path):
+def test_no_checkpoint_runs_code(folder: Any, tmp_path: Path) -> None:
     evil = WritesAFile(tmp_path / "executed")
     payloads = [pickle.dumps(evil), saved(evil), saved({"agent": evil})]
     payloads += [pickle.dumps(evil, protocol) for protocol in range(5)]
@@ -103,7 +106,7 @@ def test_no_checkpoint_runs_code(folder, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_archive_of_sb3_inside_a_checkpoint_is_not_opened(folder, tmp_path):
+def test_an_archive_of_sb3_inside_a_checkpoint_is_not_opened(folder: Any, tmp_path: Path) -> None:
     evil = base64.b64encode(cloudpickle.dumps(WritesAFile(tmp_path / "executed"))).decode()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -119,7 +122,7 @@ def test_an_archive_of_sb3_inside_a_checkpoint_is_not_opened(folder, tmp_path):
 @pytest.mark.parametrize(
     "value", [{}, 3, [], {"algorithm": "PPO"}, {"algorithm": "PPO", "agent": {}}]
 )
-def test_a_checkpoint_without_a_state_is_refused(tmp_path, value):
+def test_a_checkpoint_without_a_state_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match=r"holds no snapshot|does not fit"):
         resume_from(with_its_digest(saved(value)), tmp_path)
 
@@ -133,7 +136,9 @@ def test_a_checkpoint_without_a_state_is_refused(tmp_path, value):
     ],
     ids=["algorithm", "size", "number of environments"],
 )
-def test_a_checkpoint_of_another_training_is_refused(folder, tmp_path, changes):
+def test_a_checkpoint_of_another_training_is_refused(
+    folder: Any, tmp_path: Path, changes: Any
+) -> None:
     content = (folder / checkpoint.FILE_NAME).read_bytes()
     with pytest.raises(ValueError, match="resume with the configuration that it was written with"):
         resume_from(content, tmp_path, **changes)
@@ -144,14 +149,16 @@ class Failing(LRControlEnv):
 
     steps_left = 30
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.steps_left -= 1
         if self.steps_left == 0:
             raise ZeroDivisionError("in the environment")
         return super().step(action)
 
 
-def test_an_error_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path):
+def test_an_error_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identically(
+    tmp_path: Path,
+) -> None:
     run(tmp_path / "whole", total_steps=120)
     env = partial(Failing, quadratic(), num_decisions=5)
     with pytest.raises(ZeroDivisionError, match="in the environment"):
@@ -162,13 +169,15 @@ def test_an_error_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identica
 
 
 @pytest.mark.slow
-def test_a_killed_worker_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path):
+def test_a_killed_worker_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path: Path) -> None:
     make_env = partial(LRControlEnv, quadratic(), num_decisions=5)
     env = WorkerVecEnv(make_env, 2, num_workers=2)
 
     class Kill(Tracker):
-        def log(self, row, *, step):
-            os.kill(env.processes[1].pid, signal.SIGKILL)
+        def log(self, row: Any, *, step: Any) -> None:
+            pid = env.processes[1].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
 
     run(tmp_path / "whole", total_steps=120)
     with pytest.raises(RuntimeError, match=r"-9|SIGKILL"):
@@ -179,19 +188,21 @@ def test_a_killed_worker_keeps_the_last_rollout_and_resumes_bit_identically(tmp_
     assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
 
 
-def test_a_checkpoint_is_written_when_the_time_has_come(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_when_the_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_WRITES", 0.0, raising=False)
     seen = []
 
     class Watch(Tracker):
-        def log(self, row, *, step):
+        def log(self, row: Any, *, step: Any) -> None:
             seen.append((tmp_path / checkpoint.FILE_NAME).exists())
 
     run(tmp_path, total_steps=72, tracker=Watch(tmp_path, {}))
     assert seen == [True, True, True]
 
 
-def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tmp_path: Path) -> None:
     run(tmp_path, total_steps=48)
     before = (tmp_path / checkpoint.FILE_NAME).read_bytes()
     with full_disk(), pytest.raises(OSError, match=rf"{tmp_path}/checkpoint\.pt"):

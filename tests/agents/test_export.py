@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lrpilot.tasks.quadratic import QuadraticTask
 
 
 @pytest.fixture
-def env():
+def env() -> Any:
     task = QuadraticTask(
         name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
     )
@@ -22,7 +24,7 @@ def env():
 TANH = {"net_arch": [16, 16], "activation_fn": nn.Tanh}
 
 
-def trained_on_policy(env, algorithm, policy, **policy_kwargs):
+def trained_on_policy(env: Any, algorithm: Any, policy: Any, **policy_kwargs: Any) -> Any:
     model = algorithm(
         policy,
         DummyVecEnv([lambda: env]),
@@ -37,16 +39,16 @@ def trained_on_policy(env, algorithm, policy, **policy_kwargs):
     return model.learn(128)
 
 
-def trained(env, **policy_kwargs):
+def trained(env: Any, **policy_kwargs: Any) -> Any:
     return trained_on_policy(env, PPO, "MlpPolicy", **policy_kwargs)
 
 
-def trained_recurrent(env, **policy_kwargs):
+def trained_recurrent(env: Any, **policy_kwargs: Any) -> Any:
     policy_kwargs = {"lstm_hidden_size": 16, **policy_kwargs}
     return trained_on_policy(env, RecurrentPPO, "MlpLstmPolicy", **policy_kwargs)
 
 
-def trained_sac(env, **policy_kwargs):
+def trained_sac(env: Any, **policy_kwargs: Any) -> Any:
     model = SAC(
         "MlpPolicy",
         DummyVecEnv([lambda: env]),
@@ -62,7 +64,7 @@ def trained_sac(env, **policy_kwargs):
     return model.learn(128)
 
 
-def export(model, env):
+def export(model: Any, env: Any) -> Any:
     return export_policy(
         model,
         observation=env.settings.observation,
@@ -73,7 +75,7 @@ def export(model, env):
 
 
 @pytest.mark.parametrize("train", [trained, trained_sac])
-def test_exported_policy_gives_the_actions_of_the_sb3_actor(env, train):
+def test_exported_policy_gives_the_actions_of_the_sb3_actor(env: Any, train: Any) -> None:
     model = train(env)
     policy = export(model, env)
     observations = np.random.default_rng(0).uniform(-5, 5, size=(200, 12)).astype(np.float32)
@@ -83,7 +85,7 @@ def test_exported_policy_gives_the_actions_of_the_sb3_actor(env, train):
     np.testing.assert_allclose(actions, expected, atol=1e-6)
 
 
-def test_exported_recurrent_policy_gives_the_actions_of_the_sb3_actor_over_a_run(env):
+def test_exported_recurrent_policy_gives_the_actions_of_the_sb3_actor_over_a_run(env: Any) -> None:
     model = trained_recurrent(env)
     policy = export(model, env)
     observations = np.random.default_rng(0).uniform(-5, 5, size=(50, 12)).astype(np.float32)
@@ -100,7 +102,7 @@ def test_exported_recurrent_policy_gives_the_actions_of_the_sb3_actor_over_a_run
 
 
 @pytest.mark.parametrize("train", [trained, trained_recurrent, trained_sac])
-def test_exported_policy_survives_further_training_unchanged(env, train):
+def test_exported_policy_survives_further_training_unchanged(env: Any, train: Any) -> None:
     model = train(env)
     policy = export(model, env)
     fingerprint = policy.fingerprint
@@ -108,17 +110,17 @@ def test_exported_policy_survives_further_training_unchanged(env, train):
     assert policy.fingerprint == fingerprint != export(model, env).fingerprint
 
 
-def test_card_names_the_versions(env):
+def test_card_names_the_versions(env: Any) -> None:
     policy = export(trained(env), env)
     assert policy.card["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("train", [trained, trained_recurrent, trained_sac])
-def test_actor_with_other_units_is_refused(env, train):
+def test_actor_with_other_units_is_refused(env: Any, train: Any) -> None:
     with pytest.raises(ValueError, match="tanh"):
         export(train(env, activation_fn=nn.ReLU), env)
 
 
-def test_actor_with_two_lstm_layers_is_refused(env):
+def test_actor_with_two_lstm_layers_is_refused(env: Any) -> None:
     with pytest.raises(ValueError, match="must have an LSTM of one plain layer"):
         export(trained_recurrent(env, n_lstm_layers=2), env)
