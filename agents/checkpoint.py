@@ -27,7 +27,7 @@ FILE_NAME = "checkpoint.pt"
 # a killed process loses at most so much training, or one rollout where that takes longer
 SECONDS_BETWEEN_WRITES = 60.0
 
-_TITLE = b"lrpilot checkpoint 2 "
+_TITLE = b"lrpilot checkpoint 3 "
 _HEADER_SIZE = len(_TITLE) + 2 * hashlib.sha256().digest_size + 1
 
 

@@ -42,7 +42,8 @@ def built(node: Any) -> Any:
 def test_every_task_composes_and_resolves(name: str, task: str) -> None:
     cfg = composed(name, f"task={task}")
     del cfg.output_root
-    assert OmegaConf.to_container(cfg, resolve=True)["task"]["name"] == task
+    OmegaConf.resolve(cfg)
+    assert cfg.task.name == task
 
 
 @pytest.mark.slow

@@ -65,6 +65,8 @@ class ObservationSpec:
     num_entries: int = 10_000
 
     def __post_init__(self) -> None:
+        if isinstance(self.groups, str):
+            raise ValueError(f"`groups` must be a list of names, got {self.groups!r}")
         object.__setattr__(self, "groups", tuple(self.groups))
         if not self.groups or len(set(self.groups)) != len(self.groups):
             raise ValueError(f"`groups` must name each group once, got {list(self.groups)}")

@@ -1,6 +1,7 @@
 """Every agent's configuration builds an agent that trains, and exports a policy."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,20 +14,20 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
 
 
-def composed(agent):
+def composed(agent: Any) -> Any:
     with initialize_config_dir(str(CONF), version_base=None):
         return compose("train_agent", [f"agent={agent}", "task=quadratic", "env.runner=looped"])
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_rollout_is_whole_episodes(agent):
+def test_a_rollout_is_whole_episodes(agent: Any) -> None:
     cfg = composed(agent)
     steps = cfg.agent.algorithm.get("n_steps") or cfg.agent.algorithm.train_freq
     assert steps % (ControlSettings().num_decisions - 1) == 0
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_it_trains_and_exports(agent, tmp_path):
+def test_it_trains_and_exports(agent: Any, tmp_path: Path) -> None:
     cfg = composed(agent)
     if agent == "sac":
         cfg.agent.algorithm.update(learning_starts=0, gradient_steps=2)

@@ -87,7 +87,7 @@ def test_no_damaged_checkpoint_is_resumed(folder: Any, tmp_path: Path, mutate: A
 def with_its_digest(payload: Any) -> Any:
     """A checkpoint file of any payload, as somebody would make it who knows the format."""
     digest = hashlib.sha256(payload).hexdigest().encode()
-    return b"lrpilot checkpoint 2 " + digest + b"\n" + payload
+    return b"lrpilot checkpoint 3 " + digest + b"\n" + payload
 
 
 def saved(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What an agent's policy does under its environment it does as a scheduler."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
-TASKS = {
+TASKS: dict[str, Any] = {
     "quadratic": partial(QuadraticTask, dimension=10),
     "digits": partial(ImageTask, data="digits", batch_size=32, num_privileged=32),
 }
@@ -24,7 +25,7 @@ TASKS = {
 def random_policy(env: LRControlEnv, *, output: str, is_recurrent: bool) -> Policy:
     rng = np.random.default_rng(1)
 
-    def layer(inputs, outputs):
+    def layer(inputs: Any, outputs: Any) -> Any:
         weight, bias = rng.normal(0, 0.3, (inputs, outputs)), rng.normal(0, 0.3, outputs)
         return weight.astype(np.float32), bias.astype(np.float32)
 
@@ -47,7 +48,9 @@ def random_policy(env: LRControlEnv, *, output: str, is_recurrent: bool) -> Poli
     [("clip", False), ("clip", True), ("tanh", False)],
     ids=["PPO", "RecurrentPPO", "SAC"],
 )
-def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(name, output, is_recurrent):
+def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(
+    name: str, output: Any, is_recurrent: Any
+) -> None:
     task = TASKS[name](name=name, optimizer=SGD, base_lr=0.02, total_steps=23)
     action = plain_action(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0)
     env = LRControlEnv(task, action=action, num_decisions=8, horizon_factors=(0.5, 2.0))

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,8 @@ NUM_KILLS = 18
 
 @pytest.mark.slow
 def test_every_run_that_is_killed_between_its_last_checkpoint_and_its_results_ends_bit_identically(
-    tmp_path,
-):
+    tmp_path: Path,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.killing", str(tmp_path), str(NUM_KILLS)],
         cwd=ROOT,

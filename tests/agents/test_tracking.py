@@ -25,7 +25,7 @@ def test_wandb_failure_at_the_start_warns_and_goes_on(tmp_path: Path) -> None:
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")
     with pytest.warns(RuntimeWarning, match="W&B failed and is switched off"):
-        tracker = WandbTracker(not_a_folder, {}, mode="an unknown mode")
+        tracker = WandbTracker(not_a_folder, {}, mode="an unknown mode")  # type: ignore[arg-type]
     tracker.log({"return_mean": 1.0}, step=1)
     tracker.close()
 

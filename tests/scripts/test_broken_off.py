@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +20,11 @@ WORKERS = [*TINY, "env.runner=subprocess", "agent.total_steps=1000000"]
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Iterator[Any]:
     """Starts a training in a session of its own, which ends with the test."""
     processes = []
 
-    def start(*arguments):
+    def start(*arguments: Any) -> Any:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / "train_agent.py"), *arguments],
             cwd=tmp_path,
@@ -41,21 +44,21 @@ def start(tmp_path):
         process.communicate()
 
 
-def workers_of(process):
+def workers_of(process: Any) -> Any:
     command = ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)]
     listed = subprocess.run(command, capture_output=True, text=True)
     lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
     return [int(pid) for pid, command in lines if "spawn_main" in command]
 
 
-def wait_for(found, process):
+def wait_for(found: Any, process: Any) -> Any:
     while not found():
         assert process.poll() is None
         time.sleep(0.05)
     return found()
 
 
-def test_a_killed_worker_is_named_with_the_command_that_goes_on(start, tmp_path):
+def test_a_killed_worker_is_named_with_the_command_that_goes_on(start: Any, tmp_path: Path) -> None:
     process = start(*WORKERS, "hydra.run.dir=cut")
     metrics = tmp_path / "cut" / "metrics.csv"
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, process)
@@ -70,7 +73,7 @@ def test_a_killed_worker_is_named_with_the_command_that_goes_on(start, tmp_path)
     assert Policy.load(tmp_path / "rest").card["num_env_steps"] >= 116
 
 
-def test_ctrl_c_while_workers_start_leaves_one_word(start):
+def test_ctrl_c_while_workers_start_leaves_one_word(start: Any) -> None:
     process = start(*WORKERS)
     wait_for(lambda: workers_of(process), process)
     os.killpg(process.pid, signal.SIGINT)

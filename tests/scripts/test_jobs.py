@@ -2,7 +2,9 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,10 +14,10 @@ from scripts.jobs import claimed, each_warning_once
 CFG = OmegaConf.create({"seed": 1, "policy": "/home/me/runs/3"})
 
 
-def test_of_runs_that_claim_a_folder_at_once_one_gets_it(tmp_path):
+def test_of_runs_that_claim_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
     together = Barrier(8)
 
-    def claim(_):
+    def claim(_: Any) -> Any:
         together.wait()
         try:
             with claimed(tmp_path, CFG):
@@ -31,15 +33,15 @@ def test_of_runs_that_claim_a_folder_at_once_one_gets_it(tmp_path):
     assert sum("must be a folder without results" in answer for answer in answers) == 7
 
 
-def test_a_run_that_fails_without_results_gives_its_folder_back(tmp_path):
+def test_a_run_that_fails_without_results_gives_its_folder_back(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no data"), claimed(tmp_path, CFG):
         raise OSError("no data")
     with claimed(tmp_path, CFG):
         assert (tmp_path / "config.yaml").is_file()
 
 
-def test_a_run_that_fails_with_results_keeps_its_folder(tmp_path):
-    def broken_off():
+def test_a_run_that_fails_with_results_keeps_its_folder(tmp_path: Path) -> None:
+    def broken_off() -> None:
         with claimed(tmp_path, CFG):
             (tmp_path / "metrics.csv").touch()
             raise KeyboardInterrupt
@@ -50,14 +52,14 @@ def test_a_run_that_fails_with_results_keeps_its_folder(tmp_path):
         claimed(tmp_path, CFG).__enter__()
 
 
-def test_files_of_hydra_are_no_results(tmp_path):
+def test_files_of_hydra_are_no_results(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "train_agent.log").touch()
     with claimed(tmp_path, CFG):
         assert (tmp_path / "config.yaml").read_text() == "seed: 1\npolicy: '3'\n"
 
 
-def test_a_warning_of_many_runs_is_shown_once():
+def test_a_warning_of_many_runs_is_shown_once() -> None:
     with warnings.catch_warnings(record=True) as caught, each_warning_once():
         warnings.simplefilter("always")
         for step in range(1000):

@@ -1,5 +1,8 @@
 """A mistake on the command line ends in one line that names it, and leaves no results."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.script_runs import TINY, run_scripts
@@ -16,7 +19,10 @@ MISTAKES = {
     ("train_agent.py", "num_threads=0"): "`num_threads` must be a whole number of at least 1, got",
     ("train_agent.py", "agent.num_envs=0"): "`agent.num_envs` must be a whole number of at least",
     ("train_agent.py", "env.runner=fast"): "`runner` must be ",
-    ("train_agent.py", "env.observation.groups=loss"): "`groups` must name each group once, got ['",
+    (
+        "train_agent.py",
+        "env.observation.groups=loss",
+    ): "`groups` must be a list of names, got 'loss'",
     ("train_agent.py", "show_progress=no"): "`show_progress` must be true or false, got 'no'",
     ("train_agent.py", "task.base_lr=abc"): "`task.base_lr` must be a number, got 'abc'",
     ("train_agent.py", "task.base_lr=-1"): "`base_lr` must be positive, got -1",
@@ -51,7 +57,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "a_file").touch()
     commands = [
@@ -67,7 +73,7 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=" ".join)
-def test_a_mistake_is_named_in_one_line(answers, case):
+def test_a_mistake_is_named_in_one_line(answers: Any, case: Any) -> None:
     code, _, err = answers[0][case]
     assert code == 1
     assert MISTAKES[case] in err
@@ -75,26 +81,26 @@ def test_a_mistake_is_named_in_one_line(answers, case):
     assert len(err.splitlines()) == 1 or "full_key" in err
 
 
-def test_an_optimizer_for_a_task_that_draws_its_own_is_refused(answers):
+def test_an_optimizer_for_a_task_that_draws_its_own_is_refused(answers: Any) -> None:
     code, _, err = answers[0]["hybrid"]
     assert code == 1
     assert err.startswith("`+task/optimizer=adam` must be left out: task=small_networks has its")
     assert "task.optimizer.NAME=... changes" in err
 
 
-def test_an_experiment_without_an_agent_trains_none(answers):
+def test_an_experiment_without_an_agent_trains_none(answers: Any) -> None:
     code, _, err = answers[0]["no agent"]
     assert code == 1
     assert err.startswith("`agent` must be chosen, as in agent=ppo, got none")
 
 
-def test_a_run_that_is_refused_leaves_no_results(answers):
+def test_a_run_that_is_refused_leaves_no_results(answers: Any) -> None:
     left = {path.name for path in answers[1].rglob("*") if ".hydra" not in path.parts}
     assert not {"config.yaml", "metrics.csv", "policy.safetensors"} & left
 
 
 @pytest.mark.parametrize("num_bytes", [100, 20_000])
-def test_a_full_disk_ends_in_one_line(tmp_path, num_bytes):
+def test_a_full_disk_ends_in_one_line(tmp_path: Path, num_bytes: Any) -> None:
     """No file grows beyond the limit: Hydra's own the first time, the results the second."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, -1))\n"
     commands = [

@@ -1,6 +1,8 @@
 """What `resume=` makes of run folders in any state, and what it never does."""
 
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +29,12 @@ RESUMED = {
 }
 
 
-def rewrite(path, settings):
+def rewrite(path: Any, settings: Any) -> None:
     checkpoint.write_snapshot({**checkpoint.read_snapshot(path), "settings": settings}, path)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run folders: finished ones, and copies of these that lost, or got, something."""
     root = tmp_path_factory.mktemp("root")
     done = run_scripts([[*run, f"hydra.run.dir={name}"] for name, run in TRAIN.items()], root)
@@ -62,7 +64,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(root):
+def answers(root: Any) -> Any:
     """Exit code, output and errors of every resume."""
     commands = [
         ["train_agent.py", f"resume={folder}", f"hydra.run.dir=out/{name}", *more]
@@ -73,12 +75,12 @@ def answers(root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
-def test_no_resume_ends_in_a_traceback(answers, name):
+def test_no_resume_ends_in_a_traceback(answers: Any, name: str) -> None:
     assert "Traceback" not in answers[name][2]
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_results_is_finished_bit_identically(root, answers):
+def test_a_run_that_lost_its_results_is_finished_bit_identically(root: Any, answers: Any) -> None:
     assert answers["killed"][0] == 0
     for name in ("policy.safetensors", "metrics.csv"):
         assert (root / "out" / "killed" / name).read_bytes() == (root / "whole" / name).read_bytes()
@@ -86,14 +88,14 @@ def test_a_run_that_lost_its_results_is_finished_bit_identically(root, answers):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_resumed(answers):
+def test_a_finished_run_is_not_resumed(answers: Any) -> None:
     code, _, errors = answers["finished"]
     assert code == 1
     assert "nothing is left" in errors
 
 
 @pytest.mark.slow
-def test_no_code_of_a_run_folder_is_run(root, answers):
+def test_no_code_of_a_run_folder_is_run(root: Any, answers: Any) -> None:
     assert answers["evil_config"][0] == 0
     assert answers["evil_override"][0] == 1
     assert "`task.more` must be given again" in answers["evil_override"][2]
@@ -101,7 +103,9 @@ def test_no_code_of_a_run_folder_is_run(root, answers):
 
 
 @pytest.mark.slow
-def test_code_of_the_first_command_line_is_run_again_only_where_it_is_given_again(answers):
+def test_code_of_the_first_command_line_is_run_again_only_where_it_is_given_again(
+    answers: Any,
+) -> None:
     code, _, errors = answers["own"]
     assert code == 1
     assert errors.startswith("`agent.algorithm._target_` must be given again")
@@ -113,7 +117,9 @@ def test_code_of_the_first_command_line_is_run_again_only_where_it_is_given_agai
     ("name", "what"),
     [("empty", "is empty"), ("truncated", "is damaged"), ("foreign", "is no checkpoint of this")],
 )
-def test_a_file_that_is_no_whole_checkpoint_is_named_in_one_line(answers, name, what):
+def test_a_file_that_is_no_whole_checkpoint_is_named_in_one_line(
+    answers: Any, name: str, what: Any
+) -> None:
     code, _, errors = answers[name]
     assert code == 1
     assert errors.startswith(f"{name}/checkpoint.pt {what}")
@@ -121,21 +127,21 @@ def test_a_file_that_is_no_whole_checkpoint_is_named_in_one_line(answers, name, 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_script_is_refused(answers):
+def test_a_checkpoint_of_another_script_is_refused(answers: Any) -> None:
     code, _, errors = answers["reproduced"]
     assert code == 1
     assert errors.startswith("`resume` must be a run folder of train_agent.py, got reproduced")
 
 
 @pytest.mark.slow
-def test_another_agent_is_named_with_both_values(answers):
+def test_another_agent_is_named_with_both_values(answers: Any) -> None:
     code, _, errors = answers["other_agent"]
     assert code == 1
     assert errors.startswith("`agent.algorithm.n_epochs`: 8 kept, 3 given\n")
 
 
 @pytest.fixture(scope="module")
-def is_plain_override():
+def is_plain_override() -> Iterator[Any]:
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         yield resuming.is_plain_override
 
@@ -153,7 +159,9 @@ def is_plain_override():
         "+task.optimizer.nesterov=true",
     ],
 )
-def test_choices_and_plain_values_are_taken_from_a_checkpoint(is_plain_override, override):
+def test_choices_and_plain_values_are_taken_from_a_checkpoint(
+    is_plain_override: Any, override: Any
+) -> None:
     assert is_plain_override(override)
 
 
@@ -178,5 +186,5 @@ def test_choices_and_plain_values_are_taken_from_a_checkpoint(is_plain_override,
         "no override",
     ],
 )
-def test_code_is_never_taken_from_a_checkpoint(is_plain_override, override):
+def test_code_is_never_taken_from_a_checkpoint(is_plain_override: Any, override: Any) -> None:
     assert not is_plain_override(override)

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,7 +42,7 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("root")
     (root / BLANKS).mkdir()
     (root / "more conf" / "task").mkdir(parents=True)
@@ -52,7 +54,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(root):
+def answers(root: Any) -> Any:
     """Exit code, output and errors of every command."""
     blanks = str(root / BLANKS / "run").replace("'", r"\'")
     more = {
@@ -66,7 +68,7 @@ def answers(root):
     return dict(zip(COMMANDS, found, strict=True))
 
 
-def test_trainings_of_one_second_have_a_folder_each(answers, root):
+def test_trainings_of_one_second_have_a_folder_each(answers: Any, root: Any) -> None:
     assert [answers[name][0] for name in ("training", "another training")] == [0, 0]
     folders = list((root / "outputs" / "train_agent").iterdir())
     assert len(folders) == 2
@@ -74,21 +76,21 @@ def test_trainings_of_one_second_have_a_folder_each(answers, root):
     assert seeds == {1, 2}
 
 
-def test_evaluations_of_one_second_have_a_folder_each(answers, root):
+def test_evaluations_of_one_second_have_a_folder_each(answers: Any, root: Any) -> None:
     assert [answers[name][0] for name in ("evaluation", "another evaluation")] == [0, 0]
     folders = list((root / "outputs" / "evaluate" / "quadratic").iterdir())
     assert len(folders) == 2
     assert all((folder / "table.md").is_file() for folder in folders)
 
 
-def test_folder_with_results_is_refused_and_left_as_it_is(answers, root):
+def test_folder_with_results_is_refused_and_left_as_it_is(answers: Any, root: Any) -> None:
     code, _, err = answers["same folder"]
     assert code == 1
     assert err.startswith("`hydra.run.dir` must be a folder without results, got ")
     assert json.loads((root / BLANKS / "run" / "summary.json").read_text())["seed"] == 1
 
 
-def next_arguments(answers):
+def next_arguments(answers: Any) -> Any:
     code, out, _ = answers["elsewhere"]
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("next "))
@@ -97,19 +99,19 @@ def next_arguments(answers):
     return arguments
 
 
-def test_printed_next_command_survives_the_shell_and_hydra(answers, root):
+def test_printed_next_command_survives_the_shell_and_hydra(answers: Any, root: Any) -> None:
     (policy,) = (a for a in next_arguments(answers) if a.startswith("policy="))
     (parsed,) = OverridesParser.create().parse_overrides([policy])
     assert parsed.value() == f"{root}/{BLANKS}/run"
 
 
-def test_printed_next_command_keeps_the_folder_of_configurations(answers, root):
+def test_printed_next_command_keeps_the_folder_of_configurations(answers: Any, root: Any) -> None:
     arguments = next_arguments(answers)
     assert f"--config-dir={root}/more conf" in arguments
     assert "task=mine" in arguments
 
 
-def test_results_hold_no_path_of_this_machine(answers, root):
+def test_results_hold_no_path_of_this_machine(answers: Any, root: Any) -> None:
     assert answers["of a file"][0] == 0
     files = [path for path in (root / "evaluated").iterdir() if path.is_file()]
     assert len(files) > 4
@@ -117,12 +119,12 @@ def test_results_hold_no_path_of_this_machine(answers, root):
         assert str(root).encode() not in path.read_bytes(), path.name
 
 
-def test_sweep_goes_on_after_jobs_that_miss_something(answers, root):
+def test_sweep_goes_on_after_jobs_that_miss_something(answers: Any, root: Any) -> None:
     finished = [(root / "sweep" / str(job) / "summary.json").is_file() for job in range(4)]
     assert finished == [False, False, True, True]
 
 
-def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers, root):
+def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers: Any, root: Any) -> None:
     code, _, err = answers["sweep"]
     assert code == 1
     lines = err.splitlines()[-3:]
@@ -132,7 +134,9 @@ def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers, root)
     assert "Traceback" not in err
 
 
-def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(tmp_path):
+def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(
+    tmp_path: Path,
+) -> None:
     command = ["train_agent.py", "-m", *TINY[:-1], "logger=wandb", "logger.mode=offline"]
     wrong = "agent.algorithm.policy=Broken,MlpPolicy"
     run_scripts([[*command, wrong, f"hydra.sweep.dir={tmp_path}/sweep"]], tmp_path)
@@ -141,7 +145,9 @@ def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(tmp
         assert kept.stat().st_size > 0
 
 
-def test_next_command_of_a_resumed_run_keeps_the_task_that_was_chosen(answers, root):
+def test_next_command_of_a_resumed_run_keeps_the_task_that_was_chosen(
+    answers: Any, root: Any
+) -> None:
     (run_dir, *_) = (root / "outputs" / "train_agent").iterdir()
     command = ["train_agent.py", f"resume={run_dir}", "agent.total_steps=116"]
     ((code, out, err),) = run_scripts([[*command, f"hydra.run.dir={root}/rest"]], root)

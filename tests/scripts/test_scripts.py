@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ TINY = ["num_threads=1", "logger=csv", "agent.num_envs=2", "agent.algorithm.n_st
 TINY += ["agent.algorithm.batch_size=58", "env.runner=looped"]
 
 
-def script(name, *arguments, cwd, check=True):
+def script(name: str, *arguments: Any, cwd: Any, check: Any = True) -> Any:
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / name), *arguments],
         cwd=cwd,
@@ -32,7 +33,7 @@ def script(name, *arguments, cwd, check=True):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("run")
     script(
         "train_agent.py",
@@ -46,18 +47,18 @@ def run_dir(tmp_path_factory):
     return folder / "agent"
 
 
-def test_training_leaves_the_promised_files_directly_in_the_run_folder(run_dir):
+def test_training_leaves_the_promised_files_directly_in_the_run_folder(run_dir: Any) -> None:
     files = ("policy.safetensors", "agent.zip", "metrics.csv", "summary.json", "config.yaml")
     for name in files:
         assert (run_dir / name).stat().st_size > 0
 
 
-def test_policy_card_names_task_seed_and_budget(run_dir):
+def test_policy_card_names_task_seed_and_budget(run_dir: Any) -> None:
     card = Policy.load(run_dir).card
     assert (card["task"]["name"], card["seed"], card["num_env_steps"]) == ("digits", 0, 116)
 
 
-def test_evaluation_compares_the_policy_with_all_schedules(run_dir, tmp_path):
+def test_evaluation_compares_the_policy_with_all_schedules(run_dir: Any, tmp_path: Path) -> None:
     result = script(
         "evaluate.py",
         "task=digits",
@@ -77,7 +78,7 @@ def test_evaluation_compares_the_policy_with_all_schedules(run_dir, tmp_path):
     assert "| policy" in result.stdout
 
 
-def test_sweep_runs_every_job(tmp_path):
+def test_sweep_runs_every_job(tmp_path: Path) -> None:
     script(
         "train_agent.py",
         "-m",
@@ -92,7 +93,7 @@ def test_sweep_runs_every_job(tmp_path):
     assert policies[0] != policies[1]
 
 
-def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
+def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path: Path) -> None:
     arguments = ["task=quadratic", *TINY, "show_progress=false"]
     whole = tmp_path / "whole"
     script(
@@ -136,7 +137,9 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path):
     assert policies[0].fingerprint == policies[1].fingerprint
 
 
-def test_run_folder_names_the_runner_that_auto_took_and_resuming_keeps_it(tmp_path, monkeypatch):
+def test_run_folder_names_the_runner_that_auto_took_and_resuming_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "cache"))
     arguments = ["env.runner=auto", "agent.num_envs=1", f"output_root={tmp_path}"]
     first = script(
@@ -166,7 +169,7 @@ def test_run_folder_names_the_runner_that_auto_took_and_resuming_keeps_it(tmp_pa
         assert "runner: looped" in (tmp_path / name / "config.yaml").read_text()
 
 
-def test_resume_with_another_environment_is_refused(run_dir, tmp_path):
+def test_resume_with_another_environment_is_refused(run_dir: Any, tmp_path: Path) -> None:
     result = script(
         "train_agent.py",
         f"resume={run_dir}",
@@ -179,7 +182,7 @@ def test_resume_with_another_environment_is_refused(run_dir, tmp_path):
     assert "`env.num_decisions`: default kept, 10 given" in result.stderr
 
 
-def test_resume_without_a_checkpoint_is_refused(tmp_path):
+def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     result = script(
         "train_agent.py", "resume=true", f"output_root={tmp_path}", cwd=tmp_path, check=False
     )
@@ -187,13 +190,13 @@ def test_resume_without_a_checkpoint_is_refused(tmp_path):
     assert "found no checkpoint.pt" in result.stderr
 
 
-def test_mistyped_key_is_named(tmp_path):
+def test_mistyped_key_is_named(tmp_path: Path) -> None:
     result = script("train_agent.py", "agent.total_step=5", cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "total_step" in result.stderr
 
 
-def test_finished_run_is_not_resumed(run_dir, tmp_path):
+def test_finished_run_is_not_resumed(run_dir: Any, tmp_path: Path) -> None:
     result = script(
         "train_agent.py",
         f"resume={run_dir}",
@@ -205,7 +208,7 @@ def test_finished_run_is_not_resumed(run_dir, tmp_path):
     assert "nothing is left" in result.stderr
 
 
-def test_missing_policy_is_named_without_a_traceback(tmp_path):
+def test_missing_policy_is_named_without_a_traceback(tmp_path: Path) -> None:
     result = script(
         "evaluate.py",
         f"policy={tmp_path}/nope",
@@ -217,13 +220,13 @@ def test_missing_policy_is_named_without_a_traceback(tmp_path):
     assert result.stderr.startswith(f"no policy at {tmp_path}/nope; shipped are [")
 
 
-def test_evaluation_of_nothing_is_refused_without_a_traceback(tmp_path):
+def test_evaluation_of_nothing_is_refused_without_a_traceback(tmp_path: Path) -> None:
     result = script("evaluate.py", "task=quadratic", "scheduler=[]", cwd=tmp_path, check=False)
     assert result.returncode == 1
     assert result.stderr.strip().startswith("`scheduler` must name one at least")
 
 
-def test_policy_alone_is_evaluated_on_seeds_beyond_the_skipped(tmp_path):
+def test_policy_alone_is_evaluated_on_seeds_beyond_the_skipped(tmp_path: Path) -> None:
     script(
         "evaluate.py",
         "task=quadratic",
@@ -241,7 +244,7 @@ def test_policy_alone_is_evaluated_on_seeds_beyond_the_skipped(tmp_path):
     assert rows == [("policy", 3), ("policy", 4)]
 
 
-def test_policy_of_another_task_is_noted(run_dir, tmp_path):
+def test_policy_of_another_task_is_noted(run_dir: Any, tmp_path: Path) -> None:
     result = script(
         "evaluate.py",
         "task=quadratic",
@@ -256,7 +259,7 @@ def test_policy_of_another_task_is_noted(run_dir, tmp_path):
     assert "name: trained on digits, evaluated on quadratic" in result.stdout
 
 
-def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path):
+def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path: Path) -> None:
     done = script(
         "reproduce.py",
         "+experiment=quick/lazy_boundary",
@@ -270,7 +273,7 @@ def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path):
     assert (tmp_path / "lazy_boundary.png").stat().st_size > 0
 
 
-def test_experiment_trains_its_agent_and_compares_it(tmp_path):
+def test_experiment_trains_its_agent_and_compares_it(tmp_path: Path) -> None:
     script(
         "reproduce.py",
         "experiment=iclr2023_nmf",
