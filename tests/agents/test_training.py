@@ -90,7 +90,7 @@ def test_summary_file_is_what_is_returned(tmp_path: Path) -> None:
 def test_agent_zip_and_policy_file_hold_the_same_actor(tmp_path: Path) -> None:
     run(tmp_path, total_steps=48)
     model = PPO.load(tmp_path / "agent.zip", device="cpu")
-    weight = model.policy.get_submodule("action_net").weight.detach().numpy().T
+    weight = model.policy.get_submodule("action_net").get_parameter("weight").detach().numpy().T
     assert (Policy.load(tmp_path).layers[-1][0] == weight).all()
 
 
