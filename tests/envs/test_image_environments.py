@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir()
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="needs the image files: set LRPILOT_DATA")
 @pytest.mark.parametrize("data", ["cifar10", "fashion_mnist"])
-def test_both_environment_checkers_pass_without_a_warning(data):
+def test_both_environment_checkers_pass_without_a_warning(data: Any) -> None:
     task = ImageTask(
         name=data,
         data=data,

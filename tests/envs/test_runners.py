@@ -7,7 +7,10 @@ import random
 import re
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,11 +39,11 @@ NUM_ENVS = 3
 class FailingEnv(LRControlEnv):
     """Has a method that fails."""
 
-    def fail(self):
+    def fail(self) -> None:
         raise ValueError("this went wrong")
 
 
-def digits(**changes):
+def digits(**changes: Any) -> Any:
     arguments = {"base_lr": 0.1, "total_steps": 12, "batch_size": 32, **changes}
     arguments.setdefault("model", partial(mlp, width=8))
     return ImageTask(
@@ -51,7 +54,7 @@ def digits(**changes):
     )
 
 
-def quadratic():
+def quadratic() -> Any:
     return QuadraticTask(
         name="quadratic", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=20, dimension=10
     )
@@ -61,28 +64,28 @@ MAKE_ENV = partial(FailingEnv, digits(), num_decisions=4, horizon_factors=(0.5, 
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers() -> Iterator[Any]:
     env = WorkerVecEnv(MAKE_ENV, NUM_ENVS, num_workers=2)
     yield env
     env.close()
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path))
     return tmp_path
 
 
-def actions_of(step):
+def actions_of(step: Any) -> Any:
     return np.random.default_rng(step).uniform(-1, 1, size=(NUM_ENVS, 1)).astype(np.float32)
 
 
-def rollout(env, steps):
+def rollout(env: Any, steps: Any) -> Any:
     """Observations, rewards, dones and infos of some steps."""
     return [env.step(actions_of(step)) for step in steps]
 
 
-def assert_equal(left, right):
+def assert_equal(left: Any, right: Any) -> None:
     for (*left_arrays, left_infos), (*right_arrays, right_infos) in zip(left, right, strict=True):
         for a, b in zip(left_arrays, right_arrays, strict=True):
             assert a.dtype == b.dtype
@@ -94,7 +97,9 @@ def assert_equal(left, right):
 
 
 @pytest.mark.slow
-def test_workers_give_exactly_what_looped_environments_give_through_their_resets(workers):
+def test_workers_give_exactly_what_looped_environments_give_through_their_resets(
+    workers: Any,
+) -> None:
     looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
     workers.seed(7)
     looped.seed(7)
@@ -104,7 +109,7 @@ def test_workers_give_exactly_what_looped_environments_give_through_their_resets
     assert_equal(found, rollout(looped, range(9)))
 
 
-def test_state_from_workers_continues_bit_identically_in_looped_environments(workers):
+def test_state_from_workers_continues_bit_identically_in_looped_environments(workers: Any) -> None:
     looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
     workers.seed(1)
     workers.reset()
@@ -114,27 +119,27 @@ def test_state_from_workers_continues_bit_identically_in_looped_environments(wor
     assert_equal(rollout(workers, range(2, 6)), rollout(looped, range(2, 6)))
 
 
-def test_attributes_come_in_the_order_of_the_indices(workers):
+def test_attributes_come_in_the_order_of_the_indices(workers: Any) -> None:
     workers.set_attr("mark", "first", indices=0)
     workers.set_attr("mark", "last", indices=[2])
     assert workers.get_attr("mark", indices=[2, 0]) == ["last", "first"]
 
 
-def test_error_in_a_worker_is_raised_here_and_the_workers_go_on(workers):
+def test_error_in_a_worker_is_raised_here_and_the_workers_go_on(workers: Any) -> None:
     with pytest.raises(ValueError, match="this went wrong"):
         workers.env_method("fail")
     assert workers.reset().shape == (NUM_ENVS, 12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_signals_to_the_training(workers, number):
+def test_workers_leave_signals_to_the_training(workers: Any, number: Any) -> None:
     for process in workers.processes:
         os.kill(process.pid, number)
     assert workers.reset().shape == (NUM_ENVS, 12)
 
 
 @pytest.mark.slow
-def test_killed_worker_is_an_error_at_once_that_names_it():
+def test_killed_worker_is_an_error_at_once_that_names_it() -> None:
     env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2)
     env.reset()
     pid = env.processes[1].pid
@@ -149,7 +154,7 @@ def test_killed_worker_is_an_error_at_once_that_names_it():
 
 
 @pytest.mark.slow
-def test_stopped_worker_is_an_error_that_names_it_and_is_ended():
+def test_stopped_worker_is_an_error_that_names_it_and_is_ended() -> None:
     env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2, patience=2)
     env.reset()
     env.step(np.zeros((2, 1), np.float32))
@@ -163,7 +168,7 @@ def test_stopped_worker_is_an_error_that_names_it_and_is_ended():
 
 
 @pytest.mark.slow
-def test_stopped_worker_does_not_keep_the_environments_from_closing():
+def test_stopped_worker_does_not_keep_the_environments_from_closing() -> None:
     env = WorkerVecEnv(MAKE_ENV, 1, num_workers=1)
     os.kill(env.processes[0].pid, signal.SIGSTOP)
     env.close()
@@ -171,20 +176,22 @@ def test_stopped_worker_does_not_keep_the_environments_from_closing():
 
 
 @pytest.mark.slow
-def test_error_while_an_environment_is_made_is_raised_here():
+def test_error_while_an_environment_is_made_is_raised_here() -> None:
     with pytest.raises(ValueError, match="`reward` must be one of"):
         WorkerVecEnv(partial(LRControlEnv, digits(), reward="none"), 1, num_workers=1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
-def test_number_of_workers_out_of_range_is_refused(num_workers):
+def test_number_of_workers_out_of_range_is_refused(num_workers: Any) -> None:
     with pytest.raises(ValueError, match=f"`num_workers` must be 1 to 2, got {num_workers}"):
         WorkerVecEnv(MAKE_ENV, 2, num_workers=num_workers)
 
 
 @pytest.mark.slow
-def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_training(tmp_path):
-    def trained(name, runner, total_steps, **kwargs):
+def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_training(
+    tmp_path: Path,
+) -> None:
+    def trained(name: str, runner: Any, total_steps: Any, **kwargs: Any) -> Any:
         summary = train(
             quadratic(),
             ControlSettings(num_decisions=5),
@@ -214,24 +221,24 @@ def test_training_on_workers_and_its_resumption_equal_an_uninterrupted_looped_tr
         ("batched", LRControlVecEnv),
     ],
 )
-def test_runner_is_built(runner, kind):
+def test_runner_is_built(runner: Any, kind: Any) -> None:
     env = make_vec_env(digits(), 1, runner=runner)
     assert isinstance(env, kind)
     env.close()
 
 
-def test_unknown_runner_is_refused():
+def test_unknown_runner_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`runner` must be one of \['auto', .*, got 'parallel'"):
         make_vec_env(digits(), 2, runner="parallel")
 
 
 @pytest.mark.parametrize("runner", ["auto", "looped", "subprocess", "batched"])
-def test_no_environments_are_refused(runner):
+def test_no_environments_are_refused(runner: Any) -> None:
     with pytest.raises(ValueError, match="`num_envs` must be at least 1, got 0"):
         make_vec_env(digits(), 0, runner=runner)
 
 
-def test_wrong_argument_is_refused_before_anything_is_measured(cache):
+def test_wrong_argument_is_refused_before_anything_is_measured(cache: Any) -> None:
     with pytest.raises(ValueError, match="`reward` must be one of"):
         make_vec_env(digits(), 1, reward="none")
     assert not list(cache.rglob("*.json"))
@@ -246,34 +253,38 @@ def test_wrong_argument_is_refused_before_anything_is_measured(cache):
         ({"looped": 100.0, "batched": 2000.0}, "batched"),
     ],
 )
-def test_a_tie_goes_to_the_simpler_runner(rates, expected):
+def test_a_tie_goes_to_the_simpler_runner(rates: Any, expected: Any) -> None:
     assert choose_runner(rates) == expected
 
 
-def test_a_single_environment_is_measured_without_workers():
+def test_a_single_environment_is_measured_without_workers() -> None:
     assert list(measure_runners(digits(), 1, ControlSettings())) == ["looped", "batched"]
 
 
-def test_what_cannot_be_batched_is_not_measured_batched():
+def test_what_cannot_be_batched_is_not_measured_batched() -> None:
     assert list(measure_runners(quadratic(), 1, ControlSettings())) == ["looped"]
 
 
 class BranchingNetwork(torch.nn.Linear):
     """What its forward pass does depends on the data, which `torch.func.vmap` cannot map."""
 
-    def forward(self, images):
+    def forward(self, images: Any) -> Any:
         logits = super().forward(images.flatten(1))
         return logits if logits.sum() > 0.0 else 2.0 * logits
 
 
-def test_network_that_fails_batched_runs_looped_with_a_warning_that_says_why(cache, caplog):
+def test_network_that_fails_batched_runs_looped_with_a_warning_that_says_why(
+    cache: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     task = digits(model=lambda channels, num_classes: BranchingNetwork(64, num_classes))
     assert isinstance(make_vec_env(task, 1, num_decisions=4), DummyVecEnv)
     assert "batched runs of digits are left out: " in caplog.text
     assert "data-dependent control flow" in caplog.text
 
 
-def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
+def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     measure_runners(quadratic(), 1, ControlSettings())
     (record,) = [record for record in caplog.records if "left out" in record.getMessage()]
@@ -282,7 +293,7 @@ def test_task_that_refuses_to_be_batched_is_noted_without_a_warning(caplog):
 
 
 @pytest.mark.slow
-def test_dear_tasks_are_measured_with_and_without_workers(cache):
+def test_dear_tasks_are_measured_with_and_without_workers(cache: Any) -> None:
     rates = measure_runners(
         digits(batch_size=1000, total_steps=300), 4, ControlSettings(interval_steps=150)
     )
@@ -292,14 +303,14 @@ def test_dear_tasks_are_measured_with_and_without_workers(cache):
 
 @pytest.mark.slow
 @pytest.mark.skipif(num_cores() < 2, reason="needs two cores")
-def test_workers_are_measured_where_batching_gains_less_than_the_cores(cache):
+def test_workers_are_measured_where_batching_gains_less_than_the_cores(cache: Any) -> None:
     rates = measure_runners(quadratic(), 2, ControlSettings())
     assert list(rates) == ["looped", "subprocess"]
     assert all(rate > 0.0 for rate in rates.values())
 
 
 @pytest.fixture
-def remembered(cache, caplog):
+def remembered(cache: Any, caplog: pytest.LogCaptureFixture) -> Any:
     """The file of a choice that measuring would not make: another one by far."""
     caplog.set_level(logging.INFO)
     first = fastest_runner(digits(), 1, ControlSettings(num_decisions=4))
@@ -311,7 +322,9 @@ def remembered(cache, caplog):
     return path, first, other
 
 
-def test_choice_is_logged_kept_and_taken_again(remembered, caplog):
+def test_choice_is_logged_kept_and_taken_again(
+    remembered: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     path, first, other = remembered
     assert fastest_runner(digits(), 1, ControlSettings(num_decisions=4)) == other
     records = caplog.get_records("setup") + caplog.get_records("call")
@@ -324,12 +337,12 @@ def test_choice_is_logged_kept_and_taken_again(remembered, caplog):
     assert f"measured on {date}; runner=measure measures anew" in texts[2]
 
 
-def test_choice_is_kept_with_the_versions_that_it_depends_on(remembered):
+def test_choice_is_kept_with_the_versions_that_it_depends_on(remembered: Any) -> None:
     kept = json.loads(remembered[0].read_text())
     assert (kept["torch"], kept["lrpilot"]) == (torch.__version__, lrpilot.__version__)
 
 
-def test_choice_is_measured_anew_where_that_is_asked_for(remembered):
+def test_choice_is_measured_anew_where_that_is_asked_for(remembered: Any) -> None:
     path, _, _ = remembered
     make_vec_env(digits(), 1, runner="measure", num_decisions=4)
     assert max(json.loads(path.read_text())["inner_steps_per_second"].values()) < 1e12
@@ -353,7 +366,9 @@ def test_choice_is_measured_anew_where_that_is_asked_for(remembered):
         lambda text: "\udcff",
     ],
 )
-def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(remembered, caplog, damage):
+def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(
+    remembered: Any, caplog: pytest.LogCaptureFixture, damage: Any
+) -> None:
     path, _, _ = remembered
     text = path.read_text()
     damaged = damage(text)
@@ -366,14 +381,14 @@ def test_damaged_choice_is_measured_anew_with_a_notice_and_replaced(remembered, 
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_another_setting_is_measured_anew(cache):
+def test_another_setting_is_measured_anew(cache: Any) -> None:
     fastest_runner(digits(), 1, ControlSettings())
     fastest_runner(digits(batch_size=64), 1, ControlSettings())
     fastest_runner(digits(), 1, ControlSettings(reward="training"))
     assert len(list((cache / "runners").iterdir())) == 3
 
 
-def test_measuring_touches_no_generator(cache):
+def test_measuring_touches_no_generator(cache: Any) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     fastest_runner(digits(), 1, ControlSettings())
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
@@ -382,7 +397,9 @@ def test_measuring_touches_no_generator(cache):
 
 
 @pytest.mark.slow
-def test_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, monkeypatch, caplog):
+def test_cache_that_cannot_be_written_costs_a_warning_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LRPILOT_CACHE", str(tmp_path / "file"))
     assert fastest_runner(quadratic(), 1, ControlSettings()) == "looped"

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir()
 BATCH_SIZE = 5_500
 
 
-def image_task(data, **changes):
+def image_task(data: Any, **changes: Any) -> Any:
     return ImageTask(
         name=data,
         data=data,
@@ -28,7 +29,7 @@ def image_task(data, **changes):
     )
 
 
-def private_bytes(process):
+def private_bytes(process: Any) -> Any:
     """Memory of a process that no other one has a share in (unique set size)."""
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     sizes = [line.split()[1] for line in lines if line.startswith("Private_")]
@@ -36,7 +37,7 @@ def private_bytes(process):
 
 
 @pytest.mark.parametrize("model", [small_cnn, partial(mlp, width=8)])
-def test_looped_environments_share_one_copy(model):
+def test_looped_environments_share_one_copy(model: Any) -> None:
     task = image_task("digits", model=model)
     env = make_vec_env(task, 3, runner="looped")
     env.reset()
@@ -46,7 +47,7 @@ def test_looped_environments_share_one_copy(model):
         assert len({getattr(run.data, name).data_ptr() for run in runs}) == 1
 
 
-def private_bytes_per_worker(num_train):
+def private_bytes_per_worker(num_train: Any) -> Any:
     """Of workers that have each gone through the training images once, and the rest of the set."""
     task = image_task(
         "fashion_mnist",
@@ -70,7 +71,7 @@ def private_bytes_per_worker(num_train):
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="needs the image files: set LRPILOT_DATA")
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
-def test_a_worker_has_no_copy_of_its_own():
+def test_a_worker_has_no_copy_of_its_own() -> None:
     num_bytes = (55_000 - BATCH_SIZE) * 28 * 28 * 4
     least = private_bytes_per_worker(BATCH_SIZE)
     # what an allocator keeps comes and goes; a copy would be there every time

@@ -1,5 +1,6 @@
 import copy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,21 +43,21 @@ VARIANTS = {
 }
 
 
-def make_task(**changes):
+def make_task(**changes: Any) -> Any:
     arguments = {"base_lr": 0.003, "total_steps": 24, "shape": (20, 16), "rank": 3, "batch_size": 5}
     return NMFTask(name="nmf", optimizer=torch.optim.SGD, **{**arguments, **changes})
 
 
-def make_arguments(**changes):
+def make_arguments(**changes: Any) -> Any:
     return {"num_decisions": 6, "horizon_factors": (0.4, 1.0), **changes}
 
 
-def actions_of(step, num_envs):
+def actions_of(step: Any, num_envs: Any) -> Any:
     return np.random.default_rng(step).uniform(-1, 1, size=(num_envs, 1)).astype(np.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_instances_equal_single_environments_through_their_resets(variant):
+def test_instances_equal_single_environments_through_their_resets(variant: Any) -> None:
     task_changes, env_changes = VARIANTS[variant]
     task, arguments = make_task(**task_changes), make_arguments(**env_changes)
     batch = LRControlVecEnv(task, 5, **arguments)
@@ -86,7 +87,7 @@ def test_instances_equal_single_environments_through_their_resets(variant):
 
 
 @pytest.mark.parametrize("model", [small_cnn, partial(mlp, width=200)], ids=["cnn", "mlp"])
-def test_movement_of_networks_equals_that_of_single_environments(model):
+def test_movement_of_networks_equals_that_of_single_environments(model: Any) -> None:
     task = ImageTask(
         name="digits",
         data="digits",
@@ -111,7 +112,7 @@ def test_movement_of_networks_equals_that_of_single_environments(model):
         assert np.abs(observations).min() > 0.0
 
 
-def test_state_in_mid_episode_continues_bit_identically():
+def test_state_in_mid_episode_continues_bit_identically() -> None:
     task_changes, env_changes = VARIANTS["sizes"]
     make = lambda: LRControlVecEnv(  # noqa: E731
         make_task(**task_changes), 4, **make_arguments(**env_changes)
@@ -128,7 +129,7 @@ def test_state_in_mid_episode_continues_bit_identically():
             assert (a == b).all()
 
 
-def test_learning_rate_never_leaves_the_cap():
+def test_learning_rate_never_leaves_the_cap() -> None:
     task = make_task(noise="gaussian", cap_kind="segment")
     env = LRControlVecEnv(task, 8, **make_arguments(use_cap=True, initial_lr_factors=(1.0, 1e4)))
     env.seed(0)
@@ -138,46 +139,46 @@ def test_learning_rate_never_leaves_the_cap():
         assert not any(info["is_diverged"] for info in infos)
 
 
-def test_ppo_trains_on_it():
+def test_ppo_trains_on_it() -> None:
     env = LRControlVecEnv(make_task(), 4, **make_arguments())
     model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu")
     model.learn(80)
     assert model.num_timesteps == 80
 
 
-def test_no_instances_are_refused():
+def test_no_instances_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`num_runs` must be at least 1, got 0"):
         LRControlVecEnv(make_task(), 0)
 
 
-def test_task_that_cannot_be_batched_is_refused():
+def test_task_that_cannot_be_batched_is_refused() -> None:
     task = QuadraticTask(name="q", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=9)
     with pytest.raises(ValueError, match="must be one that can be batched"):
         LRControlVecEnv(task, 2)
 
 
-def test_batched_runs_of_another_optimizer_are_refused():
+def test_batched_runs_of_another_optimizer_are_refused() -> None:
     task = NMFTask(name="nmf", optimizer=torch.optim.Adam, base_lr=0.1, total_steps=9)
     with pytest.raises(ValueError, match="must be plain SGD"):
         LRControlVecEnv(task, 2)
 
 
 @pytest.mark.parametrize("bad", [1.5, np.nan])
-def test_action_outside_its_space_is_refused(bad):
+def test_action_outside_its_space_is_refused(bad: Any) -> None:
     env = LRControlVecEnv(make_task(), 2, **make_arguments())
     env.reset()
     with pytest.raises(ValueError, match=r"`action` must be in \[-1, 1\]"):
         env.step(np.array([[0.0], [bad]], np.float32))
 
 
-def test_actions_of_another_shape_are_refused():
+def test_actions_of_another_shape_are_refused() -> None:
     env = LRControlVecEnv(make_task(), 2, **make_arguments())
     env.reset()
     with pytest.raises(ValueError, match=r"`actions` must have shape \(2, 1\)"):
         env.step(np.zeros((3, 1), np.float32))
 
 
-def test_gymnasium_vector_interface_gives_the_same_steps():
+def test_gymnasium_vector_interface_gives_the_same_steps() -> None:
     make = lambda: LRControlVecEnv(make_task(), 3, **make_arguments())  # noqa: E731
     left, right = make(), LRControlVectorEnv(make())
     left.seed(5)
@@ -197,7 +198,7 @@ def test_gymnasium_vector_interface_gives_the_same_steps():
     assert num_final > 0
 
 
-def test_gymnasium_vector_spaces_are_batched():
+def test_gymnasium_vector_spaces_are_batched() -> None:
     env = LRControlVectorEnv(LRControlVecEnv(make_task(), 3, **make_arguments()))
     assert env.observation_space.contains(env.reset(seed=0)[0])
     assert env.action_space.shape == (3, 1)
