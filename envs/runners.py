@@ -181,8 +181,9 @@ def measure_runners(task: Task, num_envs: int, settings: ControlSettings) -> dic
     try:
         batched = measure("batched")
     except (ValueError, RuntimeError) as error:
-        # a refusal is a ValueError; what torch.func cannot map, or a full GPU, is a RuntimeError
-        level = logging.INFO if isinstance(error, ValueError) else logging.WARNING
+        # a task refuses by a ValueError; what torch cannot map, or a full GPU, has another cause
+        is_refusal = isinstance(error, ValueError) and error.__cause__ is None
+        level = logging.INFO if is_refusal else logging.WARNING
         logger.log(level, "batched runs of %s are left out: %s", task.name, error)
         batched = 0.0
     most = min(num_envs, num_cores())

@@ -1,9 +1,7 @@
 import copy
-import itertools
 import math
 import re
 import warnings
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -16,91 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common import env_checker as sb3_env_checker
 
-from lrpilot import ActionSpec, ObservationSpec, Policy, PolicyLR
+from lrpilot import ActionSpec, ObservationSpec
 from lrpilot.envs import LRControlEnv
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, Result, train
-from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.nmf.task import NMFTask
-from lrpilot.tasks.quadratic import QuadraticTask
-from lrpilot.tasks.runs import OptimizerFactory
-from lrpilot.tasks.task import Task
+from tests.environments import (
+    LEVEL_FLOOR,
+    TASKS,
+    episode,
+    make_env,
+    make_task,
+    parameters,
+)
 from tests.running import through_file
 from tests.scheduling import plain_action
-
-TASKS = ("quadratic", "nmf", "digits")
-OPTIMIZERS: dict[str, OptimizerFactory] = {
-    "sgd": torch.optim.SGD,
-    "momentum": partial(torch.optim.SGD, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-# of the environment's documented return: y lies in [1e-8, divergence_factor]
-LEVEL_FLOOR = 1e-8
-
-
-def make_task(name: str, optimizer: str = "sgd", total_steps: int = 23) -> Task:
-    common: dict[str, Any] = {
-        "name": name,
-        "optimizer": OPTIMIZERS[optimizer],
-        "total_steps": total_steps,
-        "base_lr": 0.001 if "adam" in optimizer else 0.02,
-    }
-    if name == "quadratic":
-        return QuadraticTask(**common)
-    if name == "nmf":
-        return NMFTask(**common, shape=(12, 8), rank=3, batch_size=4)
-    return ImageTask(**common, data="digits", batch_size=32, num_privileged=32)
-
-
-def make_env(name: str = "quadratic", **arguments: Any) -> LRControlEnv:
-    env = gymnasium.make("lrpilot/LRControl-v0", task=make_task(name), **arguments)
-    assert isinstance(env.unwrapped, LRControlEnv)
-    return env.unwrapped
-
-
-def random_policy(env: LRControlEnv, seed: int) -> Policy:
-    rng = np.random.default_rng(seed)
-    sizes = [len(env.settings.observation.names), 16, 1]
-    layers = [
-        (
-            rng.normal(0, 1 / math.sqrt(a), (a, b)).astype(np.float32),
-            rng.normal(0, 0.3, b).astype(np.float32),
-        )
-        for a, b in itertools.pairwise(sizes)
-    ]
-    return Policy(layers, env.settings.observation, env.settings.action, env.settings.clock)
-
-
-def lr_of(env: LRControlEnv) -> float:
-    return float(env.run.optimizer.param_groups[0]["lr"])
-
-
-def drive(env: LRControlEnv, policy: Policy, options: dict[str, Any]) -> tuple[list[Any], ...]:
-    """LRs (of the optimizer itself) and losses of every step, and the actions."""
-    observation, info = env.reset(seed=0, options=options)
-    lrs, losses, actions = [lr_of(env)] * len(info["losses"]), [*info["losses"]], []
-    terminated = False
-    while not terminated:
-        actions.append(policy.act(observation))
-        observation, _, terminated, _, info = env.step(np.array([actions[-1]]))
-        assert not info["losses"] or info["lr"] == lr_of(env)
-        lrs += [lr_of(env)] * len(info["losses"])
-        losses += info["losses"]
-    return lrs, losses, actions
-
-
-def episode(env: LRControlEnv, rng: np.random.Generator, **reset: Any) -> list[tuple[Any, ...]]:
-    """The first step of an episode holds reward 0."""
-    observation, info = env.reset(**reset)
-    steps: list[tuple[Any, ...]] = [(observation, 0.0, False, False, info)]
-    while not steps[-1][2]:
-        steps.append(env.step(rng.uniform(-1, 1, 1).astype(np.float32)))
-    return steps
-
-
-def parameters(env: LRControlEnv) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in env.run.parameters]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -574,117 +501,6 @@ def test_state_does_not_alias_the_env() -> None:
     again.load_state_dict(state)
 
     assert other.step(np.full(1, 0.5))[4] == again.step(np.full(1, 0.5))[4]
-
-
-def deploy(env: LRControlEnv, policy: Policy, *, seed: int, factor: float, steps: int) -> Result:
-    method = Method("policy", partial(PolicyLR, policy=policy))
-    return train(env.task, method, initial_lr_factor=factor, seed=seed, total_steps=steps)
-
-
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(
-    "action",
-    [
-        plain_action(max_log_change=0.3),
-        plain_action(anchor="linear", start_factor=0.03, min_factor=1e-4, max_factor=100.0),
-        plain_action(kind="residual", anchor="cosine", max_log_change=0.5),
-    ],
-    ids=lambda action: f"{action.kind}-{action.anchor}",
-)
-def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(
-    name: str, optimizer: str, action: ActionSpec
-) -> None:
-    env = LRControlEnv(
-        make_task(name, optimizer), action=action, num_decisions=8, horizon_factors=(0.5, 2.0)
-    )
-    policy = random_policy(env, seed=1)
-    # 8 decisions in 37 steps: the last interval is shorter
-    seed, factor, steps = FIRST_EVALUATION_SEED + 3, 0.7, 37
-    options = {
-        "task_seed": seed,
-        "initial_lr": env.task.base_lr * factor,
-        "total_steps": steps,
-    }
-    lrs, losses, actions = drive(env, policy, options)
-    deployed = deploy(env, policy, seed=seed, factor=factor, steps=steps)
-
-    assert len(set(actions)) > 3
-    assert len(lrs) == steps
-    assert deployed.lrs == lrs
-    assert deployed.losses == losses
-
-
-@pytest.mark.filterwarnings("ignore:`total_steps` = .* is outside")
-@settings(deadline=None, max_examples=40)
-@given(
-    policy_seed=st.integers(0, 1000),
-    steps=st.integers(1, 40),
-    num_decisions=st.integers(1, 50),
-    factor=st.floats(0.01, 1.0),  # above, runs diverge, and the scheduler brakes
-    num_entries=st.sampled_from([10, 10_000]),
-)
-def test_the_env_equals_the_scheduler_for_any_clock_and_policy(
-    policy_seed: int, steps: int, num_decisions: int, factor: float, num_entries: int
-) -> None:
-    env = LRControlEnv(
-        make_task("nmf", "momentum"),
-        observation=ObservationSpec(num_entries=num_entries),
-        action=plain_action(max_log_change=0.2, max_factor=2.0),
-        num_decisions=num_decisions,
-        divergence_factor=1e6,
-    )
-    policy = random_policy(env, policy_seed)
-    options = {"task_seed": 5, "initial_lr": env.task.base_lr * factor, "total_steps": steps}
-    lrs, losses, _ = drive(env, policy, options)
-    deployed = deploy(env, policy, seed=5, factor=factor, steps=steps)
-
-    assert deployed.lrs == lrs
-    assert deployed.losses == losses
-
-
-@pytest.mark.parametrize("interval_steps", [1, 5, 9, 15])
-def test_the_env_with_interval_steps_equals_the_scheduler(interval_steps: int) -> None:
-    env = make_env(interval_steps=interval_steps)
-    policy = random_policy(env, seed=1)
-    options = {"task_seed": 5, "initial_lr": env.task.base_lr, "total_steps": 23}
-    lrs, _, _ = drive(env, policy, options)
-
-    assert deploy(env, policy, seed=5, factor=1.0, steps=23).lrs == lrs
-
-
-def test_the_env_with_interval_steps_equals_the_scheduler_at_another_horizon() -> None:
-    env = make_env(interval_steps=5, horizon_factors=(0.5, 2.0))
-    policy = random_policy(env, seed=1)
-    options = {"task_seed": 5, "initial_lr": env.task.base_lr, "total_steps": 46}
-    lrs, _, _ = drive(env, policy, options)
-
-    assert deploy(env, policy, seed=5, factor=1.0, steps=46).lrs == lrs
-
-
-def test_a_saved_and_loaded_policy_equals_the_env(tmp_path: Any) -> None:
-    env = make_env("digits", num_decisions=8)
-    policy = random_policy(env, seed=2)
-    lrs, losses, _ = drive(
-        env, policy, {"task_seed": 5, "initial_lr": env.task.base_lr, "total_steps": 23}
-    )
-    loaded = Policy.load(policy.save(tmp_path / "policy.safetensors"))
-    deployed = deploy(env, loaded, seed=5, factor=1.0, steps=23)
-
-    assert (deployed.lrs, deployed.losses) == (lrs, losses)
-
-
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 1000), spread=st.floats(1.0, 100.0))
-def test_learning_rates_stay_in_the_box(seed: int, spread: float) -> None:
-    action = plain_action(
-        anchor="linear", max_log_change=3.0, min_factor=1 / spread, max_factor=spread
-    )
-    env = make_env(num_decisions=12, action=action)
-    steps = episode(env, np.random.default_rng(seed), seed=seed, options={"initial_lr": 0.01})
-
-    low, high = 0.01 * action.min_factor, 0.01 * action.max_factor
-    assert all(low <= step[-1]["lr"] <= high for step in steps)
 
 
 @pytest.mark.parametrize("interval_steps", [0, -2])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lrpilot import Guard, PolicyLR
 from lrpilot.tasks.quadratic import QuadraticTask
+from tests.policies import constant_policy
 from tests.running import through_file
-from tests.schedulers.test_policy_lr import constant_policy
 from tests.scheduling import lrs_of, plain_action, run, run_composed
 
 CALM = [1.0, 1.1, 0.9, 1.0] * 5

@@ -8,8 +8,8 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from lrpilot import ClockSpec, Guard, ObservationSpec, Policy, PolicyLR
+from tests.policies import constant_policy, losses, random_policy
 from tests.running import through_file
-from tests.schedulers.test_policy_lr import constant_policy, losses, random_policy
 from tests.scheduling import lrs_of, run
 
 
