@@ -148,7 +148,9 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             curvature=curvature,
         )
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Apply the action and train one decision interval."""
         if not hasattr(self, "controller"):
             raise RuntimeError("call `reset()` before `step()`")

@@ -21,6 +21,7 @@ from lrpilot.tasks.mixture import MixtureTask
 from lrpilot.tasks.nmf.task import NMFTask
 from lrpilot.tasks.quadratic import QuadraticTask
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
+from lrpilot.tasks.task import Task
 from tests.running import through_file
 from tests.scheduling import plain_action
 
@@ -122,11 +123,11 @@ def episode(env: LRControlEnv, **reset: Any) -> list[tuple[Any, ...]]:
 def test_batched_instances_equal_single_environments(
     name: str, option: str, num_truncated: int
 ) -> None:
-    task = MixtureTask(tasks={"small": networks(), "nmf": nmf(), "digits": digits()})
-    task = task if name == "mixture" else nmf()
+    mixture = MixtureTask(tasks={"small": networks(), "nmf": nmf(), "digits": digits()})
+    task: Task = mixture if name == "mixture" else nmf()
     arguments = {"num_decisions": 6, "initial_lr_factors": (0.1, 3.0), **OPTIONS[option]}
-    batch = LRControlVecEnv(task, 6, **arguments)
-    singles = DummyVecEnv([partial(LRControlEnv, task, **arguments)] * 6)
+    batch: Any = LRControlVecEnv(task, 6, **arguments)
+    singles: Any = DummyVecEnv([partial(LRControlEnv, task, **arguments)] * 6)
     batch.seed(3)
     singles.seed(3)
     np.testing.assert_allclose(batch.reset(), singles.reset(), atol=2e-3)
@@ -159,7 +160,7 @@ def test_batched_state_continues_bit_identically() -> None:
     for step in range(4, 12):
         left, right = first.step(actions_of(step, 4)), second.step(actions_of(step, 4))
         for a, b in zip(left[:3], right[:3], strict=True):
-            assert (a == b).all()
+            assert np.array_equal(a, b)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["both", "curvature", "mixture"])
@@ -276,7 +277,11 @@ def test_a_run_that_diverged_is_terminated_and_not_truncated() -> None:
 
 
 def test_gymnasiums_vector_interface_tells_truncated_from_terminated() -> None:
-    arguments = {"num_decisions": 6, "horizon_factors": (0.1, 1.0), "max_decisions": 3}
+    arguments: dict[str, Any] = {
+        "num_decisions": 6,
+        "horizon_factors": (0.1, 1.0),
+        "max_decisions": 3,
+    }
     plain, env = (LRControlVecEnv(nmf(), 6, **arguments) for _ in range(2))
     vector = LRControlVectorEnv(env)
     plain.seed(0)

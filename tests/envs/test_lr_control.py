@@ -94,9 +94,9 @@ def documented_info() -> tuple[set[str], set[str], set[str]]:
     """Keys of info that are there always, under a cap and at the end."""
     assert LRControlEnv.__doc__ is not None
     section = LRControlEnv.__doc__.split("**Info.**")[1].split("Args:")[0]
-    always, _, rest = section.partition("under a cap also")
-    capped, _, end = rest.partition("at the end")
-    always, capped, end = (set(re.findall(r"`(\w+)`", part)) for part in (always, capped, end))
+    first, _, rest = section.partition("under a cap also")
+    second, _, third = rest.partition("at the end")
+    always, capped, end = (set(re.findall(r"`(\w+)`", part)) for part in (first, second, third))
     return always, capped, end
 
 
@@ -268,7 +268,7 @@ def test_the_first_interval_runs_at_the_start_factor() -> None:
 
 
 def test_reset_leaves_the_global_generators_alone() -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     make_env("digits").reset(seed=0)
 
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -476,7 +476,7 @@ def test_state_through_a_file_continues_bit_identically_in_a_fresh_env(
     fresh.load_state_dict(through_file(env.state_dict()))
 
     rng = np.random.default_rng(0)
-    terminated = False
+    terminated: Any = False
     while not terminated:
         action = rng.uniform(-1, 1, 1)
         (a, *expected), (b, *resumed) = env.step(action), fresh.step(action)

@@ -131,10 +131,17 @@ def test_error_in_a_worker_is_raised_here_and_the_workers_go_on(workers: Any) ->
     assert workers.reset().shape == (NUM_ENVS, 12)
 
 
+def kill(process: Any, number: int) -> int:
+    """Send the signal to a worker; its process number is returned."""
+    pid: int = process.pid
+    os.kill(pid, number)
+    return pid
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_workers_leave_signals_to_the_training(workers: Any, number: Any) -> None:
     for process in workers.processes:
-        os.kill(process.pid, number)
+        kill(process, number)
     assert workers.reset().shape == (NUM_ENVS, 12)
 
 
@@ -142,8 +149,7 @@ def test_workers_leave_signals_to_the_training(workers: Any, number: Any) -> Non
 def test_killed_worker_is_an_error_at_once_that_names_it() -> None:
     env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2)
     env.reset()
-    pid = env.processes[1].pid
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(env.processes[1], signal.SIGKILL)
     with pytest.raises(
         WorkerError, match=rf"worker 1 \(process {pid}\) ended .* -9: it was killed"
     ):
@@ -158,8 +164,7 @@ def test_stopped_worker_is_an_error_that_names_it_and_is_ended() -> None:
     env = WorkerVecEnv(MAKE_ENV, 2, num_workers=2, patience=2)
     env.reset()
     env.step(np.zeros((2, 1), np.float32))
-    pid = env.processes[0].pid
-    os.kill(pid, signal.SIGSTOP)
+    pid = kill(env.processes[0], signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=rf"no answer for \d+ s from worker 0 \(process {pid}\)"):
         env.step(np.zeros((2, 1), np.float32))
@@ -170,7 +175,7 @@ def test_stopped_worker_is_an_error_that_names_it_and_is_ended() -> None:
 @pytest.mark.slow
 def test_stopped_worker_does_not_keep_the_environments_from_closing() -> None:
     env = WorkerVecEnv(MAKE_ENV, 1, num_workers=1)
-    os.kill(env.processes[0].pid, signal.SIGSTOP)
+    kill(env.processes[0], signal.SIGSTOP)
     env.close()
     assert not env.processes[0].is_alive()
 
@@ -388,10 +393,15 @@ def test_another_setting_is_measured_anew(cache: Any) -> None:
     assert len(list((cache / "runners").iterdir())) == 3
 
 
+def numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return list(state[1])
+
+
 def test_measuring_touches_no_generator(cache: Any) -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = torch.get_rng_state(), numpy_state(), random.getstate()
     fastest_runner(digits(), 1, ControlSettings())
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    after = torch.get_rng_state(), numpy_state(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
 

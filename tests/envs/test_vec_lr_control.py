@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from lrpilot import ObservationSpec
@@ -17,7 +18,7 @@ from tests.running import through_file
 from tests.scheduling import plain_action
 
 CAPPED = plain_action(unit="cap", anchor="linear", max_factor=1.0, start_factor=0.3)
-VARIANTS = {
+VARIANTS: dict[str, Any] = {
     "minibatch": ({}, {"action": plain_action(start_factor=0.1)}),
     "capped": ({"noise": "gaussian", "cap_kind": "segment"}, {"action": CAPPED}),
     "ball": (
@@ -43,24 +44,30 @@ VARIANTS = {
 }
 
 
-def make_task(**changes: Any) -> Any:
-    arguments = {"base_lr": 0.003, "total_steps": 24, "shape": (20, 16), "rank": 3, "batch_size": 5}
+def make_task(**changes: Any) -> NMFTask:
+    arguments: dict[str, Any] = {
+        "base_lr": 0.003,
+        "total_steps": 24,
+        "shape": (20, 16),
+        "rank": 3,
+        "batch_size": 5,
+    }
     return NMFTask(name="nmf", optimizer=torch.optim.SGD, **{**arguments, **changes})
 
 
-def make_arguments(**changes: Any) -> Any:
+def make_arguments(**changes: Any) -> dict[str, Any]:
     return {"num_decisions": 6, "horizon_factors": (0.4, 1.0), **changes}
 
 
-def actions_of(step: Any, num_envs: Any) -> Any:
+def actions_of(step: int, num_envs: int) -> NDArray[np.float32]:
     return np.random.default_rng(step).uniform(-1, 1, size=(num_envs, 1)).astype(np.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_instances_equal_single_environments_through_their_resets(variant: Any) -> None:
+def test_instances_equal_single_environments_through_their_resets(variant: str) -> None:
     task_changes, env_changes = VARIANTS[variant]
     task, arguments = make_task(**task_changes), make_arguments(**env_changes)
-    batch = LRControlVecEnv(task, 5, **arguments)
+    batch: Any = LRControlVecEnv(task, 5, **arguments)
     singles = [LRControlEnv(task, **arguments) for _ in range(5)]
     batch.seed(3)
     observations = batch.reset()
@@ -98,8 +105,8 @@ def test_movement_of_networks_equals_that_of_single_environments(model: Any) -> 
         batch_size=16,
     )
     # of the 55,000 entries of the mlp a sample is read, of the cnn all
-    arguments = {"num_decisions": 4, "observation": ObservationSpec(("movement",))}
-    batch = LRControlVecEnv(task, 3, **arguments)
+    arguments: dict[str, Any] = {"num_decisions": 4, "observation": ObservationSpec(("movement",))}
+    batch: Any = LRControlVecEnv(task, 3, **arguments)
     singles = [LRControlEnv(task, **arguments) for _ in range(3)]
     batch.seed(3)
     expected = [env.reset(seed=3 + i)[0] for i, env in enumerate(singles)]
@@ -114,10 +121,9 @@ def test_movement_of_networks_equals_that_of_single_environments(model: Any) -> 
 
 def test_state_in_mid_episode_continues_bit_identically() -> None:
     task_changes, env_changes = VARIANTS["sizes"]
-    make = lambda: LRControlVecEnv(  # noqa: E731
-        make_task(**task_changes), 4, **make_arguments(**env_changes)
-    )
-    first, second = make(), make()
+    make = partial(LRControlVecEnv, make_task(**task_changes), 4, **make_arguments(**env_changes))
+    first: Any = make()
+    second: Any = make()
     first.seed(0)
     first.reset()
     for step in range(4):
@@ -131,19 +137,29 @@ def test_state_in_mid_episode_continues_bit_identically() -> None:
 
 def test_learning_rate_never_leaves_the_cap() -> None:
     task = make_task(noise="gaussian", cap_kind="segment")
-    env = LRControlVecEnv(task, 8, **make_arguments(use_cap=True, initial_lr_factors=(1.0, 1e4)))
+    # one step per decision, so that the cap of that step can be asked for
+    env = LRControlVecEnv(task, 8, num_decisions=24, use_cap=True, initial_lr_factors=(1.0, 1e4))
     env.seed(0)
     env.reset()
-    for step in range(10):
+    num_bound = 0
+    for step in range(20):
+        cap = env.runs.cap()[0].double().numpy()
         infos = env.step(actions_of(step, 8))[3]
-        assert not any(info["is_diverged"] for info in infos)
+        lrs = np.array([info["lr"] for info in infos])
+        assert (lrs <= cap).all()
+        assert [info["num_capped"] for info in infos] == (lrs == cap).tolist()
+        num_bound += int((lrs == cap).sum())
+    assert 0 < num_bound < 20 * 8
 
 
-def test_ppo_trains_on_it() -> None:
+def test_ppo_learns_from_every_transition_of_its_rollouts() -> None:
     env = LRControlVecEnv(make_task(), 4, **make_arguments())
     model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.learn(80)
+    after = model.policy.state_dict()
     assert model.num_timesteps == 80
+    assert not [name for name, value in after.items() if torch.equal(value, before[name])]
 
 
 def test_no_instances_are_refused() -> None:
@@ -164,7 +180,7 @@ def test_batched_runs_of_another_optimizer_are_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [1.5, np.nan])
-def test_action_outside_its_space_is_refused(bad: Any) -> None:
+def test_action_outside_its_space_is_refused(bad: float) -> None:
     env = LRControlVecEnv(make_task(), 2, **make_arguments())
     env.reset()
     with pytest.raises(ValueError, match=r"`action` must be in \[-1, 1\]"):
@@ -179,8 +195,8 @@ def test_actions_of_another_shape_are_refused() -> None:
 
 
 def test_gymnasium_vector_interface_gives_the_same_steps() -> None:
-    make = lambda: LRControlVecEnv(make_task(), 3, **make_arguments())  # noqa: E731
-    left, right = make(), LRControlVectorEnv(make())
+    left: Any = LRControlVecEnv(make_task(), 3, **make_arguments())
+    right = LRControlVectorEnv(LRControlVecEnv(make_task(), 3, **make_arguments()))
     left.seed(5)
     assert (left.reset() == right.reset(seed=5)[0]).all()
     num_final = 0

@@ -276,11 +276,13 @@ def test_a_policy_that_observes_curvature_asks_for_the_loss() -> None:
         PolicyLR(optimizer, random_policy(), total_steps=9)
 
 
+def never() -> torch.Tensor:
+    raise AssertionError("the curvature was asked for")
+
+
 def test_a_policy_that_does_not_observe_curvature_never_asks_for_it() -> None:
     run = digits().start(0)
-    scheduler = PolicyLR(
-        run.optimizer, random_policy(("loss",)), total_steps=18, curvature=lambda: 1 / 0
-    )
+    scheduler = PolicyLR(run.optimizer, random_policy(("loss",)), total_steps=18, curvature=never)
     train_steps(run, scheduler, 18)
 
 

@@ -18,7 +18,7 @@ def cell(inputs: int, units: int, scale: float = 1.0) -> tuple[torch.nn.LSTM, Ar
         for parameter in lstm.parameters():
             parameter.mul_(scale)
     of_input, of_hidden, *biases = (p.detach().numpy() for p in lstm.parameters())
-    return lstm, np.concatenate((of_input, of_hidden), axis=1).T.copy(), sum(biases)
+    return lstm, np.concatenate((of_input, of_hidden), axis=1).T.copy(), biases[0] + biases[1]
 
 
 @pytest.mark.parametrize("rows", [(), (7,)], ids=["one run", "seven runs"])

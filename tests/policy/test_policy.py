@@ -136,6 +136,12 @@ def recurrent_policy(seed: int = 0, *, units: int = 8, **arguments: Any) -> Poli
     return random_policy(**{"layers": layers, "lstm": (weight, bias), **arguments})
 
 
+def recurrent_lstm() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    lstm = recurrent_policy().lstm
+    assert lstm is not None
+    return lstm
+
+
 def sequence(policy: Policy) -> list[float]:
     memory = policy.initial_memory()
     return [policy.act(observation, memory) for observation in observations(20)]
@@ -185,7 +191,7 @@ def test_an_lstm_that_does_not_fit_is_refused(shapes: Any) -> None:
 
 
 def test_an_lstm_that_is_not_finite_is_refused() -> None:
-    weight, bias = recurrent_policy().lstm or ()
+    weight, bias = recurrent_lstm()
     with pytest.raises(ValueError, match="`lstm` must be finite, got NaN or infinity"):
         recurrent_policy(lstm=(weight, np.full_like(bias, np.nan)))
 
@@ -207,7 +213,7 @@ def test_a_saved_recurrent_policy_acts_identically_and_keeps_its_fingerprint(
 
 def test_the_fingerprint_follows_the_lstm() -> None:
     policy = recurrent_policy()
-    weight, bias = policy.lstm or ()
+    weight, bias = recurrent_lstm()
     assert replace(policy, lstm=(weight, bias + 1)).fingerprint != policy.fingerprint
 
 

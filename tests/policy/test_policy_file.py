@@ -29,6 +29,7 @@ from tests.policy.test_policy import (
     edited,
     random_policy,
     read_file,
+    recurrent_lstm,
     recurrent_policy,
     sequence,
     write_file,
@@ -219,7 +220,7 @@ def test_weights_whose_sums_could_overflow_are_refused(
 
 
 def test_an_lstm_whose_sums_could_overflow_is_refused() -> None:
-    weight, bias = recurrent_policy().lstm or ()
+    weight, bias = recurrent_lstm()
     with pytest.raises(ValueError, match="`lstm` must not overflow, got sums of up to"):
         recurrent_policy(lstm=(np.full_like(weight, 1e37), bias))
 

@@ -47,7 +47,8 @@ class Regression:
         )
 
     def loss(self, rows: Tensor) -> Tensor:
-        return (self.model(self.x[rows]) - self.y[rows]).square().mean()
+        error: Tensor = self.model(self.x[rows]) - self.y[rows]
+        return error.square().mean()
 
     def train(self, scheduler: Any, num_steps: int) -> float:
         """The held-out loss over the first one."""

@@ -155,7 +155,7 @@ def test_a_policy_of_the_named_groups_can_be_simulated() -> None:
 
 def test_a_loss_may_be_an_array_of_one_element_and_never_complex() -> None:
     scheduler = PolicyLR(SGD([torch.ones(3)], lr=0.1), "cifar", total_steps=400)
-    scheduler.observe(np.array([0.5]))
+    scheduler.observe(np.array([0.5]))  # type: ignore[arg-type]
     assert scheduler.controller.observer.state["initial_loss"] == 0.5
     with pytest.raises(TypeError, match="`loss` must be a"):
-        scheduler.observe(np.complex64(0.5))
+        scheduler.observe(np.complex64(0.5))  # type: ignore[arg-type]

@@ -268,9 +268,9 @@ def test_the_lr_never_leaves_the_box(
     low, start, high = box
     action = ActionSpec(kind, anchor, alpha, low, high, start)
     scheduler = PolicyLR(sgd(lr), random_policy(seed, scale=scale, action=action), total_steps=20)
-    assert in_box(scheduler, *lrs_of(scheduler.optimizer), lr * low, lr * high)
+    assert in_box(scheduler, lrs_of(scheduler.optimizer)[0], lr * low, lr * high)
     for loss in [first, *rest]:
-        assert in_box(scheduler, *run(scheduler, [loss])[0], lr * low, lr * high)
+        assert in_box(scheduler, run(scheduler, [loss])[0][0], lr * low, lr * high)
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_the_lr_stays_in_the_box_for_two_thousand_random_policies() -> None:
         )
         values = [1.0, *(10 ** rng.normal(0, 3, 6)), rng.choice([NAN, math.inf, 0.0, -1.0])]
         for loss in values:
-            assert in_box(scheduler, *run(scheduler, [loss])[0], 0.1 * 0.1, 0.1 * 10.0)
+            assert in_box(scheduler, run(scheduler, [loss])[0][0], 0.1 * 0.1, 0.1 * 10.0)
 
 
 def test_the_box_of_the_caller_replaces_the_policys() -> None:
@@ -302,9 +302,7 @@ def test_the_lower_end_of_the_callers_box_holds() -> None:
 @pytest.mark.parametrize(
     ("box", "start"), [({"max_factor": 0.5}, 0.5), ({"min_factor": 2.0}, 2.0), ({}, 1.0)]
 )
-def test_a_start_outside_the_callers_box_moves_to_its_edge(
-    box: dict[str, float], start: float
-) -> None:
+def test_a_start_outside_the_callers_box_moves_to_its_edge(box: Any, start: float) -> None:
     optimizer = sgd(1.0)
     PolicyLR(optimizer, constant_policy(0.0), interval_steps=4, **box)
     assert lrs_of(optimizer) == [start]

@@ -129,7 +129,10 @@ def test_in_a_chain_the_lr_is_the_product_of_both_schedules(
     other: str, first: str, capped: bool
 ) -> None:
     policy = constant_policy(1.0, action=plain_action(max_log_change=0.2, start_factor=0.5))
-    arguments = {"interval_steps": 3, "cap": (lambda: (1e6, "estimate")) if capped else None}
+    arguments: Any = {
+        "interval_steps": 3,
+        "cap": (lambda: (1e6, "estimate")) if capped else None,
+    }
     values = losses(20)
     composed, inner = chained(first, OTHERS[other], policy, **arguments)
     rows = [lrs_of(inner.optimizer)[0], *run_composed(composed, inner, values)]
