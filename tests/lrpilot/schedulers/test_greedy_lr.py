@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
-from tests.schedulers.greedy_runs import NAN, QUICK, SEMANTICS, losses, quick, sgd
+from tests.lrpilot.schedulers.greedy_runs import NAN, QUICK, SEMANTICS, losses, quick, sgd
 from tests.scheduling import lrs_of, run, run_composed
 
 # ---- moves

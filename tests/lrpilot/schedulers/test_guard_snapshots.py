@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import (
 
 from lrpilot.schedulers.guard.scheduler import DivergenceError
 from lrpilot.schedulers.guard.snapshot import Snapshot
-from tests.schedulers.guards import (
+from tests.lrpilot.schedulers.guards import (
     INF,
     NAN,
     OPTIMIZERS,

@@ -2,7 +2,7 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, LinearLR, SequentialLR
 
 from lrpilot.schedulers.composition import find_loss_driven
-from tests.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.loss_lr import LossLR
 
 
 def test_loss_driven_schedulers_are_found_behind_a_warm_up_and_in_a_chain() -> None:

@@ -24,7 +24,7 @@ from lrpilot.policy.actor import (
 )
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.policy_file import PolicyFileError
-from tests.policy.test_policy import (
+from tests.lrpilot.policy.test_policy import (
     actions,
     edited,
     random_policy,

@@ -9,7 +9,7 @@ import pytest
 
 from lrpilot.policy.actor import Policy
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "integrations.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE, re.S | re.M))

@@ -23,7 +23,7 @@ from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
 from lrpilot.schedulers.guard.spike_detector import SpikeDetector
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
-from tests.schedulers.guards import (
+from tests.lrpilot.schedulers.guards import (
     INF,
     NAN,
     OPTIMIZERS,

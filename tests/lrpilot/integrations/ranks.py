@@ -25,10 +25,10 @@ from lrpilot.policy.actor import Policy
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.policy_lr import PolicyLR
-from tests.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.loss_lr import LossLR
 from tests.scheduling import plain_action
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_ranks(function: str, *arguments: Any, num_ranks: int = 2) -> list[Any]:
@@ -165,7 +165,7 @@ def accelerate(stepped_by: str, accumulation: int) -> dict[str, list[float]]:
 
 def huggingface(folder: str) -> list[float]:
     """The learning rates of this rank in a Trainer run."""
-    from tests.integrations import test_huggingface
+    from tests.lrpilot.integrations import test_huggingface
 
     trainer = test_huggingface.make_trainer(Path(folder), test_huggingface.language_model())
     trainer.train()
@@ -177,7 +177,7 @@ def huggingface(folder: str) -> list[float]:
 def lightning(folder: str) -> list[float]:
     """The learning rates of this rank in a Lightning run."""
     from lrpilot.integrations.lightning import LossCallback
-    from tests.integrations import test_lightning
+    from tests.lrpilot.integrations import test_lightning
 
     callback = LossCallback()
     options: dict[str, Any] = {"strategy": "ddp", "devices": 2}

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LinearLR, SequentialLR
 
 from lrpilot.schedulers.hypergradient.scheduler import LEVELS, UPDATES, HypergradientLR
-from tests.schedulers.hypergradients import (
+from tests.lrpilot.schedulers.hypergradients import (
     INF,
     NAN,
     OPTIMIZERS,

@@ -21,7 +21,7 @@ from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard
 from lrpilot.schedulers.policy_lr import PolicyLR
-from tests.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.loss_lr import LossLR
 
 pytest.importorskip("transformers")
 

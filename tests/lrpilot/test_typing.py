@@ -12,7 +12,7 @@ import pytest
 
 import lrpilot
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 from collections.abc import Iterator
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrpilot.schedulers.line_search.conditions import armijo_holds, goldstein_holds
 from lrpilot.schedulers.line_search.scheduler import RESETS, LineSearchLR
 from lrpilot.schedulers.line_search.trial_step import adam_direction
-from tests.schedulers.line_searches import (
+from tests.lrpilot.schedulers.line_searches import (
     EIGENVALUES,
     INF,
     NAN,

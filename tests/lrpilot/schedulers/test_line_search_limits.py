@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from lrpilot.schedulers.line_search.scheduler import RESETS, LineSearchLR
-from tests.running import through_file
-from tests.schedulers.line_searches import (
+from tests.lrpilot.schedulers.line_searches import (
     EIGENVALUES,
     INF,
     NAN,
@@ -29,6 +28,7 @@ from tests.schedulers.line_searches import (
     start_quadratic,
     train,
 )
+from tests.running import through_file
 
 # ---- groups, bounds, log
 

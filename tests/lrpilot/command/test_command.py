@@ -15,7 +15,7 @@ from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
 from lrpilot.command.cards import PACKAGE_LICENCE
 from lrpilot.command.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 Capture = pytest.CaptureFixture[str]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrpilot.integrations.tracking import to_tensorboard, to_wandb
-from tests.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.loss_lr import LossLR
 
 
 def capped_scheduler() -> LossLR:

@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from lrpilot.schedulers.hypergradient.directions import LastStep
 from lrpilot.schedulers.hypergradient.scheduler import LEVELS, UPDATES, HypergradientLR
-from tests.schedulers.hypergradients import (
+from tests.lrpilot.schedulers.hypergradients import (
     INF,
     OPTIMIZERS,
     TINY,

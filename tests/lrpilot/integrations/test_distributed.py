@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from lrpilot.integrations.distributed import mean_over_ranks
-from tests.integrations.ranks import run_ranks
+from tests.lrpilot.integrations.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 

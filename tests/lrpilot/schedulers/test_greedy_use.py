@@ -20,8 +20,8 @@ from lrpilot.schedulers.composition import give_loss
 from lrpilot.schedulers.greedy.arguments import DEFAULTS
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard
+from tests.lrpilot.schedulers.greedy_runs import NAN, SEMANTICS, losses, quick, sgd
 from tests.running import through_file
-from tests.schedulers.greedy_runs import NAN, SEMANTICS, losses, quick, sgd
 from tests.scheduling import lrs_of, run, run_composed
 
 # ---- arguments

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lrpilot.schedulers.guard.spike_detector import SpikeDetector
-from tests.schedulers.guards import noise
+from tests.lrpilot.schedulers.guards import noise
 
 NOISES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "normal 5 %": lambda rng, n: 1.0 + 0.05 * rng.normal(size=n),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, SequentialLR
 
-from tests.integrations.loss_lr import LossLR
-from tests.integrations.ranks import run_ranks
+from tests.lrpilot.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.ranks import run_ranks
 
 pytest.importorskip("accelerate")
 

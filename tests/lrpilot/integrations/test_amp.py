@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lrpilot.integrations.amp import update_scaler
-from tests.integrations.loss_lr import LossLR
+from tests.lrpilot.integrations.loss_lr import LossLR
 
 
 def taken_steps(
