@@ -22,6 +22,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 import lrpilot
+from lrpilot.policy.parameter_sample import ParameterSample
 
 
 class HalfLR(lrpilot.AdaptiveLR):
@@ -67,13 +68,14 @@ def control(parameters: list[Tensor]) -> float:
     controller = lrpilot.Controller(
         observation,
         action,
-        parameters=parameters,
+        ParameterSample(parameters, observation.num_entries),
         interval_steps=clock.interval_steps(100),
         total_steps=100,
     )
     observer: lrpilot.Observer = controller.observer
-    observer.update(1.0)
-    return controller.act(0.5)
+    observer.add_loss(1.0)
+    settings = lrpilot.ControlSettings(observation=observation, action=action)
+    return float(controller.act(0.5)) * settings.divergence_factor
 
 
 version: str = lrpilot.__version__

@@ -289,9 +289,7 @@ def test_a_policy_that_does_not_observe_curvature_never_asks_for_it() -> None:
 def test_an_optimizer_whose_stability_limit_is_not_known_is_refused() -> None:
     optimizer = torch.optim.Adagrad(nn.Linear(2, 1).parameters())
     loss: Callable[[], Tensor] = lambda: torch.zeros(())  # noqa: E731
-    with pytest.raises(
-        TypeError, match="`optimizer` must be torch's SGD, Adam or AdamW, got Adagrad"
-    ):
+    with pytest.raises(TypeError, match="must be torch's SGD, Adam or AdamW, got Adagrad"):
         PolicyLR(optimizer, random_policy(), total_steps=9, curvature=loss)
 
 
