@@ -154,7 +154,9 @@ class GreedyLR(LossDrivenLR):
         if self.last_epoch < 0:
             super().step()
             return
-        loss = self._take(metrics if loss is None else loss)
+        if type(loss) is not float:
+            loss = self._take(metrics if loss is None else loss)
+        self._observed = None
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
         self._move = self._rule.decide(loss)
