@@ -101,6 +101,8 @@ def test_epochs_are_shuffled_anew() -> None:
 
 
 def test_all_runs_share_one_copy_of_the_data() -> None:
+    # an earlier test may have made the tensors be loaded anew
+    image_task._load.cache_clear()
     first = digits_task().start(0)
     second = digits_task(batch_size=32, model=partial(small_cnn), base_lr=0.2).start(1)
 
