@@ -44,15 +44,16 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-def make_task(**changes: Any) -> NMFTask:
-    arguments: dict[str, Any] = {
-        "base_lr": 0.003,
-        "total_steps": 24,
-        "shape": (20, 16),
-        "rank": 3,
-        "batch_size": 5,
-    }
-    return NMFTask(name="nmf", optimizer=torch.optim.SGD, **{**arguments, **changes})
+make_task = partial(
+    NMFTask,
+    name="nmf",
+    optimizer=torch.optim.SGD,
+    base_lr=0.003,
+    total_steps=24,
+    shape=(20, 16),
+    rank=3,
+    batch_size=5,
+)
 
 
 def make_arguments(**changes: Any) -> dict[str, Any]:

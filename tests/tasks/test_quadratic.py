@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,17 @@ NUM_SEEDS = 1500
 TOLERANCE = 4.0
 
 
-def make_task(
-    *,
-    dimension: int = 50,
-    curvature: float = 2.0,
-    noise_power: float = 0.3,
-    initial_power: float = 1.5,
-) -> QuadraticTask:
-    return QuadraticTask(
-        name="quadratic",
-        optimizer=torch.optim.SGD,
-        base_lr=0.1,
-        total_steps=60,
-        dimension=dimension,
-        curvature=curvature,
-        noise_power=noise_power,
-        initial_power=initial_power,
-    )
+make_task = partial(
+    QuadraticTask,
+    name="quadratic",
+    optimizer=torch.optim.SGD,
+    base_lr=0.1,
+    total_steps=60,
+    dimension=50,
+    curvature=2.0,
+    noise_power=0.3,
+    initial_power=1.5,
+)
 
 
 def one_step(task: QuadraticTask, v: float, eta: float) -> float:

@@ -1,5 +1,6 @@
 import csv
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,17 +18,15 @@ from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, 
 from lrpilot.evaluation.report import Output
 from lrpilot.tasks.theory.lazy import LazyTask
 
-
-def make_task(**changes: Any) -> LazyTask:
-    arguments = {
-        "name": "lazy",
-        "optimizer": torch.optim.SGD,
-        "base_lr": 1.0,
-        "total_steps": 80,
-        "width": 64,
-        "num_train": 32,
-    }
-    return LazyTask(**{**arguments, **changes})
+make_task = partial(
+    LazyTask,
+    name="lazy",
+    optimizer=torch.optim.SGD,
+    base_lr=1.0,
+    total_steps=80,
+    width=64,
+    num_train=32,
+)
 
 
 def outcome(task: LazyTask, multiple: float) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,18 @@ SEEDS = evaluation_seeds(6)
 FRACTION_OF_CAP = plain_action(unit="cap", max_factor=1.0, start_factor=0.8)
 
 
-def make_task(**changes: Any) -> NMFTask:
-    arguments = {
-        "name": "nmf",
-        "optimizer": torch.optim.SGD,
-        "base_lr": 0.01,
-        "total_steps": 40,
-        "shape": (20, 16),
-        "rank": 3,
-        "noise": "gaussian",
-        "noise_range": (0.1, 1.0),
-        "cap_kind": "segment",
-    }
-    return NMFTask(**{**arguments, **changes})
+make_task = partial(
+    NMFTask,
+    name="nmf",
+    optimizer=torch.optim.SGD,
+    base_lr=0.01,
+    total_steps=40,
+    shape=(20, 16),
+    rank=3,
+    noise="gaussian",
+    noise_range=(0.1, 1.0),
+    cap_kind="segment",
+)
 
 
 def make_policy(action: ActionSpec = FRACTION_OF_CAP, **arguments: Any) -> Policy:

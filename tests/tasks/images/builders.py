@@ -1,7 +1,7 @@
 """Small image tasks."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -10,13 +10,7 @@ from lrpilot.tasks.images.task import ImageTask
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
 
-def digits_task(**changes: Any) -> ImageTask:
-    """The small CNN on digits; any argument can be replaced."""
-    arguments: dict[str, Any] = {
-        "name": "digits",
-        "optimizer": MOMENTUM,
-        "base_lr": 0.05,
-        "total_steps": 40,
-        "data": "digits",
-    }
-    return ImageTask(**{**arguments, **changes})
+digits_task: Callable[..., ImageTask] = partial(
+    ImageTask, name="digits", optimizer=MOMENTUM, base_lr=0.05, total_steps=40, data="digits"
+)
+"""The small CNN on digits; any argument can be replaced."""

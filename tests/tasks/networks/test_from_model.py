@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpilot import GreedyLR
-from lrpilot.tasks.networks.from_model import ModelTask, from_model
+from lrpilot.tasks.networks.from_model import from_model
 from lrpilot.tasks.networks.randomness import RunDropout
 from tests.batched import compare, start_batch
 from tests.running import (
@@ -72,19 +72,18 @@ class HalfFrozen(nn.Module):
         return outputs
 
 
-def make_task(**changes: Any) -> ModelTask:
-    arguments: dict[str, Any] = {
-        "name": "points",
-        "model": mlp,
-        "loss": functional.cross_entropy,
-        "data": points(),
-        "optimizer": OPTIMIZERS["momentum"],
-        "base_lr": 0.05,
-        "total_steps": 30,
-        "batch_size": 16,
-        "num_privileged": 32,
-    }
-    return from_model(**{**arguments, **changes})
+make_task = partial(
+    from_model,
+    name="points",
+    model=mlp,
+    loss=functional.cross_entropy,
+    data=points(),
+    optimizer=OPTIMIZERS["momentum"],
+    base_lr=0.05,
+    total_steps=30,
+    batch_size=16,
+    num_privileged=32,
+)
 
 
 BATCHED: dict[str, dict[str, Any]] = {

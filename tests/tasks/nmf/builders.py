@@ -1,6 +1,8 @@
 """Factorizations of 12 x 8 matrices, and what tests read of them."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,17 +32,16 @@ CAPPED = [
 ]
 
 
-def make_task(**changes: Any) -> NMFTask:
-    arguments: dict[str, Any] = {
-        "name": "nmf",
-        "optimizer": torch.optim.SGD,
-        "base_lr": 0.01,
-        "total_steps": 50,
-        "shape": (12, 8),
-        "rank": 3,
-        "batch_size": 4,
-    }
-    return NMFTask(**{**arguments, **changes})
+make_task: Callable[..., NMFTask] = partial(
+    NMFTask,
+    name="nmf",
+    optimizer=torch.optim.SGD,
+    base_lr=0.01,
+    total_steps=50,
+    shape=(12, 8),
+    rank=3,
+    batch_size=4,
+)
 
 
 def factors(run: NMFRun) -> tuple[Tensor, Tensor]:

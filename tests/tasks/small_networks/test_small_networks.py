@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,17 +15,16 @@ NUM_RUNS = 12
 SEEDS = list(range(NUM_RUNS))
 
 
-def make_task(**changes: Any) -> SmallNetworkTask:
-    arguments: dict[str, Any] = {
-        "name": "small",
-        "base_lr": 0.03,
-        "total_steps": 40,
-        "num_setups": 4,
-        "num_train_range": (64, 100),
-        "num_privileged": 32,
-        "dtype": "float64",
-    }
-    return SmallNetworkTask(**{**arguments, **changes})
+make_task = partial(
+    SmallNetworkTask,
+    name="small",
+    base_lr=0.03,
+    total_steps=40,
+    num_setups=4,
+    num_train_range=(64, 100),
+    num_privileged=32,
+    dtype="float64",
+)
 
 
 def started(task: SmallNetworkTask) -> BatchedSmallNetworks:

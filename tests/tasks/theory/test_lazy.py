@@ -21,16 +21,15 @@ from tests.scheduling import plain_action
 ACTIVATIONS = ("relu", "linear")
 
 
-def make_task(**changes: Any) -> LazyTask:
-    arguments = {
-        "name": "lazy",
-        "optimizer": torch.optim.SGD,
-        "base_lr": 1.0,
-        "total_steps": 200,
-        "width": 64,
-        "num_train": 32,
-    }
-    return LazyTask(**{**arguments, **changes})
+make_task = partial(
+    LazyTask,
+    name="lazy",
+    optimizer=torch.optim.SGD,
+    base_lr=1.0,
+    total_steps=200,
+    width=64,
+    num_train=32,
+)
 
 
 def advance(run: LazyRun, lr: float, num_steps: int) -> list[float]:

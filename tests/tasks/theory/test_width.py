@@ -16,17 +16,16 @@ MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 SEEDS = [5, 6, 7]
 
 
-def make_task(**changes: Any) -> WidthTask:
-    arguments: dict[str, Any] = {
-        "name": "width",
-        "optimizer": MOMENTUM,
-        "base_lr": 0.3,
-        "total_steps": 40,
-        "width": 12,
-        "num_train": 100,
-        "batch_size": 30,
-    }
-    return WidthTask(**{**arguments, **changes})
+make_task = partial(
+    WidthTask,
+    name="width",
+    optimizer=MOMENTUM,
+    base_lr=0.3,
+    total_steps=40,
+    width=12,
+    num_train=100,
+    batch_size=30,
+)
 
 
 def plain_losses(seed: int, num_steps: int) -> list[float]:
