@@ -23,6 +23,7 @@ def test_case_for_a_gpu_runs_on_a_cpu(case: Case) -> None:
     assert measured.num_bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["small_networks", "cifar"])
 def test_a_fine_tuning_with_max_factor_1_never_exceeds_its_learning_rate(policy: str) -> None:
     problem = PROBLEMS["digits"]

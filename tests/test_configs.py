@@ -37,6 +37,7 @@ def built(node: Any) -> Any:
     return instantiate(node, _convert_="all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_agent", "evaluate"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_composes_and_resolves(name: str, task: str) -> None:
@@ -99,11 +100,13 @@ def test_evaluation_compares_every_scheduler_by_default() -> None:
     assert sorted(composed("evaluate").scheduler) == SCHEDULERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS + QUICK)
 def test_every_experiment_says_what_to_compare(name: str) -> None:
     assert callable(built(composed("reproduce", f"experiment={name}").compare))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("name", EXPERIMENTS + QUICK)
 def test_every_script_composes_every_experiment(script: str, name: str) -> None:

@@ -49,6 +49,7 @@ def test_the_wheel_holds_one_package(site: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lrpilot"}
 
 
+@pytest.mark.slow
 def test_the_environment_is_made_from_the_wheel(site: Path) -> None:
     program = (
         "import gymnasium, lrpilot, agents; assert agents.RIVAL;"
@@ -58,6 +59,7 @@ def test_the_environment_is_made_from_the_wheel(site: Path) -> None:
     assert run(site, program) == f"{site / 'lrpilot' / '__init__.py'} False"
 
 
+@pytest.mark.slow
 def test_the_policies_and_every_module_are_in_the_wheel(site: Path) -> None:
     for link in ("tasks", "envs", "agents", "evaluation", "conf"):
         kept = {

@@ -26,6 +26,7 @@ def test_a_rollout_is_whole_episodes(agent: Any) -> None:
     assert steps % (ControlSettings().num_decisions - 1) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_it_trains_and_exports(agent: Any, tmp_path: Path) -> None:
     cfg = composed(agent)

@@ -133,6 +133,7 @@ def test_resumed_training_ends_bit_identical_to_an_uninterrupted_one(
     assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half", "learning_starts"), [(48, 60), (192, 30)], ids=["random actions", "full memory"]
 )
@@ -189,6 +190,7 @@ def test_resumed_metrics_equal_those_of_an_uninterrupted_training(tmp_path: Path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "algorithm"),
     [

@@ -116,6 +116,7 @@ def episode(env: LRControlEnv, **reset: Any) -> list[tuple[Any, ...]]:
 # ---- both kinds of environments agree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option", "num_truncated"),
     [("nmf", "truncated", 24), ("nmf", "reward every third", 0), ("mixture", "both", 18)],

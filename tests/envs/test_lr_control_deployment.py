@@ -19,6 +19,7 @@ def deploy(env: LRControlEnv, policy: Policy, *, seed: int, factor: float, steps
     return train(env.task, method, initial_lr_factor=factor, seed=seed, total_steps=steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_workers_give_exactly_what_looped_environments_give_through_their_resets
     assert_equal(found, rollout(looped, range(9)))
 
 
+@pytest.mark.slow
 def test_state_from_workers_continues_bit_identically_in_looped_environments(workers: Any) -> None:
     looped = DummyVecEnv([MAKE_ENV] * NUM_ENVS)
     workers.seed(1)

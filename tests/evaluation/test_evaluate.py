@@ -11,6 +11,7 @@ from lrpilot.evaluation.methods.schedules import constant, cosine
 from lrpilot.tasks.shipped import load_task
 
 
+@pytest.mark.slow
 def test_evaluation_writes_what_it_returns_and_the_command_reports_it_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,6 +235,7 @@ def draw(results: list[Result], path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factors", [FACTORS, (1.0,)])
 def test_the_figure_is_a_png(tmp_path: Path, factors: tuple[float, ...]) -> None:
     results = [r for r in make_results() if r.row["initial_lr_factor"] in factors]

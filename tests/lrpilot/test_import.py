@@ -27,6 +27,7 @@ RESEARCH = (
 INTEGRATIONS = [f"lrpilot.integrations.{name}" for name in ("distributed", "amp", "tracking")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["lrpilot", *INTEGRATIONS])
 def test_an_import_pulls_in_nothing_of_the_research_stack(module: str) -> None:
     program = f"import sys, {module}; print([n for n in {RESEARCH!r} if n in sys.modules])"

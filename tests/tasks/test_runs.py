@@ -303,6 +303,7 @@ def test_num_steps_counts_steps_and_comes_back_with_the_state(name: str) -> None
     assert (run.num_steps, resumed.num_steps) == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_measuring_a_run_does_not_change_what_follows(name: str) -> None:
     task = make_task(name)

@@ -70,6 +70,7 @@ def test_a_training_has_the_loss_before_each_step_and_after_the_last() -> None:
     assert losses[-1] == run.privileged_loss()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize("width", [16, 128])
 def test_the_linearized_model_diverges_at_the_predicted_limit(activation: str, width: int) -> None:
@@ -124,6 +125,7 @@ def test_networks_without_a_boundary_are_reported_and_drawn_without_a_warning(
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_an_experiment_writes_its_runs_tables_and_figure(tmp_path: Any, capsys: Any) -> None:
     compare_boundaries(
         task=make_task(total_steps=30),

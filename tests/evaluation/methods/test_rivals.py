@@ -62,6 +62,7 @@ def optimum(objective: Objective, size: int) -> float:
     return float(objective(w).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [quadratic, logistic_regression])
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_rival_reaches_the_known_optimum(
@@ -83,6 +84,7 @@ def test_a_rival_reaches_the_known_optimum(
     assert float(objective(w).detach()) - best < 1e-2 * (start - best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [quadratic, logistic_regression])
 @pytest.mark.parametrize("semantics", ["robust", "paper", "transformers"])
 def test_greedy_lr_reaches_the_known_optimum(

@@ -143,6 +143,7 @@ def train(trainer: Trainer, **options: Any) -> Any:
     return trainer.lr_scheduler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("make_model", [language_model, regression])
 def test_the_scheduler_sees_the_losses_that_the_trainer_logs(
@@ -178,6 +179,7 @@ def smooth_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = No
     return mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "trainer_options"),
     [
@@ -355,6 +357,7 @@ def chained_after_warm_up(total_steps: int) -> Any:
     return scheduler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "arguments", "expected"),
     [

@@ -201,6 +201,7 @@ def test_an_interval_without_a_step_has_the_value_zero() -> None:
 # ---- training and deployment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(

@@ -358,6 +358,7 @@ class StillLoss:
         return [float((old - new.detach()).abs().max()) for old, new in moved]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPPED)
 def test_a_cap_that_ceases_to_bind_leaves_no_trace(name: str) -> None:
     eta_max = math.inf

@@ -24,6 +24,7 @@ def built(*overrides: str) -> Any:
     return instantiate(composed(*overrides), _convert_="all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", IMAGE_TASKS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_image_task_composes_with_every_model(task: str, model: str) -> None:
@@ -43,6 +44,7 @@ def test_the_default_is_the_small_cnn_without_augmentation(task: str) -> None:
     assert not image_task.augment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["none", "batch", "group", "layer"])
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "lenet"])
 def test_every_model_but_lenet_trains_on_digits_with_every_normalization(

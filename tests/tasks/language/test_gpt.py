@@ -184,6 +184,7 @@ def test_the_privileged_loss_is_that_of_evenly_spaced_windows(num_privileged: in
     assert run.privileged_loss() == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [128, 3])
 def test_evaluate_predicts_every_character_but_the_first_once(
     batch: int, monkeypatch: pytest.MonkeyPatch

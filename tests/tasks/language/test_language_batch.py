@@ -112,6 +112,7 @@ def test_runs_in_bfloat16_equal_single_runs_to_its_rounding(name: str, dropout: 
         assert 0.0 < float(error.norm()) <= 1.5 * float(error_of_single.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dropout"), [("gpt", 0.0), ("gpt", 0.2), ("sst2", 0.0), ("sst2", 0.2), ("lora", 0.2)]
 )
@@ -207,6 +208,7 @@ def test_an_optimizer_that_cannot_be_batched_is_refused() -> None:
         gpt_task(optimizer=torch.optim.RMSprop).start_batch(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "sst2"])
 def test_instances_equal_single_environments_through_their_resets(name: str) -> None:
     task = make_task(name, dropout=0.1, total_steps=24)

@@ -300,6 +300,7 @@ def test_networks_have_no_cap() -> None:
         start_batch(make_task()).cap()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_instances_equal_single_environments_through_their_resets(optimizer: str) -> None:
     task = make_task(optimizer=optimizer, total_steps=24)

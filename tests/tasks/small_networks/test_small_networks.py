@@ -37,6 +37,7 @@ EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
 LRS = 0.03 * torch.linspace(0.5, 1.5, NUM_RUNS, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup_seed", [0, 1])
 def test_batched_runs_equal_single_runs(setup_seed: int) -> None:
     check_batched_runs(make_task(num_setups=8, setup_seed=setup_seed), SEEDS, num_steps=50)
@@ -46,6 +47,7 @@ def test_batched_runs_equal_single_runs_in_float32() -> None:
     check_batched_runs(make_task(num_setups=8, dtype="float32"), SEEDS, tolerance=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adam_share", [0.0, 0.5, 1.0])
 def test_instances_equal_single_environments_through_their_resets(adam_share: float) -> None:
     task = make_task(optimizer=RandomOptimizer(adam_share=adam_share), total_steps=24)

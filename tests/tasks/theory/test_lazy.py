@@ -179,6 +179,7 @@ def test_the_cap_is_certified_for_the_linearized_model_alone() -> None:
     assert [guarantee for _, guarantee in caps] == ["estimate", "deterministic"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("activation", "depth", "width"),
@@ -360,6 +361,7 @@ def test_batched_runs_continue_from_their_state_exactly() -> None:
     assert torch.equal(others.cap()[0], runs.cap()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cap", [False, True])
 def test_batched_environments_equal_single_ones(use_cap: bool) -> None:
     task = make_task(base_lr=0.05, width=16)
