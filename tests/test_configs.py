@@ -126,6 +126,7 @@ def test_every_experiment_has_a_quick_version() -> None:
     assert [f"quick/{name}" for name in EXPERIMENTS] == QUICK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_quick_version_of_an_experiment_says_so_and_is_smaller(name: str) -> None:
     whole, quick = (

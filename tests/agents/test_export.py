@@ -101,6 +101,7 @@ def test_exported_recurrent_policy_gives_the_actions_of_the_sb3_actor_over_a_run
     np.testing.assert_allclose(actions, expected, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [trained, trained_recurrent, trained_sac])
 def test_exported_policy_survives_further_training_unchanged(env: Any, train: Any) -> None:
     model = train(env)

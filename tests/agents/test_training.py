@@ -101,6 +101,7 @@ def test_metrics_of_sac_have_no_losses_before_its_first_update(tmp_path: Path) -
     assert known == [[False] * 3, [True] * 3, [True] * 3]
 
 
+@pytest.mark.slow
 @every_algorithm
 def test_training_twice_with_one_seed_gives_identical_policy_files(
     tmp_path: Path, algorithm: Any

@@ -54,6 +54,7 @@ def test_the_env_and_the_scheduler_give_identical_lrs_and_losses(
     assert deployed.losses == losses
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`total_steps` = .* is outside")
 @settings(deadline=None, max_examples=40)
 @given(

@@ -64,6 +64,7 @@ def actions_of(step: int, num_envs: int) -> NDArray[np.float32]:
     return np.random.default_rng(step).uniform(-1, 1, size=(num_envs, 1)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_instances_equal_single_environments_through_their_resets(variant: str) -> None:
     task_changes, env_changes = VARIANTS[variant]

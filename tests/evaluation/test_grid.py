@@ -63,6 +63,7 @@ def identity(result: Result) -> tuple[str, float, int]:
     return row["scheduler"], row["initial_lr_factor"], row["seed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_method_meets_the_same_seeds_and_the_same_first_loss(name: str) -> None:
     results = list(train_grid(make_task(name), METHODS, initial_lr_factors=[0.5, 1.0], seeds=SEEDS))

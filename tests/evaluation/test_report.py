@@ -245,6 +245,7 @@ def test_the_figure_is_a_png(tmp_path: Path, factors: tuple[float, ...]) -> None
     assert len(content) > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 20])
 def test_the_figure_is_drawn_when_everything_diverged(tmp_path: Path, num_steps: int) -> None:
     content = draw([diverged(r, num_steps) for r in make_results()], tmp_path / "curves.png")

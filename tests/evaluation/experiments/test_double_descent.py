@@ -60,6 +60,7 @@ def test_table_figure_and_runs_are_written(out_dir: Path) -> None:
     assert "machine of this test" in (out_dir / "table_double_descent.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_method_runs_at_every_width_and_initial_lr_for_tuning(out_dir: Path) -> None:
     rows = read(out_dir / "tuning.csv")
     cases = {(row["width"], row["scheduler"], row["initial_lr_factor"]) for row in rows}

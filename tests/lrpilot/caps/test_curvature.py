@@ -201,6 +201,7 @@ def test_the_limit_of_adam_is_the_published_one() -> None:
     assert CurvatureCap(optimizer, loss, safety=1.0)()[0] == pytest.approx(38.0 / 10.0, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_limit_is_for_the_largest_of_several_learning_rates() -> None:
     for factor, is_stable in ((0.98, True), (1.02, False)):
         first = torch.ones(1, dtype=torch.float64, requires_grad=True)

@@ -218,6 +218,7 @@ def test_the_scheduler_type_of_the_arguments_is_left_alone(tmp_path: Path) -> No
     assert trainer.args.lr_scheduler_type == "cosine"
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_leak_into_the_training_loss(tmp_path: Path) -> None:
     plain = train(make_trainer(tmp_path, language_model()))
     evaluated = train(
@@ -314,6 +315,7 @@ def test_a_scheduler_that_observes_nothing_is_refused_before_training(tmp_path: 
         trainer.train()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_leaves_no_loss_behind(tmp_path: Path) -> None:
     class InterruptOnce(TrainerCallback):
         is_done = False
@@ -421,6 +423,7 @@ def guarded(optimizer: torch.optim.Optimizer) -> LRScheduler:
     return Guard(greedy(optimizer))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`total_steps`")
 @pytest.mark.parametrize("scheduler", [small_networks, greedy, guarded])
 def test_what_a_callback_unfreezes_joins_at_its_own_rate(tmp_path: Path, scheduler: Any) -> None:
@@ -459,6 +462,7 @@ def test_a_checkpoint_of_another_horizon_is_refused_by_name(tmp_path: Path) -> N
         longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
+@pytest.mark.slow
 def test_a_callback_extends_a_training_that_is_resumed(tmp_path: Path) -> None:
     class Extend(TrainerCallback):
         def on_train_begin(self, *args: Any, lr_scheduler: Any, **kwargs: Any) -> None:

@@ -54,6 +54,7 @@ def test_conditions_hold_between_their_lines(
 # ---- the accepted steps satisfy the inequality, measured after the optimizer's own step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("lr", [1e-3, 1.0, 1e3])
 def test_every_step_on_a_quadratic_satisfies_armijo(lr: float, reset: str) -> None:

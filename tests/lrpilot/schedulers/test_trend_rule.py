@@ -49,6 +49,7 @@ def noise(kind: str, seed: int) -> Iterator[float]:
         yield draw[kind]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss", "laplace", "uniform", "cauchy"])
 @pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
 def test_pure_noise_raises_at_most_once_in_ten_thousand_calls(kind: str, level: float) -> None:

@@ -281,6 +281,7 @@ def test_fashion_mnist_has_the_documented_shapes(fashion_mnist: ImageData) -> No
     assert _shapes(fashion_mnist) == [(55000, 1, 28, 28), (5000, 1, 28, 28), (10000, 1, 28, 28)]
 
 
+@pytest.mark.slow
 def test_fashion_mnist_first_training_label_is_9(fashion_mnist: ImageData) -> None:
     assert fashion_mnist.train_y[0] == 9
 

@@ -45,6 +45,7 @@ def _load(name: str) -> torch.Tensor:
     return load_matrix(name, str(FOLDER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_MATRICES)
 def test_a_matrix_has_the_documented_shape(name: str) -> None:
     assert tuple(_load(name).shape) == _SHAPES[name]

@@ -130,6 +130,7 @@ def test_an_interrupted_maker_leaves_nothing_half_written() -> None:
     assert share_tensors(path(), Maker(), source="one")["x"][0, 0] == 1.0
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed_at_the_next_use() -> None:
     code = (
         "import os; from pathlib import Path; from lrpilot.files import write_whole\n"

@@ -178,6 +178,7 @@ def test_runs_of_different_seeds_are_augmented_differently() -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", NAMES)
 # digits has 18 batches of 64: inside epoch 1 and inside epoch 2
 @pytest.mark.parametrize("num_steps", [7, 23])
@@ -282,6 +283,7 @@ def test_a_line_search_trains_a_run_with_batch_normalization() -> None:
     assert {int(counter) for counter in counters if counter is not None} == {40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", NAMES)
 def test_a_trained_network_classifies_digits(model: str) -> None:
     run = make_task(model).start(0)
@@ -308,6 +310,7 @@ def test_an_mlp_learns_the_size_of_the_images_from_the_data() -> None:
     assert run.parameters[0].shape == (64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", NAMES)
 def test_both_environment_checkers_pass_without_a_warning(model: str) -> None:
     task = make_task(model, augment=True, total_steps=20, batch_size=16, num_privileged=32)

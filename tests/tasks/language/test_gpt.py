@@ -94,6 +94,7 @@ def plain_losses(
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("text", ["made_up", pytest.param("shakespeare", marks=NEEDS_TEXT)])
 def test_a_run_equals_a_plain_training_loop(
@@ -231,6 +232,7 @@ def test_a_diverging_run_is_data_not_an_exception() -> None:
     assert not math.isfinite(run.privileged_loss())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_both_environment_checkers_pass_without_a_warning(dropout: float) -> None:
     task = gpt_task(dropout=dropout, max_gradient_norm=1.0)

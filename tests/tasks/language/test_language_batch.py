@@ -120,6 +120,7 @@ def test_runs_equal_single_runs_for_20_steps_in_float64(name: str, dropout: floa
     compare(make_task(name, dropout=dropout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "optimizer"), [("gpt", "nesterov"), ("gpt", "adamw"), ("sst2", "nesterov")]
 )

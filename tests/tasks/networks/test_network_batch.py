@@ -72,6 +72,7 @@ def test_runs_equal_single_runs_for_20_steps_in_float64(model: str, optimizer: s
     compare(make_task(model, optimizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_runs_equal_single_runs_for_20_steps_in_float32(model: str, optimizer: str) -> None:
@@ -236,6 +237,7 @@ def test_the_step_is_linear_in_the_learning_rate(optimizer: str) -> None:
     torch.testing.assert_close(2 * moves[1], moves[2], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_state_through_a_file_continues_bit_identically(optimizer: str) -> None:
     task = make_task(optimizer=optimizer)

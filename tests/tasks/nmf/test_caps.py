@@ -364,6 +364,7 @@ def count_rises(
     return int(rises.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 3.0])
 def test_a_refreshed_segment_cap_never_lets_the_loss_rise_in_2000_runs(scale: float) -> None:
     assert count_rises(2_000, 60, refresh_steps=1, scale=scale) == 0

@@ -106,6 +106,7 @@ def test_the_mean_noisy_gradient_is_the_exact_one(
     check_mean(draws.h, draws.exact[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("with_replacement", [False, True])
 @pytest.mark.parametrize("noise", NOISES)

@@ -50,6 +50,7 @@ def test_noise_free_steps_at_the_cap_never_raise_the_loss(cap_kind: str, update:
     assert bool((losses[-1] < losses[0]).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "cap_kind", "update"),
     [case for case in CAPPED if case[0] != "none"],

@@ -134,6 +134,7 @@ def test_another_setup_seed_gives_other_setups() -> None:
     assert not set(make_task(setup_seed=0).setups) & set(make_task(setup_seed=1).setups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["teacher", "mixture", "digits"])
 def test_data_have_variance_1_and_all_classes_and_can_be_learned(data: str) -> None:
     task = make_task(
