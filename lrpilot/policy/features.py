@@ -60,7 +60,10 @@ def first_loss(initial_loss: Numbers, loss: Numbers, active: Numbers) -> Numbers
 
 def relative_loss(loss: Numbers, initial_loss: Numbers) -> Numbers:
     """The loss over the first one, in [-1e4, 1e4]; 1e4 if it is not finite, 1 without a first."""
-    ratio = clip(loss / initial_loss, -LOSS_CEILING, LOSS_CEILING)
+    ratio = loss / initial_loss
+    if type(ratio) is float and -LOSS_CEILING < ratio < LOSS_CEILING:
+        return ratio  # so it is at nearly every step of one run
+    ratio = clip(ratio, -LOSS_CEILING, LOSS_CEILING)
     return where(isfinite(loss), where(isnan(initial_loss), 1.0, ratio), LOSS_CEILING)
 
 

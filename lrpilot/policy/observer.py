@@ -188,7 +188,8 @@ class Observer:
         """
         self.flush()
         state = self.state
-        before = dict(state), self._weights, self._displacement
+        keeps_some = active is not True and not active.all()
+        before = (dict(state) if keeps_some else {}), self._weights, self._displacement
         reads = self._reads_movement or self._reads_gradient
         begins = reads and isinstance(self.sample, ParameterSample) and self.sample.refresh()
         columns: list[Numbers] = []
@@ -213,7 +214,7 @@ class Observer:
         state["last_interval_mean"] = interval_loss(state)
         state["num_losses"], state["interval_mean"] = self._of_all(0), self._of_all(0.0)
         state["interval_squares"] = self._of_all(0.0)
-        if active is not True and not active.all():
+        if keeps_some:
             self.state = {name: where(active, v, before[0][name]) for name, v in self.state.items()}
             self._weights = _rows(active, self._weights, before[1])
             self._displacement = _rows(active, self._displacement, before[2])
