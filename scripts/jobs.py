@@ -27,7 +27,7 @@ from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.archives import DataError
-from scripts.overrides import check_overrides, plain
+from scripts.overrides import check_overrides, key_of, plain
 
 CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"
@@ -63,7 +63,7 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; what its reader can mend ends in a message instead of a traceback."""
     # Hydra prints tracebacks of its own, also for a folder that it cannot make
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = map(without_signs, sys.argv[1:])
+    sys.argv[1:] = with_own_task([without_signs(argument) for argument in sys.argv[1:]])
     try:
         main()
     except KeyboardInterrupt:
@@ -85,6 +85,19 @@ def without_signs(argument: str) -> str:
     if argument.startswith("+experiment="):
         return argument[1:]
     return f"++{argument}" if FREE.match(argument) else argument
+
+
+def with_own_task(arguments: list[str]) -> list[str]:
+    """The arguments, with `task=own` if they name the class of a task and choose no file.
+
+    Else a class of the user's would be given the default task's name, learning rate and horizon.
+
+    >>> with_own_task(["++task._target_=my_pkg.MyTask"])
+    ['++task._target_=my_pkg.MyTask', 'task=own']
+    """
+    keys = {key_of(argument) for argument in arguments}
+    is_own = "task._target_" in keys and "task" not in keys
+    return [*arguments, "task=own"] if is_own else arguments
 
 
 def _exit(error: Exception) -> BaseException:

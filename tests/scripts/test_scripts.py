@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from lrpilot import Policy
+from tests.script_runs import run_scripts
 
 pytestmark = pytest.mark.slow
 
@@ -294,3 +296,20 @@ def test_experiment_trains_its_agent_and_compares_it(tmp_path: Path) -> None:
     assert policy.card["num_env_steps"] == 232
     assert policy.card["env"]["runner"] == "batched"
     assert "placebo: replay" in (tmp_path / "table_random.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_class_on_the_command_line_is_given_nothing_of_the_default_task(tmp_path: Path) -> None:
+    own = "task._target_=lrpilot.tasks.quadratic.QuadraticTask"
+    task = ["+task/optimizer=sgd", "task.base_lr=0.1", "task.total_steps=60"]
+    command = ["train_agent.py", own, *task, "agent.total_steps=58", *TINY]
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    without_lr = [argument for argument in command if "base_lr" not in argument]
+    (code, _, errors), (missing, _, message) = run_scripts(
+        [[*command, folder], [*without_lr, f"hydra.run.dir={tmp_path / 'other'}"]], tmp_path
+    )
+    assert code == 0, errors
+    found = OmegaConf.load(tmp_path / "run" / "config.yaml").task
+    assert (found.name, found.base_lr, found.total_steps) == ("own", 0.1, 60)
+    assert missing != 0
+    assert "base_lr" in message
