@@ -1,11 +1,11 @@
 """Batched runs of several kinds: those of one kind are one computation."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrpilot.state import state_fields
 from lrpilot.tasks.runs import BatchedRuns
 
 
@@ -18,7 +18,9 @@ class GroupedRuns(BatchedRuns):
         dtype: of the losses.
     """
 
-    def __init__(self, groups: Sequence[BatchedRuns], num_runs: int, *, dtype: torch.dtype) -> None:
+    _state_fields = state_fields(group="_group", place="_place", groups="_groups")
+
+    def __init__(self, groups: list[BatchedRuns], num_runs: int, *, dtype: torch.dtype) -> None:
         super().__init__(num_runs, device=groups[0].device)
         self._groups = groups
         self._dtype = dtype
@@ -44,14 +46,6 @@ class GroupedRuns(BatchedRuns):
                 losses[rows] = torch.where(active[rows], stepped, 0.0)
         return losses
 
-    def cap(self) -> tuple[Tensor, str]:
-        """Runs of several kinds have none.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("`cap` must be asked of runs that have one, got several kinds of them")
-
     def privileged_losses(self) -> Tensor:
         """Each run's privileged loss."""
         losses = torch.zeros(self.num_runs, dtype=self._dtype, device=self.device)
@@ -76,17 +70,7 @@ class GroupedRuns(BatchedRuns):
             gathered[rows, : value.shape[1]] = value[places]
         return gathered
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        return {
-            "group": self._group.clone(),
-            "place": self._place.clone(),
-            "groups": [group.state_dict() for group in self._groups],
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
-        self._group, self._place = state["group"].clone(), state["place"].clone()
-        for group, group_state in zip(self._groups, state["groups"], strict=True):
-            group.load_state_dict(group_state)
+        super().load_state_dict(state)
         self._find_members()

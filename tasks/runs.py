@@ -1,15 +1,14 @@
 """Run: one training in progress; and BatchedRuns: many of them as one computation."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lrpilot.arguments import require_count
+from lrpilot.state import Stateful, state_fields
 
 OptimizerFactory = Callable[..., Optimizer]
 
@@ -25,7 +24,7 @@ def backpropagate(closure: Closure) -> Tensor:
     return loss.detach()
 
 
-class Run(ABC):
+class Run(Stateful, ABC):
     """One training in progress, driven by `step(lr)` or by a scheduler on `optimizer`.
 
     Every random draw of a run comes from its own generator; two runs of one seed are identical.
@@ -36,6 +35,8 @@ class Run(ABC):
         lr: initial learning rate.
         generator: source of minibatches and noise.
     """
+
+    _state_fields = state_fields("parameters", "optimizer", "generator", "num_steps")
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Run(ABC):
         self.num_steps += 1
         return loss
 
-    def _project(self) -> None:  # noqa: B027 (most problems are unconstrained)
+    def _project(self) -> None:
         """Return to the feasible set after a step."""
 
     def cap(self) -> tuple[float, str]:
@@ -97,24 +98,6 @@ class Run(ABC):
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Metrics of the final state; the only place that touches the test split."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        return {
-            "parameters": [parameter.detach().clone() for parameter in self.parameters],
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "generator": self.generator.get_state(),
-            "num_steps": self.num_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a run of the same task."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.generator.set_state(state["generator"])
-        self.num_steps = state["num_steps"]
 
 
 class ClosureRun(Run):
@@ -158,7 +141,7 @@ def as_closure_run(run: Run) -> ClosureRun:
     return run
 
 
-class BatchedRuns(ABC):
+class BatchedRuns(Stateful, ABC):
     """B independent runs of one task, advanced as one computation.
 
     Run i draws from its own generator what the `Run` of the same seed draws, and equals it to
@@ -182,9 +165,13 @@ class BatchedRuns(ABC):
     def step(self, lrs: Tensor, active: Tensor) -> Tensor:
         """One step of the active runs (a mask); returns the minibatch losses before it."""
 
-    @abstractmethod
     def cap(self) -> tuple[Tensor, str]:
-        """The largest certified learning rate of each run's next step, and the guarantee."""
+        """The largest certified learning rate of each run's next step, and the guarantee.
+
+        Raises:
+            ValueError: if the runs have no cap.
+        """
+        raise ValueError(f"`cap` must be asked of runs that have one, got {type(self).__name__}")
 
     @abstractmethod
     def privileged_losses(self) -> Tensor:
@@ -197,11 +184,3 @@ class BatchedRuns(ABC):
     @abstractmethod
     def gradients(self) -> Tensor:
         """The last gradients of these entries, (B, entries)."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""

@@ -1,7 +1,6 @@
 """Many networks of one architecture as one tensor computation."""
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import sample_positions
+from lrpilot.state import state_fields
 from lrpilot.tasks.networks.randomness import RunDropout
 from lrpilot.tasks.networks.stacked_optimizer import (
     StackedOptimizer,
@@ -76,6 +76,8 @@ class BatchedNetworkRuns(BatchedRuns):
     Raises:
         ValueError: if the model or the optimizer cannot be batched, or `num_runs` is below 1.
     """
+
+    _state_fields = state_fields(*_TENSORS, "optimizer", "generators", buffers="_buffers")
 
     def __init__(
         self,
@@ -243,14 +245,6 @@ class BatchedNetworkRuns(BatchedRuns):
             self.parameters[rows], self._gradients[rows] = new, gradients
             return losses.new_zeros(self.num_runs).index_copy(0, rows, losses.detach())
 
-    def cap(self) -> tuple[Tensor, str]:
-        """Networks have none.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("`cap` must be asked of runs that have one, got networks")
-
     def weights(self) -> Tensor:
         """Each run's parameters (or their sample), as a single run's observer sees them."""
         return self._read(self.parameters)
@@ -262,21 +256,3 @@ class BatchedNetworkRuns(BatchedRuns):
     def _read(self, entries: Tensor) -> Tensor:
         picked = entries.clone() if self._sample is None else entries[:, self._sample]
         return picked.float()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and copied tensors (loads with `weights_only=True`)."""
-        return {
-            **{name: getattr(self, name).clone() for name in _TENSORS},
-            "buffers": [buffer.clone() for buffer in self._buffers],
-            "optimizer": self.optimizer.state_dict(),
-            "generators": [generator.get_state() for generator in self.generators],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        for name in _TENSORS:
-            setattr(self, name, state[name].to(self.device, copy=True))
-        self._buffers = [buffer.to(self.device, copy=True) for buffer in state["buffers"]]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for generator, generator_state in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(generator_state)

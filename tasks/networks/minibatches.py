@@ -1,16 +1,13 @@
 """Which examples a run, or each of many runs, sees next: shuffled anew for every epoch."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from lrpilot.state import Stateful, state_fields
 from lrpilot.tasks.networks.stacked_optimizer import extend
 
-_STATE = ("_orders", "_positions")
 
-
-class MinibatchSampler:
+class MinibatchSampler(Stateful):
     """The minibatches of one run, epoch by epoch; an incomplete one is dropped.
 
     Args:
@@ -18,6 +15,8 @@ class MinibatchSampler:
         batch_size: at most as many.
         generator: the run's own, from which the order of an epoch is drawn when it begins.
     """
+
+    _state_fields = state_fields(order="_order", position="_position")
 
     def __init__(self, num_examples: int, batch_size: int, generator: torch.Generator) -> None:
         self._num_examples = num_examples
@@ -34,17 +33,8 @@ class MinibatchSampler:
         self._position += self._batch_size
         return self._order[self._position - self._batch_size : self._position]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The order of the current epoch, and the place in it."""
-        return {"order": self._order.clone(), "position": self._position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self._order = state["order"].clone()
-        self._position = state["position"]
-
-
-class BatchedMinibatchSampler:
+class BatchedMinibatchSampler(Stateful):
     """The minibatches of B runs, each what a `MinibatchSampler` of its generator would give.
 
     Args:
@@ -52,6 +42,8 @@ class BatchedMinibatchSampler:
         num_examples: of each run.
         batch_size: at most `num_examples`.
     """
+
+    _state_fields = state_fields("_orders", "_positions")
 
     def __init__(
         self, generators: list[torch.Generator], *, num_examples: int, batch_size: int
@@ -67,7 +59,7 @@ class BatchedMinibatchSampler:
 
     def grow(self) -> None:
         """Make room for the generators that were added."""
-        for name in _STATE:
+        for name in self._state_fields:
             setattr(self, name, extend(getattr(self, name), len(self._generators)))
 
     def next(self, rows: Tensor) -> Tensor:
@@ -80,12 +72,3 @@ class BatchedMinibatchSampler:
         columns = self._positions[rows].unsqueeze(1) + torch.arange(self._batch_size)
         self._positions[rows] += self._batch_size
         return self._orders[rows.unsqueeze(1), columns]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The orders and the positions in them, copied."""
-        return {name: getattr(self, name).clone() for name in _STATE}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name in _STATE:
-            setattr(self, name, state[name].clone())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrpilot.state import state_fields
 from lrpilot.tasks.data.splits import Splits
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
@@ -105,6 +106,7 @@ class SupervisedTask(NetworkTask):
 class SupervisedRun(NetworkRun):
     """One network in training on labelled examples."""
 
+    _state_fields = state_fields(**NetworkRun._state_fields, fixed="_fixed")
     _task: SupervisedTask
 
     def __init__(self, task: SupervisedTask, seed: int) -> None:
@@ -149,19 +151,12 @@ class SupervisedRun(NetworkRun):
         return loss, correct
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with buffers, frozen parameters, and the order of the current epoch."""
-        return {
-            **super().state_dict(),
-            "fixed": [tensor.detach().clone() for tensor in self._fixed],
-            **self._sampler.state_dict(),
-        }
+        """The state, with the order of the current epoch."""
+        return {**super().state_dict(), **self._sampler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
-        with torch.no_grad():
-            for tensor, value in zip(self._fixed, state["fixed"], strict=True):
-                tensor.copy_(value)
         self._sampler.load_state_dict(state)
 
 
@@ -176,6 +171,8 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
         ValueError: if network and loss are not what `torch.func.vmap` maps, networks of different
             seeds have different frozen parameters, and as `BatchedNetworkRuns` does.
     """
+
+    _state_fields = state_fields(**BatchedNetworkRuns._state_fields, minibatches="_sampler")
 
     def __init__(self, task: SupervisedTask, num_runs: int) -> None:
         super().__init__(
@@ -238,12 +235,3 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
     def privileged_losses(self) -> Tensor:
         """Losses on the first `num_privileged` held-out examples."""
         return self._measured(*self._task.privileged_batch())
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the orders of the current epochs."""
-        return {**super().state_dict(), "minibatches": self._sampler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        super().load_state_dict(state)
-        self._sampler.load_state_dict(state["minibatches"])

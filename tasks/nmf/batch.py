@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.policy.parameter_sample import sample_positions
+from lrpilot.state import state_fields
 from lrpilot.tasks.nmf.caps import line_oracle
 from lrpilot.tasks.nmf.draws import DRAWN_STEPS, Draws, Instance, draw_instance
 from lrpilot.tasks.nmf.objective import Exact, Numbers, Objective
@@ -18,6 +19,12 @@ from lrpilot.tasks.runs import BatchedRuns
 
 class BatchedNMFRuns(BatchedRuns):
     """B factorizations under plain SGD as one computation."""
+
+    _state_fields = state_fields(
+        *("w", "h", "_num_steps", "_instance", "_gradients"),
+        numbers="_numbers",
+        generators="_generators",
+    )
 
     def __init__(self, problem: NMFProblem, num_runs: int) -> None:
         super().__init__(num_runs, device=problem.device)
@@ -150,26 +157,12 @@ class BatchedNMFRuns(BatchedRuns):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the problems and the numbers that are drawn but not used."""
-        return {
-            **{name: getattr(self, name).clone() for name in ("w", "h", "_num_steps")},
-            "position": self._position.tolist(),
-            "numbers": None if self._numbers is None else [x.clone() for x in self._numbers],
-            "_instance": {name: value.clone() for name, value in vars(self._instance).items()},
-            "_gradients": [gradient.clone() for gradient in self._gradients],
-            "generators": [generator.get_state() for generator in self._generators],
-        }
+        return {**super().state_dict(), "position": self._position.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
-        for name in ("w", "h", "_num_steps"):
-            setattr(self, name, state[name].clone())
+        super().load_state_dict(state)
         self._position = np.array(state["position"])
-        numbers = state["numbers"]
-        self._numbers = None if numbers is None else Numbers(*(x.clone() for x in numbers))
-        self._instance = Instance(**{k: v.clone() for k, v in state["_instance"].items()})
+        self._numbers = Numbers(*self._numbers) if self._numbers is not None else None
         self.objective = Objective(self._problem, self._instance)
-        grad_w, grad_h = state["_gradients"]
-        self._gradients = grad_w.clone(), grad_h.clone()
         self._exact = None
-        for generator, generator_state in zip(self._generators, state["generators"], strict=True):
-            generator.set_state(generator_state)

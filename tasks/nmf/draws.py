@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrpilot.state import Stateful, state_fields
 from lrpilot.tasks.nmf.problem import NMFProblem
 
 # random numbers are drawn for so many steps at once
@@ -15,11 +16,13 @@ DRAWN_STEPS = 32
 
 
 @dataclass
-class Instance:
+class Instance(Stateful):
     """A matrix and the start of its factors, padded with zeros to the largest size of the problem.
 
     A zero row or column stays zero: its gradient vanishes, and its noise is masked.
     """
+
+    _state_fields = state_fields("matrix", "w", "h", "size", "noise_level")
 
     matrix: Tensor
     w: Tensor

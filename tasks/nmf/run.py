@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrpilot.tasks.nmf.draws import DRAWN_STEPS, Draws, Instance, draw_instance
+from lrpilot.state import state_fields
+from lrpilot.tasks.nmf.draws import DRAWN_STEPS, Draws, draw_instance
 from lrpilot.tasks.nmf.objective import Numbers, Objective
 from lrpilot.tasks.nmf.problem import NMFProblem
 from lrpilot.tasks.runs import Run
@@ -15,10 +16,16 @@ from lrpilot.tasks.runs import Run
 class NMFRun(Run):
     """One factorization in progress; the parameters are W (m x r) and H (r x n)."""
 
+    # the instance is the seed's own
+    _state_fields = state_fields(
+        **Run._state_fields, instance="_instance", numbers="_numbers", position="_position"
+    )
+
     def __init__(self, problem: NMFProblem, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._problem = problem
-        self._take_instance(draw_instance(problem, generator))
+        self._instance = draw_instance(problem, generator)
+        self.objective = Objective(problem, self._instance)
         start = self.objective.project(self._instance.w, self._instance.h)
         self.w, self.h = map(torch.nn.Parameter, start)
         super().__init__(
@@ -26,10 +33,6 @@ class NMFRun(Run):
         )
         self._draws = Draws(problem)
         self._draw()
-
-    def _take_instance(self, instance: Instance) -> None:
-        self._instance = instance
-        self.objective = Objective(self._problem, instance)
 
     @torch.no_grad()
     def _draw(self) -> None:
@@ -81,18 +84,8 @@ class NMFRun(Run):
         norm = float(self.matrix.norm())
         return {"held_out_loss": loss, "relative_error": math.sqrt(2 * loss) / norm}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the instance, which is the seed's own."""
-        return {
-            **super().state_dict(),
-            "instance": {name: value.clone() for name, value in vars(self._instance).items()},
-            "numbers": [numbers.clone() for numbers in self._numbers],
-            "position": self._position,
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
-        self._take_instance(Instance(**{k: v.clone() for k, v in state["instance"].items()}))
-        self._numbers = Numbers(*(numbers.clone() for numbers in state["numbers"]))
-        self._position = state["position"]
+        self.objective = Objective(self._problem, self._instance)
+        self._numbers = Numbers(*self._numbers)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpilot.arguments import require_count
+from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
@@ -122,6 +123,8 @@ class LazyTask(Task):
 class LazyRun(ClosureRun):
     """One descent of a network, or of its linearized model."""
 
+    _state_fields = state_fields(**ClosureRun._state_fields, start="_start")
+
     def __init__(self, task: LazyTask, seed: int) -> None:
         self._inputs, self._targets = task.split("train")
         generator = torch.Generator().manual_seed(seed)
@@ -185,14 +188,10 @@ class LazyRun(ClosureRun):
             metrics[f"{split}_accuracy"] = float((outputs * targets > 0).double().mean())
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the weights that the run started from."""
-        return {**super().state_dict(), "start": [weight.clone() for weight in self._start]}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
-        self._start_from(state["start"])
+        self._start_from(self._start)
 
 
 class _Network(nn.Module):
@@ -209,6 +208,8 @@ class _Network(nn.Module):
 
 class BatchedLazyRuns(BatchedNetworkRuns):
     """B networks of a `LazyTask` that is not linearized, all on the same images, full batch."""
+
+    _state_fields = state_fields(**BatchedNetworkRuns._state_fields, starts="_starts")
 
     def __init__(self, task: LazyTask, num_runs: int) -> None:
         if task.linearized:
@@ -254,12 +255,7 @@ class BatchedLazyRuns(BatchedNetworkRuns):
         """L, on the training images."""
         return self._measured(self._inputs, self._targets)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the weights that the runs started from."""
-        return {**super().state_dict(), "starts": self._starts.clone()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of as many runs of the same task."""
         super().load_state_dict(state)
-        self._starts = state["starts"].clone()
         self._caps.fill_(torch.nan)

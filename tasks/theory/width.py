@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpilot.arguments import require_count
+from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
@@ -185,6 +186,8 @@ class WidthTask(Task):
 class WidthRun(ClosureRun):
     """One two-layer network in training."""
 
+    _state_fields = state_fields("chosen", "labels", **ClosureRun._state_fields)
+
     def __init__(self, task: WidthTask, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._task, self.splits = task, task.load()
@@ -221,22 +224,20 @@ class WidthRun(ClosureRun):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the examples and the order of the current epoch."""
-        return {
-            **super().state_dict(),
-            "chosen": self.chosen.clone(),
-            "labels": self.labels.clone(),
-            **self._epoch.state_dict(),
-        }
+        return {**super().state_dict(), **self._epoch.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a run of the same task."""
         super().load_state_dict(state)
-        self.chosen, self.labels = state["chosen"].clone(), state["labels"].clone()
         self._epoch.load_state_dict(state)
 
 
 class BatchedWidthRuns(BatchedNetworkRuns):
     """B two-layer networks of one width, each on examples of its own."""
+
+    _state_fields = state_fields(
+        "chosen", "labels", minibatches="_minibatches", **BatchedNetworkRuns._state_fields
+    )
 
     def __init__(self, task: WidthTask, num_runs: int) -> None:
         model = task.make_model(torch.Generator())
@@ -271,18 +272,3 @@ class BatchedWidthRuns(BatchedNetworkRuns):
     def privileged_losses(self) -> Tensor:
         """The losses on all held-out images."""
         return self._measured(*self.splits.held_out)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, with the examples and the orders of the current epochs."""
-        return {
-            **super().state_dict(),
-            "chosen": self.chosen.clone(),
-            "labels": self.labels.clone(),
-            "minibatches": self._minibatches.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        super().load_state_dict(state)
-        self.chosen, self.labels = state["chosen"].clone(), state["labels"].clone()
-        self._minibatches.load_state_dict(state["minibatches"])
