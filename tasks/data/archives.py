@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import lzma
 import tarfile
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import IO
 # what an archive may hold beside the files that it is read for
 _OTHER_BYTES = 4 << 20
 _OTHER_MEMBERS = 100
-_BLOCK = 512
 _CHUNK = 1 << 20
 _ALGORITHMS = {32: "MD5", 64: "SHA-256"}
 _CURE = "delete the file or replace it by the official one"
@@ -71,7 +71,8 @@ def read_archive(archive: Path, members: dict[str, Official]) -> dict[str, bytes
     problem = ""
     try:
         with archive.open("rb") as file, _decompressed(file) as stream:
-            _read_members(stream, members, archive, files)
+            num_bytes = sum(official.max_bytes for official in members.values()) + _OTHER_BYTES
+            _read_members(_LimitedStream(stream, num_bytes), members, archive, files)
     except DataError:
         raise
     except PermissionError as error:
@@ -106,47 +107,42 @@ def _decompressed(file: IO[bytes]) -> IO[bytes]:
     raise ValueError("it is compressed neither by gzip nor by xz")
 
 
+class _LimitedStream(io.RawIOBase):
+    """A stream that is refused once more than so many bytes of it have been read."""
+
+    def __init__(self, stream: IO[bytes], num_bytes: int) -> None:
+        self._stream = stream
+        self.num_left = num_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self.num_left -= len(content)
+        if self.num_left < 0:
+            raise ValueError("it holds more than its files")
+        return content
+
+
 def _read_members(
-    stream: IO[bytes], members: dict[str, Official], archive: Path, files: dict[str, bytes]
+    stream: _LimitedStream, members: dict[str, Official], archive: Path, files: dict[str, bytes]
 ) -> None:
     """One pass over the members, and to the end of the stream, whose checksum lies there."""
-    num_others = 0
-    left = sum(official.max_bytes for official in members.values()) + _OTHER_BYTES
-
-    def skip(num_bytes: int) -> int:
-        skipped = 0
-        while skipped < num_bytes and (content := stream.read(min(_CHUNK, num_bytes - skipped))):
-            skipped += len(content)
-        return skipped
-
-    while any(header := stream.read(_BLOCK)):
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        name = PurePosixPath(member.name).name
-        padded = -(-member.size // _BLOCK) * _BLOCK
-        left -= _BLOCK + padded
-        num_others += name not in members
-        if member.size < 0 or left < 0 or num_others > _OTHER_MEMBERS:
-            raise ValueError("it holds more than its files")
-        if name in members:
-            source = f"{archive} (its member {name})"
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                raise DataError(f"{source} is damaged: expected a file, got a link or a folder")
-            files[name] = _read_member(stream, member.size, members[name], source)
-            padded -= member.size
-        if skip(padded) < padded:
-            raise EOFError("it ends within a member")
-    # beyond the members there are zeros, if anything
-    if skip(_OTHER_BYTES + 1) > _OTHER_BYTES:
-        raise ValueError("it holds more than its files")
-
-
-def _read_member(stream: IO[bytes], size: int, official: Official, source: str) -> bytes:
-    if size > official.max_bytes:
-        raise _damaged(source, f"at most {official.max_bytes} bytes", f"{size}")
-    content = stream.read(size)
-    if len(content) < size:
-        raise EOFError("it ends within a member")
-    return _checked(content, official, source)
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for num_before, member in enumerate(tar):
+            is_refused = num_before > len(members) + _OTHER_MEMBERS
+            if is_refused or not 0 <= member.size <= stream.num_left:
+                raise ValueError("it holds more than its files")
+            name = PurePosixPath(member.name).name
+            if name in members:
+                source = f"{archive} (its member {name})"
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is None:
+                    raise DataError(f"{source} is damaged: expected a file, got a link or a folder")
+                most = members[name].max_bytes
+                if member.size > most:
+                    raise _damaged(source, f"at most {most} bytes", f"{member.size}")
+                files[name] = _checked(file.read(), members[name], source)
+    while stream.read(_CHUNK):
+        pass
 
 
 def _checked(content: bytes, official: Official, source: str) -> bytes:

@@ -10,9 +10,8 @@ from torch.nn import functional
 from lrpilot.tasks.data.texts import CHARACTERS, TEXTS, TextData, load_text
 from lrpilot.tasks.language.task import LanguageTask
 from lrpilot.tasks.language.transformer import GPT
-from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.batch import BatchedTaskRuns
 from lrpilot.tasks.networks.randomness import RunDropout, seeded
-from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.networks.task import NetworkRun, measuring
 
 EVALUATION_BATCH = 128
@@ -73,11 +72,7 @@ class GPTTask(LanguageTask):
         return GPTRun(self, seed)
 
     def start_batch(self, num_runs: int) -> "BatchedGPTRuns":
-        """B runs as one computation.
-
-        Raises:
-            ValueError: if the optimizer cannot be batched (see `BatchedNetworkRuns`).
-        """
+        """B runs as one computation; see `BatchedTaskRuns`."""
         return BatchedGPTRuns(self, num_runs)
 
     def draw_windows(self, text: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,38 +137,12 @@ class GPTRun(NetworkRun):
         return total / num_targets
 
 
-class BatchedGPTRuns(BatchedNetworkRuns):
-    """B GPTs in training as one computation, equal to the single runs to rounding.
+class BatchedGPTRuns(BatchedTaskRuns):
+    """B GPTs in training as one computation; see `BatchedTaskRuns`."""
 
-    Args:
-        task: what is trained.
-        num_runs: B, at least 1.
-
-    Raises:
-        ValueError: see `BatchedNetworkRuns`.
-    """
-
-    def __init__(self, task: GPTTask, num_runs: int) -> None:
-        super().__init__(
-            task.make_model(0),
-            optimizer=task.optimizer,
-            num_runs=num_runs,
-            device=task.device,
-            max_gradient_norm=task.max_gradient_norm,
-            precision=task.precision,
-        )
-        self.data = task.load()
-        self._task = task
-
-    def _start(self, row: int, seed: int) -> UpdateSettings:
-        self._take(row, self._task.make_model(seed))
-        return self._settings
+    _task: GPTTask
 
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        text = self.data.train
+        text = self._task.load().train
         starts = [self._task.draw_windows(text, self.generators[row]) for row in rows.tolist()]
         return self._task.cut_windows(text, torch.stack(starts))
-
-    def privileged_losses(self) -> Tensor:
-        """Cross-entropies on `num_privileged` fixed windows of the held-out text."""
-        return self._measured(*self._task.privileged_batch())

@@ -18,7 +18,7 @@ from lrpilot.tasks.networks.stacked_optimizer import (
     extend,
     read_settings,
 )
-from lrpilot.tasks.networks.task import measuring
+from lrpilot.tasks.networks.task import NetworkTask, measuring
 from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory
 
 _TENSORS = ("parameters", "_gradients")
@@ -256,3 +256,34 @@ class BatchedNetworkRuns(BatchedRuns):
     def _read(self, entries: Tensor) -> Tensor:
         picked = entries.clone() if self._sample is None else entries[:, self._sample]
         return picked.float()
+
+
+class BatchedTaskRuns(BatchedNetworkRuns):
+    """B networks of a `NetworkTask` in training as one computation.
+
+    Args:
+        task: what is trained.
+        num_runs: B, at least 1.
+
+    Raises:
+        ValueError: as `BatchedNetworkRuns` does.
+    """
+
+    def __init__(self, task: NetworkTask, num_runs: int) -> None:
+        super().__init__(
+            task.make_model(0),
+            optimizer=task.optimizer,
+            num_runs=num_runs,
+            device=task.device,
+            max_gradient_norm=task.max_gradient_norm,
+            precision=task.precision,
+        )
+        self._task = task
+
+    def _start(self, row: int, seed: int) -> UpdateSettings:
+        self._take(row, self._task.make_model(seed))
+        return self._settings
+
+    def privileged_losses(self) -> Tensor:
+        """Losses on the `num_privileged` held-out examples."""
+        return self._measured(*self._task.privileged_batch())

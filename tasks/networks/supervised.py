@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from lrpilot.state import state_fields
 from lrpilot.tasks.data.splits import Splits
-from lrpilot.tasks.networks.batch import BatchedNetworkRuns
+from lrpilot.tasks.networks.batch import BatchedTaskRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
 from lrpilot.tasks.networks.randomness import generator_states, seeded
-from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.networks.task import NetworkRun, NetworkTask, forward, measuring
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -160,7 +159,7 @@ class SupervisedRun(NetworkRun):
         self._sampler.load_state_dict(state)
 
 
-class BatchedSupervisedRuns(BatchedNetworkRuns):
+class BatchedSupervisedRuns(BatchedTaskRuns):
     """B networks of a `SupervisedTask` as one computation; they share one copy of the examples.
 
     Args:
@@ -169,21 +168,14 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
 
     Raises:
         ValueError: if network and loss are not what `torch.func.vmap` maps, networks of different
-            seeds have different frozen parameters, and as `BatchedNetworkRuns` does.
+            seeds have different frozen parameters, and as `BatchedTaskRuns` does.
     """
 
-    _state_fields = state_fields(**BatchedNetworkRuns._state_fields, minibatches="_sampler")
+    _state_fields = state_fields(**BatchedTaskRuns._state_fields, minibatches="_sampler")
+    _task: SupervisedTask
 
     def __init__(self, task: SupervisedTask, num_runs: int) -> None:
-        super().__init__(
-            task.make_model(0),
-            optimizer=task.optimizer,
-            num_runs=num_runs,
-            device=task.device,
-            max_gradient_norm=task.max_gradient_norm,
-            precision=task.precision,
-        )
-        self._task = task
+        super().__init__(task, num_runs)
         self.data = task.load()
         self._sampler = BatchedMinibatchSampler(
             self.generators, num_examples=len(self.data.train_x), batch_size=task.batch_size
@@ -219,10 +211,6 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
         super().reset(rows, seeds)
         self._sampler.start(rows)
 
-    def _start(self, row: int, seed: int) -> UpdateSettings:
-        self._take(row, self._task.make_model(seed))
-        return self._settings
-
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self._task.is_classification:
             return super()._loss(outputs, targets)
@@ -231,7 +219,3 @@ class BatchedSupervisedRuns(BatchedNetworkRuns):
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         index = self._sampler.next(rows.cpu()).to(self.device, non_blocking=True)
         return self.data.train_x[index], self.data.train_y[index]
-
-    def privileged_losses(self) -> Tensor:
-        """Losses on the first `num_privileged` held-out examples."""
-        return self._measured(*self._task.privileged_batch())

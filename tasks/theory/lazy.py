@@ -84,11 +84,7 @@ class LazyTask(Task):
         return LazyRun(self, seed)
 
     def start_batch(self, num_runs: int) -> "BatchedLazyRuns":
-        """B networks as one computation.
-
-        Raises:
-            ValueError: if the model is linearized, or the optimizer cannot be batched.
-        """
+        """B networks as one computation; see `BatchedLazyRuns`."""
         return BatchedLazyRuns(self, num_runs)
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
@@ -207,7 +203,11 @@ class _Network(nn.Module):
 
 
 class BatchedLazyRuns(BatchedNetworkRuns):
-    """B networks of a `LazyTask` that is not linearized, all on the same images, full batch."""
+    """B networks of a `LazyTask` that is not linearized, all on the same images, full batch.
+
+    Raises:
+        ValueError: if the model is linearized, and as `BatchedNetworkRuns` does.
+    """
 
     _state_fields = state_fields(**BatchedNetworkRuns._state_fields, starts="_starts")
 

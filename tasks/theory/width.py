@@ -1,9 +1,9 @@
 """A two-layer network on noisy labels, narrower or wider than it takes to fit them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from lrpilot.arguments import require_count
 from lrpilot.state import state_fields
-from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.data.images import ImageData, load_image_data
+from lrpilot.tasks.data.splits import SPLITS
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
@@ -22,36 +23,18 @@ from lrpilot.tasks.task import Task
 SMALLEST_STD = 0.3
 
 
-class Split(NamedTuple):
-    """Inputs (examples, d), scaled so that ||x||^2 is about 1, and labels (examples,)."""
-
-    inputs: Tensor
-    labels: Tensor
-
-
-class Splits(NamedTuple):
-    """The parts of an image set, with its number of classes."""
-
-    train: Split
-    held_out: Split
-    test: Split
-    num_classes: int
-
-
 @lru_cache(maxsize=2)
-def load_splits(name: str, data_dir: str | None) -> Splits:
-    """The parts of an image set, every pixel standardized by the training images."""
+def load_pixels(name: str, data_dir: str | None) -> ImageData:
+    """An image set as rows of pixels (examples, d), standardized by the training images.
+
+    They are scaled so that ||x||^2 is about 1.
+    """
     data = load_image_data(name, data_dir=data_dir)
     pixels = data.train_x.flatten(1)
     mean = pixels.mean(0)
     scale = pixels.std(0).clamp(min=SMALLEST_STD) * math.sqrt(pixels.shape[1])
-    parts = {
-        part: Split(
-            (getattr(data, f"{part}_x").flatten(1) - mean) / scale, getattr(data, f"{part}_y")
-        )
-        for part in ("train", "held_out", "test")
-    }
-    return Splits(**parts, num_classes=data.num_classes)
+    inputs = {f"{part}_x": getattr(data, f"{part}_x").flatten(1) for part in SPLITS}
+    return replace(data, **{key: (value - mean) / scale for key, value in inputs.items()})
 
 
 class TwoLayerNetwork(nn.Module):
@@ -134,20 +117,20 @@ class WidthTask(Task):
     @property
     def interpolation_width(self) -> float:
         """The width at which the parameters are as many as the numbers to fit, n k."""
-        splits = load_splits(self.data, self.data_dir)
-        num_parameters_per_unit = splits.train.inputs.shape[1] + 1 + splits.num_classes
-        return (self.num_train - 1) * splits.num_classes / num_parameters_per_unit
+        data = load_pixels(self.data, self.data_dir)
+        num_parameters_per_unit = data.train_x.shape[1] + 1 + data.num_classes
+        return (self.num_train - 1) * data.num_classes / num_parameters_per_unit
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return self.num_train // self.batch_size
 
-    def load(self) -> Splits:
+    def load(self) -> ImageData:
         """The data; one copy per process."""
-        splits = load_splits(self.data, self.data_dir)
-        available = len(splits.train.labels)
+        data = load_pixels(self.data, self.data_dir)
+        available = len(data.train_y)
         self._require("num_train", self.num_train <= available, f"be at most {available}")
-        return splits
+        return data
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The mean over examples of ||f(x) - e_y||^2 / 2, of shape ()."""
@@ -156,30 +139,26 @@ class WidthTask(Task):
 
     def draw_examples(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Positions in the training split, and labels (some are wrong), both (n,)."""
-        train, _, _, num_classes = self.load()
-        chosen = torch.randperm(len(train.labels), generator=generator)[: self.num_train]
-        labels = train.labels[chosen]
+        data = self.load()
+        chosen = torch.randperm(len(data.train_y), generator=generator)[: self.num_train]
+        labels = data.train_y[chosen]
         num_wrong = round(self.label_noise * self.num_train)
         wrong = torch.randperm(self.num_train, generator=generator)[:num_wrong]
-        shifts = torch.randint(1, num_classes, (num_wrong,), generator=generator)
-        labels[wrong] = (labels[wrong] + shifts) % num_classes
+        shifts = torch.randint(1, data.num_classes, (num_wrong,), generator=generator)
+        labels[wrong] = (labels[wrong] + shifts) % data.num_classes
         return chosen, labels
 
     def make_model(self, generator: torch.Generator) -> TwoLayerNetwork:
         """A new network."""
-        train, _, _, num_classes = self.load()
-        return TwoLayerNetwork(train.inputs.shape[1], self.width, num_classes, generator)
+        data = self.load()
+        return TwoLayerNetwork(data.train_x.shape[1], self.width, data.num_classes, generator)
 
     def start(self, seed: int) -> "WidthRun":
         """A new network on newly drawn examples."""
         return WidthRun(self, seed)
 
     def start_batch(self, num_runs: int) -> "BatchedWidthRuns":
-        """B runs as one computation.
-
-        Raises:
-            ValueError: if the optimizer cannot be batched.
-        """
+        """B runs as one computation; see `BatchedNetworkRuns`."""
         return BatchedWidthRuns(self, num_runs)
 
 
@@ -190,7 +169,7 @@ class WidthRun(ClosureRun):
 
     def __init__(self, task: WidthTask, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._task, self.splits = task, task.load()
+        self._task, self.data = task, task.load()
         self.chosen, self.labels = task.draw_examples(generator)
         self.model = task.make_model(generator)
         parameters = self.model.parameters()
@@ -200,24 +179,24 @@ class WidthRun(ClosureRun):
     def _draw_loss(self) -> Closure:
         picked = self._epoch.next()
         chosen = self.chosen.index_select(0, picked)
-        inputs = self.splits.train.inputs.index_select(0, chosen)
+        inputs = self.data.train_x.index_select(0, chosen)
         labels = self.labels.index_select(0, picked)
         return lambda: self._task.loss(self.model(inputs), labels)
 
     @torch.no_grad()
     def privileged_loss(self) -> float:
         """The loss on all held-out images, whose labels are right."""
-        inputs, labels = self.splits.held_out
-        return float(self._task.loss(self.model(inputs), labels))
+        outputs = self.model(self.data.held_out_x)
+        return float(self._task.loss(outputs, self.data.held_out_y))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the held-out and test splits, accuracy on the n given labels."""
-        given = self.model(self.splits.train.inputs[self.chosen]).argmax(1)
+        given = self.model(self.data.train_x[self.chosen]).argmax(1)
         metrics = {"train_accuracy": float((given == self.labels).double().mean())}
         for name in ("held_out", "test"):
-            inputs, labels = getattr(self.splits, name)
-            outputs = self.model(inputs)
+            labels = getattr(self.data, f"{name}_y")
+            outputs = self.model(getattr(self.data, f"{name}_x"))
             metrics[f"{name}_loss"] = float(self._task.loss(outputs, labels))
             metrics[f"{name}_accuracy"] = float((outputs.argmax(1) == labels).double().mean())
         return metrics
@@ -242,7 +221,7 @@ class BatchedWidthRuns(BatchedNetworkRuns):
     def __init__(self, task: WidthTask, num_runs: int) -> None:
         model = task.make_model(torch.Generator())
         super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
-        self._task, self.splits = task, task.load()
+        self._task, self.data = task, task.load()
         self.chosen = torch.zeros(num_runs, task.num_train, dtype=torch.int64)
         self.labels = torch.zeros_like(self.chosen)
         self._minibatches = BatchedMinibatchSampler(
@@ -263,7 +242,7 @@ class BatchedWidthRuns(BatchedNetworkRuns):
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         picked = self._minibatches.next(rows)
         chosen = self.chosen[rows].gather(1, picked)
-        return self.splits.train.inputs[chosen], self.labels[rows].gather(1, picked)
+        return self.data.train_x[chosen], self.labels[rows].gather(1, picked)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._task.loss(outputs, targets)
@@ -271,4 +250,4 @@ class BatchedWidthRuns(BatchedNetworkRuns):
     @torch.no_grad()
     def privileged_losses(self) -> Tensor:
         """The losses on all held-out images."""
-        return self._measured(*self.splits.held_out)
+        return self._measured(self.data.held_out_x, self.data.held_out_y)

@@ -72,15 +72,15 @@ def test_runs_of_one_seed_are_identical_and_of_another_differ() -> None:
 @pytest.mark.parametrize("label_noise", [0.0, 0.15, 1.0])
 def test_so_many_labels_are_wrong(label_noise: float) -> None:
     run = make_task(label_noise=label_noise).start(0)
-    right = run.splits.train.labels[run.chosen]
+    right = run.data.train_y[run.chosen]
     assert int((run.labels != right).sum()) == round(100 * label_noise)
     assert len(run.chosen.unique()) == 100
 
 
 def test_wrong_labels_leave_the_data_set_as_it_was() -> None:
     make_task(label_noise=1.0).start(0)
-    train = make_task().load().train
-    assert train.labels.equal(load_image_data("digits").train_y)
+    data = make_task().load()
+    assert data.train_y.equal(load_image_data("digits").train_y)
 
 
 def test_data_of_a_seed_is_the_same_at_every_width() -> None:
@@ -110,9 +110,9 @@ def test_metrics_are_those_of_the_whole_splits() -> None:
     advance(run, 30)
     metrics = run.evaluate()
     with torch.no_grad():
-        outputs = run.model(run.splits.test.inputs)
-        errors = outputs - functional.one_hot(run.splits.test.labels)
-        given = run.model(run.splits.train.inputs[run.chosen]).argmax(1)
+        outputs = run.model(run.data.test_x)
+        errors = outputs - functional.one_hot(run.data.test_y)
+        given = run.model(run.data.train_x[run.chosen]).argmax(1)
     assert metrics["test_loss"] == pytest.approx(float((errors**2).sum() / 300 / 2), rel=1e-6)
     assert metrics["train_accuracy"] == pytest.approx((given == run.labels).float().mean().item())
     assert metrics["held_out_loss"] == run.privileged_loss()
