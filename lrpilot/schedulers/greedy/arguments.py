@@ -7,54 +7,32 @@ from typing import Any
 from lrpilot.arguments import require_choice, require_within
 from lrpilot.schedulers.greedy.trend import largest_z, split_window
 
-HUGGING_FACE_DEFAULTS: dict[str, Any] = {
-    "mode": "min",
-    "factor": 0.95,
-    "patience": 10,
-    "threshold": 1e-6,
-    "threshold_mode": "abs",
-    "cooldown": 0,
-    "warmup": 0,
-    "min_lr": 1e-3,
-    "max_lr": 1.0,
-    "eps": 1e-8,
-    "smooth": False,
-    "window_size": 50,
-    "reset_start": 500,
+# what is allowed, if anything is checked; the defaults of "robust" and of the other semantics,
+# None where they have no such argument
+_TABLE: dict[str, tuple[str | tuple[str, ...] | None, Any, Any]] = {
+    "mode": (("min", "max"), "min", "min"),
+    "factor": ("(0, 1)", 0.9, 0.95),
+    "patience": ("[0, inf]", 20, 10),
+    "threshold": ("[0, inf)", 1e-6, 1e-6),
+    "threshold_mode": (("rel", "abs"), "rel", "abs"),
+    "cooldown": ("[0, inf]", 0, 0),
+    "warmup": ("[0, inf]", 0, 0),
+    "window_size": ("[1, inf]", 40, 50),
+    "reset_start": ("[1, inf]", math.inf, 500),
+    "significance": ("(0, inf]", 4.0, None),
+    "min_factor": ("(0, 1]", 0.01, None),
+    "max_factor": ("[1, inf)", 10.0, None),
+    "min_lr": (None, None, 1e-3),
+    "max_lr": (None, None, 1.0),
+    "eps": ("[0, inf]", None, 1e-8),
+    "smooth": (None, None, False),
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "robust": {
-        "mode": "min",
-        "factor": 0.9,
-        "patience": 20,
-        "threshold": 1e-6,
-        "threshold_mode": "rel",
-        "cooldown": 0,
-        "warmup": 0,
-        "window_size": 40,
-        "reset_start": math.inf,
-        "significance": 4.0,
-        "min_factor": 0.01,
-        "max_factor": 10.0,
-    },
-    "transformers": HUGGING_FACE_DEFAULTS,
-    "paper": HUGGING_FACE_DEFAULTS,
-}
-ARGUMENTS = {name for names in DEFAULTS.values() for name in names}
-CHOICES = {"mode": ("min", "max"), "threshold_mode": ("rel", "abs")}
-INTERVALS = {
-    "factor": "(0, 1)",
-    "patience": "[0, inf]",
-    "cooldown": "[0, inf]",
-    "warmup": "[0, inf]",
-    "window_size": "[1, inf]",
-    "reset_start": "[1, inf]",
-    "eps": "[0, inf]",
-    "threshold": "[0, inf)",
-    "significance": "(0, inf]",
-    "min_factor": "(0, 1]",
-    "max_factor": "[1, inf)",
-}
+ARGUMENTS = tuple(_TABLE)
+_ROBUST, _OTHERS = (
+    {name: row[column] for name, row in _TABLE.items() if row[column] is not None}
+    for column in (1, 2)
+)
+DEFAULTS = {"robust": _ROBUST, "transformers": _OTHERS, "paper": _OTHERS}
 
 
 def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,21 +60,17 @@ def resolve_arguments(semantics: str, given: Mapping[str, Any]) -> dict[str, Any
             )
     chosen = {name: value for name, value in given.items() if value is not None}
     arguments = {**defaults, **chosen}
-    for name, choices in CHOICES.items():
-        require_choice(name, arguments[name], choices)
+    for name in arguments:
+        if isinstance(choices := _TABLE[name][0], tuple):
+            require_choice(name, arguments[name], choices)
     if arguments["factor"] >= 1.0:
         raise ValueError(f"`factor` must be below 1, got {arguments['factor']}")
-    if semantics != "transformers":
-        _check_ranges(arguments)
+    for name, value in arguments.items():
+        if semantics != "transformers" and isinstance(interval := _TABLE[name][0], str):
+            require_within(name, value, interval)
     if semantics == "robust":
         _check_robust(arguments)
     return arguments
-
-
-def _check_ranges(arguments: Mapping[str, Any]) -> None:
-    for name, interval in INTERVALS.items():
-        if name in arguments:
-            require_within(name, arguments[name], interval)
 
 
 def _check_robust(arguments: Mapping[str, Any]) -> None:

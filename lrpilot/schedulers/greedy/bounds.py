@@ -25,6 +25,7 @@ class Bounds(Stateful, ABC):
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._arguments = arguments
         self._factor: float = arguments["factor"]
+        self.start_lrs: list[float] = []
         self.bound_by = ""
         self.was_reset = False
 
@@ -95,35 +96,25 @@ class AbsoluteBounds(Bounds):
     are those of Hugging Face's class.
     """
 
-    _min_lrs: list[float] | None = None
-    _max_lrs: list[float]
-
     def start(self, lrs: Sequence[float]) -> None:
         """Begin at these learning rates, one per group."""
+        for name in ("min_lr", "max_lr"):
+            given = self._arguments[name]
+            # groups that were added since the first start have no value
+            if isinstance(given, (list, tuple)) and not self.start_lrs and len(given) != len(lrs):
+                raise ValueError(
+                    f"`{name}` must have one value per parameter group, {len(lrs)}, "
+                    f"got {len(given)}"
+                )
         super().start(lrs)
-        if self._min_lrs is None:
-            self._min_lrs, self._max_lrs = (
-                _one_per_group(name, self._arguments[name], len(lrs))
-                for name in ("min_lr", "max_lr")
-            )
-        self._widen()
 
-    def join(self, lrs: Sequence[float], present: Sequence[float]) -> list[float]:
-        """Take in groups that begin at `lrs`; the widest bounds that were given are theirs."""
-        joined = super().join(lrs, present)
-        self._widen()
-        return joined
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        super().load_state_dict(state)
-        self._widen()
-
-    def _widen(self) -> None:
-        assert self._min_lrs is not None
-        num_groups = len(self.start_lrs) - len(self._min_lrs)
-        self._min_lrs += [min(self._min_lrs)] * num_groups
-        self._max_lrs += [max(self._max_lrs)] * num_groups
+    def _limits(self, name: str) -> list[float]:
+        """The bound of each group; one that was added has the widest that was given."""
+        given, num_groups = self._arguments[name], len(self.start_lrs)
+        if not isinstance(given, (list, tuple)):
+            return [given] * num_groups
+        widest = min(given) if name == "min_lr" else max(given)
+        return [*given, *[widest] * (num_groups - len(given))]
 
     def _present_factor(self, present: Sequence[float]) -> float:
         largest = max(self.start_lrs)
@@ -132,8 +123,8 @@ class AbsoluteBounds(Bounds):
     def _moved(
         self, lrs: Sequence[float | Tensor], direction: int, capped_share: float
     ) -> list[float]:
-        assert self._min_lrs is not None
-        moved, bounds = [], self._max_lrs if direction > 0 else self._min_lrs
+        name = "max_lr" if direction > 0 else "min_lr"
+        moved, bounds = [], self._limits(name)
         for lr, bound in zip(lrs, bounds, strict=True):
             old = float(lr) * capped_share
             if direction > 0:
@@ -141,25 +132,12 @@ class AbsoluteBounds(Bounds):
             else:
                 new = max(old * self._factor, bound)
             moved.append(new if direction * (new - old) > self._arguments["eps"] else old)
-        self.bound_by = ""
-        if moved[0] == bounds[0]:
-            self.bound_by = "max_lr" if direction > 0 else "min_lr"
+        self.bound_by = name if moved[0] == bounds[0] else ""
         return moved
 
     def _are_at_floor(self, lrs: Sequence[float]) -> bool:
-        assert self._min_lrs is not None
         # not the same as `<=` if a bound is NaN
-        return not any(lr > low for lr, low in zip(lrs, self._min_lrs, strict=True))
-
-
-def _one_per_group(name: str, value: float | Sequence[float], num_groups: int) -> list[float]:
-    if not isinstance(value, (list, tuple)):
-        return [value] * num_groups  # type: ignore[list-item]
-    if len(value) != num_groups:
-        raise ValueError(
-            f"`{name}` must have one value per parameter group, {num_groups}, got {len(value)}"
-        )
-    return list(value)
+        return not any(lr > low for lr, low in zip(lrs, self._limits("min_lr"), strict=True))
 
 
 class RelativeBounds(Bounds):
