@@ -94,15 +94,7 @@ class MixtureTask(Task):
 
 
 class BatchedMixture(GroupedRuns):
-    """B runs of a mixture: every task has B rows, and run i is in row i of its own task.
-
-    Args:
-        mixture: what is trained.
-        num_runs: B, at least 1.
-
-    Raises:
-        ValueError: see `MixtureTask.start_batch`.
-    """
+    """B runs of a mixture: every task has B rows, and run i is in row i of its own task."""
 
     def __init__(self, mixture: MixtureTask, num_runs: int) -> None:
         groups = [member.start_batch(num_runs) for member in mixture.members()]

@@ -37,7 +37,12 @@ class Task(ABC):
     def __post_init__(self) -> None:
         for name in ("base_lr", "reward_scale"):
             self._require(name, getattr(self, name) > 0.0, "be positive")
-        require_count("total_steps", self.total_steps)
+        self._require_counts("total_steps")
+
+    def _require_counts(self, *names: str) -> None:
+        """Refuse an argument of these names that is no whole number of at least 1."""
+        for name in names:
+            require_count(name, getattr(self, name))
 
     def _require(self, name: str, is_met: bool, constraint: str) -> None:
         """Refuse the argument of this name unless the constraint ("be positive") is met."""

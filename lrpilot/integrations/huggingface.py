@@ -4,13 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
@@ -53,13 +47,7 @@ class LossCallback(TrainerCallback):
         self._losses.append(as_tensor(loss))
         return loss
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Forget what an earlier, interrupted training left, and compare the horizons."""
         require_loss_driven(self._trainer.lr_scheduler)
         self._losses.clear()
@@ -67,13 +55,7 @@ class LossCallback(TrainerCallback):
             num_steps = state.max_steps - state.global_step
             warn_of_other_horizon(self._trainer.lr_scheduler, num_steps)
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the loss; the Trainer steps the scheduler right after this event."""
         losses, self._losses = self._losses, []
         if self._trainer.accelerator.optimizer_step_was_skipped:

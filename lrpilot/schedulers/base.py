@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lrpilot.caps.cap import Cap, ask_cap
 from lrpilot.schedulers.decision_log import Decision, DecisionLog
-from lrpilot.schedulers.torch_scheduler import COUNTS, TorchScheduler, all_parts
+from lrpilot.schedulers.torch_scheduler import COUNTS, TorchScheduler, all_parts, states_of_parts
 from lrpilot.state import read_fields, state_fields, write_fields
 from lrpilot.version import __version__
 
@@ -271,9 +271,9 @@ class AdaptiveLR(TorchScheduler):
                 f"{len(state['lrs'])}"
             )
         for field, attribute in self._state_fields.items():
-            check = getattr(getattr(self, attribute), "check_state", None)
-            if check is not None:
-                check(state[field])
+            for part, part_state in states_of_parts(getattr(self, attribute), state[field]):
+                if hasattr(part, "check_state"):
+                    part.check_state(part_state)
 
     def _load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `check_state` has passed."""

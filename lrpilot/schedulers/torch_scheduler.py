@@ -148,8 +148,11 @@ def describe(scheduler: Any) -> str:
     return f"{type(scheduler).__name__}({inside})" if inside else type(scheduler).__name__
 
 
-def states_of_parts(scheduler: Any, state: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The schedulers that one of torch's compositions holds, each with its part of the state."""
+def states_of_parts(scheduler: Any, state: Any) -> Iterator[tuple[Any, Any]]:
+    """The schedulers that one of torch's compositions holds, each with its part of the state.
+
+    Anything else is its own part.
+    """
     parts = _chained(scheduler)
     if not parts:
         yield scheduler, state

@@ -29,13 +29,7 @@ class Pretraining:
     Tiny Shakespeare, seed 0, AdamW (betas 0.9 and 0.99, weight decay 0.1), gradients of norm at
     most 1, learning rate up to 1e-3 over the first 5 % of the steps, then a cosine down to a tenth.
 
-    Args:
-        num_layers: blocks.
-        num_heads: attention heads.
-        width: size of a character's representation.
-        context: characters per window.
-        batch_size: windows per step.
-        num_steps: optimizer steps.
+    All but `num_steps`, the optimizer steps, are arguments of `GPTTask`.
     """
 
     num_layers: int

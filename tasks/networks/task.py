@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrpilot.arguments import require_count
 from lrpilot.tasks.networks.randomness import RunDropout, seeded
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.task import Task
@@ -45,10 +44,6 @@ class NetworkTask(Task):
         norm = self.max_gradient_norm
         self._require("max_gradient_norm", norm is None or norm > 0.0, "be positive")
         self._require("precision", self.precision in PRECISIONS, f"be one of {PRECISIONS}")
-
-    def _require_counts(self, *names: str) -> None:
-        for name in names:
-            require_count(name, getattr(self, name))
 
     @abstractmethod
     def make_model(self, seed: int) -> nn.Module:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrpilot.arguments import require_count
 from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import load_image_data
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
@@ -74,8 +73,7 @@ class LazyTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "num_train"):
-            require_count(name, getattr(self, name))
+        self._require_counts("width", "depth", "num_train")
         known = tuple(ACTIVATIONS)
         self._require("activation", self.activation in known, f"be one of {known}")
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrpilot.arguments import require_count
 from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import ImageData, load_image_data
 from lrpilot.tasks.data.splits import SPLITS
@@ -108,8 +107,7 @@ class WidthTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "num_train", "batch_size"):
-            require_count(name, getattr(self, name))
+        self._require_counts("width", "num_train", "batch_size")
         is_met = self.batch_size <= self.num_train
         self._require("batch_size", is_met, f"be at most `num_train` = {self.num_train}")
         self._require("label_noise", 0.0 <= self.label_noise <= 1.0, "be in [0, 1]")

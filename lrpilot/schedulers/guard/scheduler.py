@@ -102,7 +102,7 @@ class Guard(LossDrivenLR):
     """
 
     _state_fields = state_fields(
-        scheduler="_wrapped",
+        "scheduler",
         alarms="_alarms",
         retries="_retries",
         rollback="_rollback",

@@ -5,14 +5,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.composition import find_loss_driven
-from lrpilot.schedulers.torch_scheduler import (
-    all_parts,
-    start_waiting,
-    states_of_parts,
-    undo_start,
-)
+from lrpilot.schedulers.torch_scheduler import all_parts, start_waiting, undo_start
 
 
 class WrappedScheduler:
@@ -54,18 +48,3 @@ class WrappedScheduler:
         """Whether it changes the learning rate between its `step()` and the optimizer's."""
         inside = [self.scheduler, *all_parts(self.scheduler)]
         return any(getattr(scheduler, "moves_before_step", False) for scheduler in inside)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own."""
-        state: dict[str, Any] = self.scheduler.state_dict()
-        return state
-
-    def check_state(self, state: Any) -> None:
-        """Raise the ValueError of the first scheduler of ours that refuses its part."""
-        for part, part_state in states_of_parts(self.scheduler, state):
-            if isinstance(part, AdaptiveLR):
-                part.check_state(part_state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.scheduler.load_state_dict(state)
