@@ -144,6 +144,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
             self.settings.action,
             ParameterSample(self.run.parameters, self.settings.observation.num_entries),
             interval_steps=self.settings.clock.interval_steps(total_steps),
+            clock=self.settings.clock,
             total_steps=total_steps,
             curvature=curvature,
         )

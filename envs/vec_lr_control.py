@@ -73,7 +73,11 @@ class LRControlVecEnv(VecEnv):
                 f"measured one run at a time, got {list(groups)}"
             )
         self.controller = Controller(
-            self.settings.observation, self.settings.action, self.runs, num_runs=num_envs
+            self.settings.observation,
+            self.settings.action,
+            self.runs,
+            clock=self.settings.clock,
+            num_runs=num_envs,
         )
         self._initial_lr = np.zeros(num_envs)
         self._initial_privileged = np.ones(num_envs)
@@ -137,8 +141,9 @@ class LRControlVecEnv(VecEnv):
         wanted = torch.as_tensor(self._initial_lr * self.controller.factor, device=device)
         lrs = torch.as_tensor(self._lrs, device=device)
         num_capped = torch.zeros(self.num_envs, dtype=torch.int64, device=device)
-        for k in range(int(steps_left.max())):
-            mask = steps_left > k
+        # all come to their decisions together, so that their weights are marked together
+        for left in range(int(steps_left.max()), 0, -1):
+            mask = steps_left >= left
             active = torch.as_tensor(mask, device=device)
             next_lrs = wanted
             if self.settings.use_cap:

@@ -125,11 +125,11 @@ def random_walk(
     They pass through the policy's own action specification and clock.
     """
     rng = np.random.default_rng(run.generator.initial_seed())
-    interval = policy.clock.interval_steps(total_steps)
+    decision_steps = set(policy.clock.decision_steps(total_steps))
     factor = multiplier = policy.action.start_factor
     curve = []
     for t in range(total_steps):
-        if t > 0 and t % interval == 0:
+        if t in decision_steps:
             factor, multiplier = policy.action.apply(
                 float(rng.choice(actions)), multiplier=multiplier, progress=t / total_steps
             )

@@ -22,7 +22,7 @@ from lrpilot.policy.policy_file import PolicyFileError, content_digest, read_pol
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 OUTPUTS = ("clip", "tanh")
 KINDS = ("mlp", "lstm")
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lrpilot.policy.action import FACTOR_RANGE, ActionSpec
 from lrpilot.policy.brake import Brake
-from lrpilot.policy.clock import is_due, progress_of
+from lrpilot.policy.clock import ClockSpec, progress_of
 from lrpilot.policy.edge_distance import EdgeDistance
-from lrpilot.policy.elementwise import Numbers
-from lrpilot.policy.observation import ObservationSpec
+from lrpilot.policy.elementwise import Numbers, every, where
+from lrpilot.policy.observation import MOVEMENT_WINDOW, ObservationSpec
 from lrpilot.policy.observer import Observer
 from lrpilot.policy.parameter_sample import Sample
 
@@ -25,6 +25,7 @@ _FIELDS = (
     "num_steps",
     "total_steps",
     "interval_steps",
+    "next_decision",
     "factor",
     "multiplier",
     "previous_action",
@@ -53,7 +54,8 @@ class Controller:
         observation: what is observed.
         action: what an action does.
         sample: what is read of weights and gradients: a `ParameterSample`, or B runs.
-        interval_steps: optimizer steps per decision.
+        interval_steps: optimizer steps per decision; the most, if the clock's intervals grow.
+        clock: how intervals grow; by default they do not.
         total_steps: T, or None if neither progress nor an anchor is used.
         warmup_steps: steps before the clock of the intervals starts.
         num_runs: B, whose clocks `reset` sets; None for one run.
@@ -72,6 +74,7 @@ class Controller:
         sample: Sample,
         *,
         interval_steps: int = 1,
+        clock: ClockSpec | None = None,
         total_steps: int | None = None,
         warmup_steps: int = 0,
         num_runs: int | None = None,
@@ -84,12 +87,15 @@ class Controller:
             observation, sample, num_runs=num_runs, curvature=curvature, brake=brake
         )
         self.warmup_steps = warmup_steps
+        self._clock = clock or ClockSpec()
+        self._marks_weights = "recent_movement" in observation.groups
         self.interval_steps: Numbers = interval_steps
         self.total_steps: Numbers = total_steps
         if num_runs is None:
             self._check_clock(observation, interval_steps, total_steps)
         else:
-            self.interval_steps, self.total_steps = np.ones(num_runs), np.ones(num_runs)
+            self.interval_steps = np.full(num_runs, float(observation.least_interval))
+            self.total_steps = np.ones(num_runs)
         self.restart()
 
     def _check_clock(
@@ -97,6 +103,12 @@ class Controller:
     ) -> None:
         if not isinstance(interval_steps, int | np.integer) or interval_steps < 1:
             raise ValueError(f"`interval_steps` must be at least 1, got {interval_steps}")
+        shortest = min(interval_steps, self._clock.next_interval(0, interval_steps))
+        if shortest < observation.least_interval:
+            raise ValueError(
+                f"`interval_steps` must be at least {observation.least_interval} for what the "
+                f"policy observes, got {shortest}"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must not be negative, got {self.warmup_steps}")
         if total_steps is None:
@@ -124,6 +136,9 @@ class Controller:
         self.multiplier = of_all(self.action.start_factor)
         self.previous_action = of_all(0.0)
         self.limit = math.inf
+        self.next_decision = self.warmup_steps + self._clock.next_interval(
+            self.num_steps, self.interval_steps
+        )
 
     def reset(self, rows: list[int], *, total_steps: list[int], interval_steps: list[int]) -> None:
         """Start the runs of these indices anew; their weights are already initial ones."""
@@ -133,6 +148,8 @@ class Controller:
         self.previous_action[rows] = 0.0
         self.total_steps[rows] = total_steps
         self.interval_steps[rows] = interval_steps
+        first = self._clock.next_interval(self.num_steps, self.interval_steps)
+        self.next_decision[rows] = first[rows]
 
     @property
     def progress(self) -> Numbers:
@@ -141,8 +158,7 @@ class Controller:
 
     def steps_to_decision(self) -> Numbers:
         """Steps until each run's next decision or its end, whichever comes first; no warm-up."""
-        to_decision = self.interval_steps - self.num_steps % self.interval_steps
-        return np.minimum(to_decision, self.total_steps - self.num_steps)
+        return np.minimum(self.next_decision, self.total_steps) - self.num_steps
 
     def step(self, loss: float | Tensor, active: Numbers = True) -> Numbers:
         """Take the loss of an optimizer step, and count it; returns whether a decision is due."""
@@ -164,7 +180,12 @@ class Controller:
         self.num_steps = self.num_steps + active
         if self.warmup_steps and self.num_steps == self.warmup_steps:
             self.close_interval()
-        return is_due(self.num_steps, self.interval_steps, self.warmup_steps)
+        if self._marks_weights:
+            left = self.next_decision - self.num_steps
+            is_mark = active & ((left == MOVEMENT_WINDOW) | (left == MOVEMENT_WINDOW // 2))
+            if not every(is_mark ^ True):
+                self.observer.mark_weights(is_mark)
+        return self.num_steps == self.next_decision
 
     def close_interval(self, active: Numbers = True) -> NDArray[np.float32]:
         """End the interval of the active runs, and return what their policy sees."""
@@ -173,6 +194,12 @@ class Controller:
             self.observer.flush()
             if self.brake.num_alarms > known:
                 self._back_off()
+        elapsed = self.num_steps - self.warmup_steps
+        self.next_decision = where(
+            active & (self.num_steps >= self.next_decision),
+            self.num_steps + self._clock.next_interval(elapsed, self.interval_steps),
+            self.next_decision,
+        )
         return self.observer.close_interval(
             progress=self.progress,
             factor=self.factor,

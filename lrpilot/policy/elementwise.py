@@ -26,6 +26,7 @@ log10 = _either(math.log10, np.log10)
 asinh = _either(math.asinh, np.arcsinh)
 sqrt = _either(math.sqrt, np.sqrt)
 cos = _either(math.cos, np.cos)
+floor = _either(math.floor, np.floor)
 
 
 def isnan(x: Numbers) -> Numbers:

@@ -26,6 +26,12 @@ LOSS_CEILING = 1e4
 LONG_DECAY = 0.8
 NOISE_DECAY = 0.7
 
+RECENT_CEILING = 10.0
+FAST, SLOW = 1 / 4, 1 / 16
+"""Weight of the newest loss in the means over about four and about sixteen steps."""
+FAST_ERROR, SLOW_ERROR = 0.264, 0.18
+"""Standard errors of fast - slow and slow - growing mean: independent losses of variance 1."""
+
 UNKNOWN = math.nan
 FIRST_STATE: Mapping[str, float] = {
     "initial_loss": UNKNOWN,
@@ -41,8 +47,16 @@ FIRST_STATE: Mapping[str, float] = {
     "log_mean": 0.0,
     "noise_variance": 0.0,
     "long_slope": UNKNOWN,
-    "last_displacement": 0.0,
     "gradient_norm": UNKNOWN,
+    # of all steps
+    "num_steps": 0,
+    "last_loss": 1.0,
+    "fast_sum": 0.0,
+    "slow_sum": 0.0,
+    "growing_sum": 0.0,
+    "jump_sum": 0.0,
+    "lr_sum": 0.0,
+    "lr_steps": 0,
 }
 """What is remembered of a run, at its start. Losses are relative to the first one."""
 
@@ -131,6 +145,99 @@ def loss_features(state: State) -> tuple[list[Numbers], State]:
     )
 
 
+def add_to_recent(state: State, loss: Numbers, active: Numbers) -> None:
+    """Take one more loss x_i of the active runs, over the first one, into their sums in `state`.
+
+    Of decays d = 3/4, 15/16: sum d^(t-i) x_i; of the growing mean: sum i x_i; of the noise:
+    sum (15/16)^(t-i) (x_i - x_{i-1})^2.
+    """
+    loss = clip(loss, -RECENT_CEILING, RECENT_CEILING) * active
+    jump = loss - state["last_loss"] * active
+    fast, slow = 1.0 - FAST * active, 1.0 - SLOW * active
+    state["num_steps"] = num_steps = state["num_steps"] + active
+    state["last_loss"] = state["last_loss"] + jump
+    state["fast_sum"] = state["fast_sum"] * fast + loss
+    state["slow_sum"] = state["slow_sum"] * slow + loss
+    state["growing_sum"] = state["growing_sum"] + num_steps * loss
+    state["jump_sum"] = state["jump_sum"] * slow + jump * jump
+
+
+def recent_loss_features(state: State) -> list[Numbers]:
+    """The features of the group recent_loss; they change nothing in the state."""
+    steps = at_least(1.0, state["num_steps"])
+    share_fast, share_slow = 1.0 - (1.0 - FAST) ** steps, 1.0 - (1.0 - SLOW) ** steps
+    fast, slow = state["fast_sum"] * FAST / share_fast, state["slow_sum"] * SLOW / share_slow
+    growing = state["growing_sum"] / (steps * (steps + 1.0) / 2.0)
+    noise = sqrt(state["jump_sum"] * SLOW / share_slow / 2.0)
+    level, least_noise = at_least(LOSS_FLOOR, slow), at_least(1e-12, noise)
+    log_slow = log(level)
+    features = [
+        log_slow / 2,
+        asinh(10 * (log(at_least(LOSS_FLOOR, fast)) - log_slow)) / 2,
+        asinh(10 * (log_slow - log(at_least(LOSS_FLOOR, growing)))) / 2,
+        asinh((fast - slow) / (FAST_ERROR * least_noise)) / 2,
+        asinh((slow - growing) / (SLOW_ERROR * least_noise)) / 2,
+        1 + log10(noise / level + 1e-4) / 2,
+    ]
+    is_known = state["num_steps"] > 0
+    return [where(is_known, feature, 0.0) for feature in features]
+
+
+def lr_trend(state: State, factor: Numbers) -> Numbers:
+    """Decades between the present learning rate and its mean over the steps, weighted by i.
+
+    The factor has been the same since the last decision; `state` is brought up to now.
+    """
+    log_factor, before, now = log10(at_least(1e-30, factor)), state["lr_steps"], state["num_steps"]
+    weight = now * (now + 1.0) / 2.0
+    state["lr_sum"] = state["lr_sum"] + log_factor * (weight - before * (before + 1.0) / 2.0)
+    state["lr_steps"] = now
+    return where(now > 0, log_factor - state["lr_sum"] / at_least(1.0, weight), 0.0)
+
+
+def recent_movement_features(
+    moved: Numbers,
+    weight: Numbers,
+    first: Numbers,
+    second: Numbers,
+    across: Numbers,
+    start: Numbers,
+) -> list[Numbers]:
+    """The features of the displacement d = d' + d'' over the last four steps.
+
+    Args:
+        moved: ||d||^2.
+        weight: ||w||^2.
+        first: ||d'||^2, of the first two steps.
+        second: ||d''||^2, of the last two.
+        across: <d', d''>.
+        start: ||w_0||^2, at the start of the run.
+    """
+    is_finite = isfinite(moved) & isfinite(weight) & isfinite(start) & isfinite(across)
+    return [
+        _displacement(moved, weight, is_finite),
+        _cosine(across, first, second, is_finite),
+        _growth(weight, start, is_finite),
+    ]
+
+
+def _displacement(moved: Numbers, weight: Numbers, is_finite: Numbers) -> Numbers:
+    rho = sqrt(moved) / at_least(1e-30, sqrt(weight))
+    return where(is_finite, 2 + log10(at_least(1e-12, rho)), FEATURE_LIMIT)
+
+
+def _cosine(across: Numbers, first: Numbers, second: Numbers, is_finite: Numbers) -> Numbers:
+    has_angle = is_finite & (first > 0.0) & (second > 0.0)
+    cosine = across / where(has_angle, sqrt(first) * sqrt(second), 1.0)
+    return where(has_angle, cosine, 0.0)
+
+
+def _growth(weight: Numbers, old_weight: Numbers, is_finite: Numbers) -> Numbers:
+    ratio = at_least(1e-60, weight) / at_least(1e-60, old_weight)
+    growth = log(at_least(1e-300, ratio)) / 2  # the ratio is 0 where old weights are infinite
+    return where(is_finite, asinh(10 * growth) / 2, FEATURE_LIMIT)
+
+
 def movement_features(
     moved: Numbers, weight: Numbers, old_weight: Numbers, old_moved: Numbers, across: Numbers
 ) -> list[Numbers]:
@@ -145,15 +252,10 @@ def movement_features(
     """
     is_finite = isfinite(moved) & isfinite(weight) & isfinite(old_weight)
     is_finite = is_finite & isfinite(old_moved) & isfinite(across)
-    has_angle = is_finite & (moved > 0.0) & (old_moved > 0.0)
-    cosine = across / where(has_angle, sqrt(moved) * sqrt(old_moved), 1.0)
-    rho = sqrt(moved) / at_least(1e-30, sqrt(weight))
-    ratio = at_least(1e-60, weight) / at_least(1e-60, old_weight)
-    growth = log(at_least(1e-300, ratio)) / 2  # the ratio is 0 where old weights are infinite
     return [
-        where(is_finite, 2 + log10(at_least(1e-12, rho)), FEATURE_LIMIT),
-        where(has_angle, cosine, 0.0),
-        where(is_finite, asinh(10 * growth) / 2, FEATURE_LIMIT),
+        _displacement(moved, weight, is_finite),
+        _cosine(across, moved, old_moved, is_finite),
+        _growth(weight, old_weight, is_finite),
     ]
 
 

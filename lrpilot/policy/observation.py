@@ -13,8 +13,24 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "gradient": ("gradient_growth",),
 }
 """The groups that are on by default."""
-OPTIONAL_FEATURES: dict[str, tuple[str, ...]] = {"curvature": ("edge_distance",)}
-"""The groups that cost gradients of their own."""
+OPTIONAL_FEATURES: dict[str, tuple[str, ...]] = {
+    "recent_loss": (
+        "recent_log_loss",
+        "fast_change",
+        "slow_change",
+        "fast_significance",
+        "slow_significance",
+        "recent_noise",
+    ),
+    "recent_lr": ("log_lr", "lr_trend"),
+    "recent_movement": ("recent_displacement", "recent_cosine", "total_growth"),
+    "curvature": ("edge_distance",),
+}
+"""The groups that are switched on by name; that of curvature costs gradients of its own."""
+RECENT_FEATURES = ("progress", "recent_loss", "recent_lr", "recent_movement")
+"""Groups that mean the same however long the run and its decision intervals are."""
+MOVEMENT_WINDOW = 4
+"""Steps before a decision that recent_movement looks at."""
 _ALL_FEATURES = FEATURES | OPTIONAL_FEATURES
 FEATURE_LIMIT = 5.0
 """All features are clipped to it, and to its negative."""
@@ -48,9 +64,35 @@ class ObservationSpec:
                                    `EdgeDistance`; 0 after an interval without a step
     ========== =================== ====================================================
 
+    The groups above measure over a decision interval, whose length grows with the run's. These
+    depend on the steps alone, so they mean the same in a run of any length. With r_i the relative
+    loss of step i, kept in [-10, 10], f and l its exponential averages over about 4 and 16 steps
+    (decays 3/4 and 15/16, bias-corrected), g its mean over all steps weighted by i, s^2 half the
+    average of (r_i - r_{i-1})^2 over about 16 steps, and d = d' + d'' the displacement of the last
+    four steps, in two halves:
+
+    =============== =================== ===============================================
+    group           feature             value
+    =============== =================== ===============================================
+    recent_loss     recent_log_loss     log(l) / 2
+    recent_loss     fast_change         asinh(10 log(f / l)) / 2
+    recent_loss     slow_change         asinh(10 log(l / g)) / 2
+    recent_loss     fast_significance   asinh((f - l) / (.264 s)) / 2
+    recent_loss     slow_significance   asinh((l - g) / (.18 s)) / 2
+    recent_loss     recent_noise        1 + log10(s / l + 1e-4) / 2
+    recent_lr       log_lr              log10(lr / initial lr) / 2
+    recent_lr       lr_trend            log10(lr) minus its mean over all steps weighted by i
+    recent_movement recent_displacement 2 + log10(||d|| / ||w||)
+    recent_movement recent_cosine       <d', d''> / (||d'|| ||d''||)
+    recent_movement total_growth        asinh(10 log(||w|| / ||w_0||)) / 2
+    =============== =================== ===============================================
+
+    The factors .264 and .18 are the standard errors of the differences for independent losses of
+    variance 1; where r falls as a power of the step, slow_change is constant.
+
     Args:
-        groups: the groups of features that are switched on; by default all but curvature, which
-            needs a loss that can be computed anew, and costs some gradients per decision.
+        groups: the groups of features that are switched on; by default those of intervals.
+            Curvature needs a loss that can be computed anew, and costs some gradients per decision.
         num_entries: how many parameter entries are sampled for movement and gradient.
 
     Raises:
@@ -79,6 +121,11 @@ class ObservationSpec:
     def names(self) -> tuple[str, ...]:
         """The features in their order."""
         return tuple(name for group in self.groups for name in _ALL_FEATURES[group])
+
+    @property
+    def least_interval(self) -> int:
+        """The fewest optimizer steps between two decisions."""
+        return MOVEMENT_WINDOW + 1 if "recent_movement" in self.groups else 1
 
     @property
     def needs_progress(self) -> bool:

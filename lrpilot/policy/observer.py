@@ -18,14 +18,17 @@ from lrpilot.policy.features import (
     UNKNOWN,
     State,
     add_to_moments,
+    add_to_recent,
     first_loss,
     gradient_feature,
     interval_loss,
     loss_features,
     lr_feature,
-    movement_features,
+    lr_trend,
+    recent_loss_features,
     relative_loss,
 )
+from lrpilot.policy.movement import MOVEMENTS, Movement, RecentMovement
 from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
 from lrpilot.policy.parameter_sample import ParameterSample, Sample
 
@@ -69,30 +72,44 @@ class Observer:
         self.num_runs = num_runs
         self._curvature = curvature if "curvature" in spec.groups else None
         self._brake = brake
-        self._reads_movement = "movement" in spec.groups
         self._reads_gradient = "gradient" in spec.groups
+        self._keeps_recent = not {"recent_loss", "recent_lr"}.isdisjoint(spec.groups)
         self._unread: list[tuple[Tensor, Numbers]] = []
         self.state: State = {name: self._of_all(value) for name, value in FIRST_STATE.items()}
-        self._weights: Tensor | None = None
-        self._displacement: Tensor | None = None
-        self._begin_movement()
+        self._movements: dict[str, Movement] = {
+            group: MOVEMENTS[group](sample, self._read)
+            for group in spec.groups
+            if group in MOVEMENTS
+        }
 
     def _of_all(self, value: float) -> Numbers:
         return value if self.num_runs is None else np.full(self.num_runs, value)
-
-    def _begin_movement(self) -> None:
-        if self._reads_movement:
-            self._weights = self.sample.weights()
-            self._displacement = torch.zeros_like(self._weights)
 
     def reset(self, rows: list[int]) -> None:
         """Start the runs of these indices anew; their weights are already initial ones."""
         self.flush()
         for name, value in FIRST_STATE.items():
             self.state[name][rows] = value
-        if self._weights is not None and self._displacement is not None:
-            self._weights[rows] = self.sample.weights()[rows]
-            self._displacement[rows] = 0.0
+        for movement in self._movements.values():
+            movement.restart(rows)
+
+    def mark_weights(self, active: Numbers = True) -> None:
+        """Remember the weights of the active runs, four and two steps before a decision."""
+        recent = self._movements["recent_movement"]
+        assert isinstance(recent, RecentMovement)
+        if self._draw_sample_anew():
+            self._begin_movement()
+        recent.mark(active)
+
+    def _draw_sample_anew(self) -> bool:
+        """Whether other parameters are trained than when the sample was read last."""
+        reads = bool(self._movements) or self._reads_gradient
+        return reads and isinstance(self.sample, ParameterSample) and self.sample.refresh()
+
+    def _begin_movement(self) -> None:
+        for movement in self._movements.values():
+            movement.begin()
+        self.state["gradient_norm"] = self._of_all(UNKNOWN)
 
     def add_loss(self, loss: float | Tensor, active: Numbers = True) -> None:
         """Take the minibatch losses of one optimizer step.
@@ -126,8 +143,11 @@ class Observer:
             state["initial_loss"] = initial_loss = first_loss(initial_loss, loss, active)
         if is_finite is not True:
             state["num_nonfinite"] = state["num_nonfinite"] + (active & (is_finite ^ True))
+        relative = relative_loss(loss, initial_loss)
+        if self._keeps_recent:
+            add_to_recent(state, relative, active)
         state["num_losses"], state["interval_mean"], state["interval_squares"] = add_to_moments(
-            relative_loss(loss, initial_loss),
+            relative,
             active,
             state["num_losses"],
             state["interval_mean"],
@@ -138,7 +158,8 @@ class Observer:
 
     def _require_scale(self, loss: Numbers, is_first: Numbers) -> None:
         is_wrong = is_first & (loss < 0.0)
-        if "loss" in self.spec.groups and not every(is_wrong ^ True):
+        reads_loss = not {"loss", "recent_loss"}.isdisjoint(self.spec.groups)
+        if reads_loss and not every(is_wrong ^ True):
             if run := "" if self.num_runs is None else f" in run {np.argmax(is_wrong)}":
                 loss = loss[np.argmax(is_wrong)]
             raise ValueError(
@@ -189,9 +210,11 @@ class Observer:
         self.flush()
         state = self.state
         keeps_some = active is not True and not active.all()
-        before = (dict(state) if keeps_some else {}), self._weights, self._displacement
-        reads = self._reads_movement or self._reads_gradient
-        begins = reads and isinstance(self.sample, ParameterSample) and self.sample.refresh()
+        before = dict(state) if keeps_some else {}
+        moved = {group: m.tensors() for group, m in self._movements.items()} if keeps_some else {}
+        begins = self._draw_sample_anew()
+        if begins:
+            self._begin_movement()
         columns: list[Numbers] = []
         with _silence(self.num_runs):
             for group in self.spec.groups:
@@ -203,10 +226,14 @@ class Observer:
                     state.update(changed)
                 elif group == "lr":
                     columns += [lr_feature(factor), previous_action]
-                elif group == "movement":
-                    columns += self._movement(begins=begins)
+                elif group == "recent_loss":
+                    columns += recent_loss_features(state)
+                elif group == "recent_lr":
+                    columns += [lr_feature(factor), lr_trend(state, factor)]
+                elif group in self._movements:
+                    columns += self._movements[group].features(begins=begins)
                 elif group == "gradient":
-                    columns.append(self._gradient(begins=begins))
+                    columns.append(0.0 if begins else self._gradient())
                 else:
                     assert self._curvature is not None
                     columns.append(self._curvature() if self.state["num_losses"] else 0.0)
@@ -215,32 +242,14 @@ class Observer:
         state["num_losses"], state["interval_mean"] = self._of_all(0), self._of_all(0.0)
         state["interval_squares"] = self._of_all(0.0)
         if keeps_some:
-            self.state = {name: where(active, v, before[0][name]) for name, v in self.state.items()}
-            self._weights = _rows(active, self._weights, before[1])
-            self._displacement = _rows(active, self._displacement, before[2])
+            self.state = {name: where(active, v, before[name]) for name, v in self.state.items()}
+            for group, movement in self._movements.items():
+                movement.keep(active, moved[group])
         features = np.array(columns, np.float32)
         # row by row: the order decides how a product with the weights of a policy rounds
         return features if self.num_runs is None else np.ascontiguousarray(features.T)
 
-    def _movement(self, *, begins: bool) -> list[Numbers]:
-        if begins:
-            self._begin_movement()
-            return [self.state["last_displacement"], 0.0, 0.0]
-        new, old, previous = self.sample.weights(), self._weights, self._displacement
-        assert old is not None
-        assert previous is not None
-        displacement = new - old
-        pairs = (displacement, displacement), (new, new), (old, old), (previous, previous)
-        products = [_inner(a, b) for a, b in (*pairs, (displacement, previous))]
-        self._weights, self._displacement = new, displacement
-        features = movement_features(*self._read(products))
-        self.state["last_displacement"] = features[0]
-        return features
-
-    def _gradient(self, *, begins: bool) -> Numbers:
-        if begins:
-            self.state["gradient_norm"] = UNKNOWN
-            return 0.0
+    def _gradient(self) -> Numbers:
         norm = torch.linalg.vector_norm(self.sample.gradients(), dim=-1)
         (value,) = self._read([norm])
         feature, self.state["gradient_norm"] = gradient_feature(value, self.state["gradient_norm"])
@@ -256,9 +265,7 @@ class Observer:
         """The state in plain values and copied tensors (loads with `weights_only=True`)."""
         self.flush()
         state: dict[str, Any] = {name: _plain(value) for name, value in self.state.items()}
-        if self._weights is not None and self._displacement is not None:
-            state["weights"] = self._weights.clone()
-            state["displacement"] = self._displacement.clone()
+        state.update({group: m.state_dict() for group, m in self._movements.items()})
         if self._curvature is not None:
             state["curvature"] = self._curvature.state_dict()
         if isinstance(self.sample, ParameterSample):
@@ -270,11 +277,8 @@ class Observer:
         self._unread = []
         if isinstance(self.sample, ParameterSample):
             self.sample.load_state(state["sample"])
-        if self._weights is not None:
-            # a checkpoint read with `map_location="cpu"` returns to the device of the parameters
-            device = self._weights.device
-            self._weights = state["weights"].to(device, copy=True)
-            self._displacement = state["displacement"].to(device, copy=True)
+        for group, movement in self._movements.items():
+            movement.load_state_dict(state[group])
         one = self.num_runs is None
         self.state = {n: state[n] if one else np.array(state[n]) for n in FIRST_STATE}
         if self._curvature is not None:
@@ -284,16 +288,6 @@ class Observer:
 def _silence(num_runs: int | None) -> AbstractContextManager[Any]:
     # arrays pass through infinity and NaN, of which NumPy would warn; floats do not
     return nullcontext() if num_runs is None else np.errstate(all="ignore")
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return a.dot(b) if a.ndim == 1 else (a * b).sum(dim=1)
-
-
-def _rows(active: NDArray[np.bool_], new: Tensor | None, old: Tensor | None) -> Tensor | None:
-    if new is None or old is None:
-        return None
-    return torch.where(torch.as_tensor(active, device=new.device)[:, None], new, old)
 
 
 def _plain(value: Numbers) -> Any:

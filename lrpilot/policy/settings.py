@@ -24,6 +24,7 @@ class ControlSettings:
         action: what an action does.
         num_decisions: decision intervals per run.
         interval_steps: optimizer steps per decision; default T / `num_decisions`, rounded.
+        interval_growth: growth of the intervals in the first steps of a run (`ClockSpec`).
         horizon_factors: range of T over the task's `total_steps`, or over `num_epochs` epochs.
         initial_lr_factors: range of the initial learning rate over the task's `base_lr`.
         reward: "privileged" or "training".
@@ -46,6 +47,7 @@ class ControlSettings:
     action: ActionSpec = field(default_factory=ActionSpec)
     num_decisions: int = 30
     interval_steps: int | None = None
+    interval_growth: float | None = None
     horizon_factors: tuple[float, float] = (1.0, 1.0)
     initial_lr_factors: tuple[float, float] = (0.03, 30.0)
     reward: str = "privileged"
@@ -79,4 +81,6 @@ class ControlSettings:
             num_decisions=self.num_decisions,
             horizon_range=self.horizon_range,
             fixed_interval=self.interval_steps,
+            growth=self.interval_growth,
+            least_interval=self.observation.least_interval,
         )

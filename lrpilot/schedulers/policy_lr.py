@@ -123,6 +123,7 @@ class PolicyLR(FactorLR):
             action,
             self._sample,
             interval_steps=interval_of(self.policy.clock, total_steps, interval_steps),
+            clock=self.policy.clock,
             total_steps=total_steps,
             warmup_steps=warmup_steps,
             curvature=edge_distance,

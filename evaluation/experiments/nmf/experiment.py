@@ -149,8 +149,8 @@ def mean_control(policy: Policy, task: NMFTask, num_seeds: int) -> ScheduleContr
     """
     trial = run_trial(task, PolicyControl(policy), seeds=replay_seeds(num_seeds))
     decided = [math.exp(float(np.log(row).mean())) for row in trial.decided[:, 0]]
-    interval = policy.clock.interval_steps(task.total_steps)
-    factors = np.repeat([policy.action.start_factor, *decided], interval)[: task.total_steps]
+    ends = [*policy.clock.decision_steps(task.total_steps), task.total_steps]
+    factors = np.repeat([policy.action.start_factor, *decided][: len(ends)], np.diff([0, *ends]))
     return ScheduleControl(factors.tolist(), 1.0, "fraction")
 
 

@@ -109,21 +109,25 @@ class PolicyControl(Control):
         self.decided: list[tuple[Floats, Floats]] = []
         self._everyone = np.ones(runs.num_runs, np.bool_)
         self._memory = self.policy.initial_memory(runs.num_runs)
-        self._interval = self.policy.clock.interval_steps(total_steps)
+        self._decision_steps = set(self.policy.clock.decision_steps(total_steps))
         self._controller = Controller(
-            self.policy.observation, self.policy.action, runs, num_runs=runs.num_runs
+            self.policy.observation,
+            self.policy.action,
+            runs,
+            clock=self.policy.clock,
+            num_runs=runs.num_runs,
         )
         self._controller.reset(
             list(range(runs.num_runs)),
             total_steps=[total_steps] * runs.num_runs,
-            interval_steps=[self._interval] * runs.num_runs,
+            interval_steps=[self.policy.clock.interval_steps(total_steps)] * runs.num_runs,
         )
         self._factor = torch.as_tensor(self._controller.factor, device=runs.device)
 
     def lrs(self, step: int, runs: BatchedNMFRuns, cap: Tensor | None) -> Tensor:
         """Decide if a decision is due; then the factor in its unit."""
         controller = self._controller
-        if step > 0 and step % self._interval == 0:
+        if step in self._decision_steps:
             observations = controller.close_interval(self._everyone)
             if self.actor is None:
                 actions = self.policy.act_batch(observations, self._memory)
