@@ -17,11 +17,13 @@ from lrpilot.files import write_whole
 from lrpilot.policy.action import ActionSpec
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.lstm import lstm_step
-from lrpilot.policy.observation import FEATURE_LIMIT, ObservationSpec
+from lrpilot.policy.observation import FEATURE_LIMIT, LATER_GROUPS, ObservationSpec
 from lrpilot.policy.policy_file import PolicyFileError, content_digest, read_policy_file
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
+DEFAULT_POLICY = "cifar"
+"""The shipped policy that runs where none is named."""
 FORMAT_VERSION = 3
 OUTPUTS = ("clip", "tanh")
 KINDS = ("mlp", "lstm")
@@ -187,6 +189,12 @@ class Policy:
             "clock": self.clock.to_dict(),
         }
 
+    @property
+    def _needs_newest_format(self) -> bool:
+        """Whether a reader of the format before lacks what the policy sees, or its clock."""
+        is_grown = self.clock.growth is not None or self.clock.least_interval > 1
+        return is_grown or not LATER_GROUPS.isdisjoint(self.observation.groups)
+
     def _tensors(self) -> dict[str, Array]:
         """The arrays by their names in a file, in the order of the fingerprint."""
         named = {f"layers.{i}": layer for i, layer in enumerate(self.layers)}
@@ -201,7 +209,8 @@ class Policy:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file; it replaces an older one only when it is complete."""
         tensors = self._tensors()
-        header = {"format_version": FORMAT_VERSION, **self._header(), "card": self.card}
+        version = FORMAT_VERSION if self._needs_newest_format else FORMAT_VERSION - 1
+        header = {"format_version": version, **self._header(), "card": self.card}
         header["sha256"] = content_digest(header, tensors)
         # one entry, since safetensors writes several in any order
         write_whole(path, save(tensors, {"lrpilot": json.dumps(header, sort_keys=True)}))

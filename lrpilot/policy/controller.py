@@ -185,7 +185,13 @@ class Controller:
             is_mark = active & ((left == MOVEMENT_WINDOW) | (left == MOVEMENT_WINDOW // 2))
             if not every(is_mark ^ True):
                 self.observer.mark_weights(is_mark)
-        return self.num_steps == self.next_decision
+        is_due = active & (self.num_steps == self.next_decision)
+        if not every(is_due ^ True):
+            interval = self._clock.next_interval(
+                self.num_steps - self.warmup_steps, self.interval_steps
+            )
+            self.next_decision = where(is_due, self.num_steps + interval, self.next_decision)
+        return is_due
 
     def close_interval(self, active: Numbers = True) -> NDArray[np.float32]:
         """End the interval of the active runs, and return what their policy sees."""
@@ -194,12 +200,6 @@ class Controller:
             self.observer.flush()
             if self.brake.num_alarms > known:
                 self._back_off()
-        elapsed = self.num_steps - self.warmup_steps
-        self.next_decision = where(
-            active & (self.num_steps >= self.next_decision),
-            self.num_steps + self._clock.next_interval(elapsed, self.interval_steps),
-            self.next_decision,
-        )
         return self.observer.close_interval(
             progress=self.progress,
             factor=self.factor,

@@ -27,8 +27,8 @@ OPTIONAL_FEATURES: dict[str, tuple[str, ...]] = {
     "curvature": ("edge_distance",),
 }
 """The groups that are switched on by name; that of curvature costs gradients of its own."""
-RECENT_FEATURES = ("progress", "recent_loss", "recent_lr", "recent_movement")
-"""Groups that mean the same however long the run and its decision intervals are."""
+LATER_GROUPS = frozenset({"recent_loss", "recent_lr", "recent_movement"})
+"""Groups that came with format 3 of policy files."""
 MOVEMENT_WINDOW = 4
 """Steps before a decision that recent_movement looks at."""
 _ALL_FEATURES = FEATURES | OPTIONAL_FEATURES

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lrpilot.caps.cap import Cap
 from lrpilot.policy.action import FACTOR_RANGE
-from lrpilot.policy.actor import Policy
+from lrpilot.policy.actor import DEFAULT_POLICY, Policy
 from lrpilot.policy.brake import Brake
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
@@ -38,7 +38,7 @@ class PolicyLR(FactorLR):
     policies that ship reaches from 1e-4 to 100 times the learning rate that the optimizer is
     given, from 0.03 of it on: where more would harm, as in fine-tuning, give `max_factor`::
 
-        scheduler = PolicyLR(optimizer, "policy.safetensors", total_steps=10_000)
+        scheduler = PolicyLR(optimizer, total_steps=600)
         for batch in batches:
             optimizer.zero_grad()
             loss = model(batch)
@@ -60,11 +60,10 @@ class PolicyLR(FactorLR):
 
     Args:
         optimizer: the wrapped optimizer; its learning rates are the initial ones.
-        policy: a `Policy`, a policy file, or a run folder.
+        policy: a `Policy`, the name of a shipped one, a policy file, or a run folder.
         total_steps: T, optimizer steps of the run, warm-up included; may be None if the policy
-            uses neither progress nor an anchor schedule. Outside the `horizon_range` of the
-            policy's clock, on which it was trained, a warning says so. Past T, too, where progress
-            stays 1; see `extend`.
+            uses neither progress nor an anchor schedule. Outside the policy's `horizon_range`, on
+            which it was trained, a warning says so; past T, too, where progress stays 1 (`extend`).
         interval_steps: optimizer steps per decision; by default T / num_decisions, rounded.
         warmup_steps: steps of linear warm-up before the clock starts; losses are observed.
         min_factor: replaces the lower end of the policy's box, relative to the initial lr.
@@ -94,7 +93,7 @@ class PolicyLR(FactorLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        policy: Policy | str | os.PathLike[str],
+        policy: Policy | str | os.PathLike[str] = DEFAULT_POLICY,
         *,
         total_steps: int | None = None,
         interval_steps: int | None = None,
