@@ -11,7 +11,7 @@ from lrpilot.policy.action import FACTOR_RANGE, ActionSpec
 from lrpilot.policy.brake import Brake
 from lrpilot.policy.clock import ClockSpec, progress_of
 from lrpilot.policy.edge_distance import EdgeDistance
-from lrpilot.policy.elementwise import Numbers, every, where
+from lrpilot.policy.elementwise import Numbers, where
 from lrpilot.policy.observation import MOVEMENT_WINDOW, ObservationSpec
 from lrpilot.policy.observer import Observer
 from lrpilot.policy.parameter_sample import Sample
@@ -183,10 +183,10 @@ class Controller:
         if self._marks_weights:
             left = self.next_decision - self.num_steps
             is_mark = active & ((left == MOVEMENT_WINDOW) | (left == MOVEMENT_WINDOW // 2))
-            if not every(is_mark ^ True):
+            if is_mark is not False and np.any(is_mark):
                 self.observer.mark_weights(is_mark)
         is_due = active & (self.num_steps == self.next_decision)
-        if not every(is_due ^ True):
+        if is_due is not False:  # an array, or true of one run
             interval = self._clock.next_interval(
                 self.num_steps - self.warmup_steps, self.interval_steps
             )
