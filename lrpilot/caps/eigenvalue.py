@@ -144,10 +144,8 @@ def _best_weights(basis: list[Tensor], images: list[Tensor]) -> list[float]:
 
 
 def _combine(weights: list[float], vectors: list[Tensor]) -> Tensor:
-    total = weights[0] * vectors[0]
-    for weight, vector in zip(weights[1:], vectors[1:], strict=True):
-        total = total + weight * vector
-    return total
+    products = [weight * vector for weight, vector in zip(weights, vectors, strict=True)]
+    return sum(products[1:], products[0])
 
 
 def flatten(tensors: Sequence[Tensor], *, like: Tensor) -> Tensor:

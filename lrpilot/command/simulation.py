@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lrpilot.arguments import require_count
 from lrpilot.schedulers.policy_lr import PolicyLR
 
 PROBLEM = (
@@ -37,8 +38,7 @@ def simulate(policy: str, *, total_steps: int, lr: float, seed: int) -> list[Ste
     Raises:
         ValueError: if an argument is out of range.
     """
-    if total_steps < 1:
-        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+    require_count("total_steps", total_steps)
     if not 0.0 < lr < math.inf:
         raise ValueError(f"`--lr` must be positive, got {lr}")
     if not 0 <= seed < 2**63:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from lrpilot.arguments import require_count
+
 
 class Decision(NamedTuple):
     """One change of the learning rate (of the first parameter group)."""
@@ -41,8 +43,7 @@ class DecisionLog:
     """
 
     def __init__(self, max_entries: int = 1000) -> None:
-        if max_entries < 0:
-            raise ValueError(f"`max_entries` must be at least 0, got {max_entries}")
+        require_count("max_entries", max_entries, least=0)
         self._entries: deque[Decision] = deque(maxlen=max_entries)
         self._listeners: list[Callable[[Decision], None]] = []
         self.num_dropped = 0

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrpilot.arguments import require_choice
 from lrpilot.tasks.data.files import read_files, search_folders
 
 REAL_MATRICES = ("olivetti", "digits", "shakespeare")
@@ -40,8 +41,7 @@ def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
         ValueError: if the name is unknown.
         lrpilot.tasks.data.archives.DataError: if a file is missing or damaged.
     """
-    if name not in REAL_MATRICES:
-        raise ValueError(f"`matrix` must be one of {REAL_MATRICES}, got {name!r}")
+    require_choice("matrix", name, REAL_MATRICES)
     if name == "digits":
         from sklearn.datasets import load_digits
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from lrpilot.arguments import require_within
+
 Data = tuple[Any, Any] | Dataset[Any]
 """Inputs and targets, as two tensors or arrays, or as a dataset of such pairs."""
 
@@ -73,8 +75,7 @@ def read_splits(
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     start = 0
     for name, share in shares.items():
-        if not 0.0 <= share < 1.0:
-            raise ValueError(f"`{name}_share` must be in [0, 1), got {share}")
+        require_within(f"{name}_share", share, "[0, 1)")
         if name not in read and share > 0.0:
             index = order[start : start + max(1, round(share * len(inputs)))]
             read[name] = inputs[index], targets[index]

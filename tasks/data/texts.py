@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrpilot.arguments import require_choice
 from lrpilot.tasks.data.files import read_files, search_folders
 from lrpilot.tasks.data.splits import Splits
 
@@ -90,8 +91,7 @@ def load_text(name: str, *, data_dir: str | None = None) -> TextData:
         DataError: the local folder does not exist, a file is damaged, or there are
             no files and no network.
     """
-    if name not in TEXTS:
-        raise ValueError(f"`name` must be one of {TEXTS}, got {name!r}")
+    require_choice("name", name, TEXTS)
     return _load_text(name, search_folders(data_dir))
 
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lrpilot.arguments import require_choice, require_count
+
 NORMALIZATIONS = ("none", "batch", "group", "layer")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 SMALLEST_GROUP = 16
@@ -78,11 +80,9 @@ def mlp(
     >>> [tuple(p.shape) for p in mlp(1, 10, image_size=8, depth=1, width=32).parameters()]
     [(32, 64), (32,), (10, 32), (10,)]
     """
-    for name, value in (("depth", depth), ("width", width)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    require_count("depth", depth)
+    require_count("width", width)
+    require_choice("activation", activation, tuple(ACTIVATIONS))
     layers: list[nn.Module] = [nn.Flatten()]
     num_inputs = channels * image_size**2
     for _ in range(depth):
@@ -227,8 +227,7 @@ def _convolution(
 def _normalization(
     batch_norm: type[nn.BatchNorm1d | nn.BatchNorm2d], width: int, kind: str
 ) -> list[nn.Module]:
-    if kind not in NORMALIZATIONS:
-        raise ValueError(f"`normalization` must be one of {NORMALIZATIONS}, got {kind!r}")
+    require_choice("normalization", kind, NORMALIZATIONS)
     if kind == "none":
         return []
     if kind == "batch":

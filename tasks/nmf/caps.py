@@ -10,11 +10,15 @@ Without noise, a step at a cap does not raise f. With noise it is bounded, not b
 a term of order eta sigma^2. A cap holds for the state that it was computed on: refresh it at every
 step, or use `joint_ball_cap` with `project_ball`, which holds as long as the iterates stay in the
 balls. Caps are for exact arithmetic: leave 2 - c well above the rounding error (1e-4 in float32).
-They are never infinite, so that eta * 0 = 0 where f is flat.
+They are never infinite, so that eta * 0 = 0 where f is flat. In all of them `c` is eta L, in
+(0, 2), and `bound`, one of `BOUNDS`, says how spectral norms are bounded; arguments that are not
+finite, or whose norms overflow, are a ValueError.
 """
 
 import torch
 from torch import Tensor
+
+from lrpilot.arguments import require_choice
 
 BOUNDS = ("spectral", "frobenius", "gram_rows")
 
@@ -32,8 +36,7 @@ def squared_norm_bound(x: Tensor, *, bound: str) -> Tensor:
     >>> [round(squared_norm_bound(x, bound=bound).item(), 3) for bound in BOUNDS]
     [10.606, 14.0, 12.0]
     """
-    if bound not in BOUNDS:
-        raise ValueError(f"`bound` must be one of {BOUNDS}, got {bound!r}")
+    require_choice("bound", bound, BOUNDS)
     if bound == "frobenius":
         return _norm(x).square()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
@@ -47,17 +50,11 @@ def squared_norm_bound(x: Tensor, *, bound: str) -> Tensor:
 def block_cap(other: Tensor, *, c: float = 1.0, bound: str = "gram_rows") -> Tensor:
     """The cap eta = c / L, L = ||other||_2^2, of the block whose gradient is R other^T.
 
+    `other` is H (..., r, n) for a step of W, and W^T (or W: the norm is the same) for a step of H.
+
     f+ <= f - eta (1 - c/2) ||gbar||^2, plain or projected. It is tight: above 2/L, f rises along
     the top eigenvector. It certifies alternating updates alone, in which one block moves and the
     next cap sees it: f may rise though both blocks' simultaneous steps are safe by themselves.
-
-    Args:
-        other: H (..., r, n) for a step of W; W^T (or W: the norm is the same) for a step of H.
-        c: eta L, in (0, 2).
-        bound: one of `BOUNDS`, how L is bounded.
-
-    Raises:
-        ValueError: if `other` is not finite, or its norm overflows.
 
     >>> block_cap(torch.tensor([[3.0, 4.0]]))
     tensor(0.0400)
@@ -72,16 +69,7 @@ def joint_ball_cap(
 
     Holds for simultaneous and alternating steps that end in `project_ball` with the same radii,
     from iterates >= 0 in the balls, with no refresh: f+ <= f - eta (1 - c/2) ||gbar||^2.
-
-    Args:
-        v: (..., m, n).
-        radius_w: B_W > 0, of the batch's shape.
-        radius_h: B_H > 0, likewise.
-        c: in (0, 2).
-        bound: one of `BOUNDS`, for ||V||_2.
-
-    Raises:
-        ValueError: if an argument is not finite, or a norm overflows.
+    The radii are positive, of the batch's shape.
 
     >>> joint_ball_cap(torch.tensor([[2.0]]), torch.tensor(1.0), torch.tensor(1.0))
     tensor(0.2000)
@@ -123,18 +111,9 @@ def segment_cap(
     30 % of an inner step (256 runs of 40 x 40 rank 5, one CPU thread) with Frobenius norms, about
     45 % with Gram row sums.
 
-    Args:
-        w: (..., m, r), not negative.
-        h: (..., r, n), not negative.
-        gradients: (G_W, G_H) without noise.
-        loss: f, all of it, not a minibatch's: d is sqrt(2 f).
-        c: in (0, 2).
-        bound: one of `BOUNDS`, for a and b.
-        noise_lengths: how long the noise of each gradient can be, known before it is drawn; p and q
-            grow by it (a shortened noisy gradient keeps such a bound, but is biased).
-
-    Raises:
-        ValueError: if an argument is not finite, or a norm overflows.
+    The gradients (G_W, G_H) are those without noise, the loss is all of f, not a minibatch's: d is
+    sqrt(2 f). `noise_lengths` says how long the noise of each gradient can be, known before it is
+    drawn; p and q grow by it (a shortened noisy gradient keeps such a bound, but is biased).
 
     >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     >>> segment_cap(one, one, (zero, zero), torch.tensor(0.0), c=1.5)  # c / (||W||^2 + ||H||^2)
@@ -171,15 +150,7 @@ def line_oracle(w: Tensor, h: Tensor, v: Tensor, direction: tuple[Tensor, Tensor
         f(eta) - f(0) = -eta <R,A> + eta^2 (||A||^2/2 + <R,B>) - eta^3 <A,B> + eta^4 ||B||^2/2
 
     minimized over the roots of its derivative, in float64; 0 where f does not fall along D.
-
-    Args:
-        w: (..., m, r).
-        h: (..., r, n).
-        v: (..., m, n).
-        direction: (D_W, D_H), of the shapes of w and h: the gradients, or noisy ones.
-
-    Raises:
-        ValueError: if W, H or V is not finite, or a norm overflows.
+    `direction` is (D_W, D_H): the gradients, or noisy ones.
 
     >>> w, h, v = torch.eye(1), torch.zeros(1, 1), torch.eye(1)
     >>> line_oracle(w, h, v, (torch.zeros(1, 1), -torch.eye(1)))  # f = (1 - eta)^2 / 2

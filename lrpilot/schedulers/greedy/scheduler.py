@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrpilot.arguments import require_count
 from lrpilot.caps.cap import Cap
 from lrpilot.schedulers.base import dry_run, idle_optimizer
 from lrpilot.schedulers.greedy.arguments import ARGUMENTS, resolve_arguments
@@ -246,9 +247,8 @@ class GreedyLR(LossDrivenLR):
         >>> GreedyLR(idle_optimizer(0.1), factor=0.5).check_reachable(total_steps=120)
         ReachableLRs(lowest=0.0125, highest=0.8)
         """
-        for name, value in (("total_steps", total_steps), ("eval_interval", eval_interval)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        require_count("total_steps", total_steps)
+        require_count("eval_interval", eval_interval)
         num_calls = total_steps // eval_interval
         start = self.initial_lrs() if self.is_waiting else list(self._bounds.start_lrs)
         reached = [start]
