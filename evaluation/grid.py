@@ -128,6 +128,7 @@ def train(
         "initial_lr": initial_lr,
         "seed": seed,
         "total_steps": total_steps,
+        "first_loss": losses[0],
         "train_loss": train_loss,
         **metrics,
         "diverged": int(diverged),

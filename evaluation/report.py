@@ -22,6 +22,7 @@ from lrpilot.evaluation.statistics import (
     tuned_rows,
     unique,
 )
+from lrpilot.evaluation.tuning_cost import tuning_table
 from lrpilot.files import write_whole
 
 matplotlib.use("Agg")
@@ -201,10 +202,11 @@ def robustness_table(rows: Rows) -> str:
 
 
 def comparison_tables(rows: Rows, tuning_rows: Rows | None = None) -> list[str]:
-    """The tuned table and, of several initial learning rates, the robustness table."""
+    """The tuned table and, of several initial learning rates, robustness and cost of tuning."""
     tables = [tuned_table(rows, tuning_rows)]
     if len(unique(rows, "initial_lr_factor")) > 1:
-        tables.append(robustness_table(rows))
+        header, *lines = tuning_table(rows)
+        tables += [robustness_table(rows), format_table(header, lines)]
     return tables
 
 

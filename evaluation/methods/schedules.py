@@ -1,6 +1,6 @@
 """The fixed schedules that a policy is compared with: functions of (optimizer, total_steps).
 
-All but `wsd` are torch's own classes. Every one of them starts from, or peaks at, the
+All but `wsd` and `d2z` are torch's own classes. Every one of them starts from, or peaks at, the
 optimizer's learning rate.
 """
 
@@ -84,3 +84,18 @@ def wsd(
         return max(0.0, min(1.0, warmup, decay))
 
     return torch_schedulers.LambdaLR(optimizer, factor)
+
+
+def d2z(optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0.1) -> LRScheduler:
+    """Warm-up, then decay to zero: linear to lr_0 in the first share of T, and linear to 0.
+
+    References:
+        Bergsma et al. Straight to zero: Why linearly decaying the learning rate to zero works best
+        for LLMs. 2025.
+    """
+    return wsd(
+        optimizer,
+        total_steps=total_steps,
+        warmup_share=warmup_share,
+        decay_share=1.0 - warmup_share,
+    )

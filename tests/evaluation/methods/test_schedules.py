@@ -25,6 +25,7 @@ SCHEDULES: dict[str, Schedule] = {
         "cosine_restarts",
         "one_cycle",
         "wsd",
+        "d2z",
     )
 }
 LR = 0.2
@@ -60,6 +61,12 @@ def wsd_factor(t: int, total_steps: int) -> float:
     return min(1.0, (total_steps - t) / (0.2 * total_steps))
 
 
+def d2z_factor(t: int, total_steps: int) -> float:
+    if t + 1 < 0.1 * total_steps:
+        return (t + 1) / (0.1 * total_steps)
+    return min(1.0, (total_steps - t) / (0.9 * total_steps))
+
+
 FACTORS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda t, T: 1.0,
     "step": lambda t, T: 0.1 ** (t // math.ceil(T / 3)),
@@ -71,6 +78,7 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
     ),
     "one_cycle": lambda t, T: one_cycle_factor(t, T, 0.3),
     "wsd": wsd_factor,
+    "d2z": d2z_factor,
 }
 
 
