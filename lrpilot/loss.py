@@ -55,12 +55,8 @@ def read_loss(loss: Any) -> float:
     if type(loss) is float:
         return loss
     value = loss
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
-        value = loss.item()
-    elif hasattr(loss, "item"):  # of NumPy, or of a library like it
-        if loss.size != 1:
+    if hasattr(loss, "item"):  # of torch, of NumPy, or of a library like it
+        if (loss.numel() if isinstance(loss, Tensor) else loss.size) != 1:
             raise ValueError(f"`loss` must have one element, got shape {tuple(loss.shape)}")
         value = loss.item()
     if type(value) is float:

@@ -91,3 +91,7 @@ class Stateful:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         write_fields(self, self._state_fields, state)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Compute anew what follows from the fields of a state that was loaded."""

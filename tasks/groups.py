@@ -1,7 +1,5 @@
 """Batched runs of several kinds: those of one kind are one computation."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -70,7 +68,5 @@ class GroupedRuns(BatchedRuns):
             gathered[rows, : value.shape[1]] = value[places]
         return gathered
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        super().load_state_dict(state)
+    def _derive(self) -> None:
         self._find_members()

@@ -161,9 +161,9 @@ class CurvatureCap:
 
     def measure(self) -> Eigenpair:
         """Measure now; returns the largest eigenpair of the preconditioned Hessian."""
-        members = [(g, p) for g in self.optimizer.param_groups for p in g["params"]]
-        members = [(group, p) for group, p in members if p.requires_grad]
-        parameters = [parameter for _, parameter in members]
+        groups = zip(self.optimizer.param_groups, self._shares(), strict=True)
+        members = [(g, s, p) for g, s in groups for p in g["params"] if p.requires_grad]
+        parameters = [parameter for _, _, parameter in members]
         with _undisturbed(self.model, parameters[0].device):
             gradient = torch.autograd.grad(
                 self._loss(), parameters, create_graph=True, materialize_grads=True
@@ -216,23 +216,19 @@ class CurvatureCap:
 
     @torch.no_grad()
     def _preconditioner(
-        self, members: list[tuple[dict[str, Any], Tensor]], gradient: Sequence[Tensor]
+        self, members: list[tuple[dict[str, Any], float, Tensor]], gradient: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """P^{-1/2} and the coupled weight decay, per entry."""
-        shares = {
-            id(g): s for g, s in zip(self.optimizer.param_groups, self._shares(), strict=True)
-        }
         roots, decays = [], []
-        for (group, parameter), g in zip(members, gradient, strict=True):
+        for (group, share, parameter), g in zip(members, gradient, strict=True):
             decay, _ = _decays(group)
             decays.append(torch.full_like(parameter, decay))
-            share = torch.full_like(parameter, shares[id(group)])
-            if isinstance(self.optimizer, SGD):
-                roots.append(share.sqrt())
-            else:
+            squares = torch.full_like(parameter, share)
+            if not isinstance(self.optimizer, SGD):
                 state = self.optimizer.state.get(parameter, {})
-                roots.append((share / _adam_scale(group, state, g + decay * parameter)).sqrt())
-        is_double = any(parameter.dtype == torch.float64 for _, parameter in members)
+                squares = squares / _adam_scale(group, state, g + decay * parameter)
+            roots.append(squares.sqrt())
+        is_double = any(parameter.dtype == torch.float64 for _, _, parameter in members)
         like = torch.empty(
             0, dtype=torch.float64 if is_double else torch.float32, device=roots[0].device
         )

@@ -12,6 +12,7 @@ References:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -28,12 +29,9 @@ def small_cnn(channels: int, num_classes: int, *, normalization: str = "none") -
     16, 32 and 32 channels with strides 2, 2 and 1: 14,666 parameters for CIFAR-10.
     """
     return nn.Sequential(
-        *_convolution(channels, 16, normalization, stride=2),
-        nn.ReLU(),
-        *_convolution(16, 32, normalization, stride=2),
-        nn.ReLU(),
-        *_convolution(32, 32, normalization),
-        nn.ReLU(),
+        *_block(channels, 16, normalization, stride=2),
+        *_block(16, 32, normalization, stride=2),
+        *_block(32, 32, normalization),
         MeanOverImage(),
         nn.Linear(32, num_classes),
     )
@@ -116,9 +114,7 @@ def resnet9(
         He, Zhang, Ren, Sun. Deep residual learning for image recognition. 2016.
     """
     _check_widths(widths)
-
-    def block(num_inputs: int, width: int) -> list[nn.Module]:
-        return [*_convolution(num_inputs, width, normalization), nn.ReLU()]
+    block = partial(_block, normalization=normalization)
 
     def residual(width: int) -> nn.Module:
         return Residual(nn.Sequential(*block(width, width), *block(width, width)))
@@ -158,12 +154,11 @@ def resnet18(
     """
     _check_widths(widths)
     num_inputs = widths[0]
-    layers = [*_convolution(channels, num_inputs, normalization), nn.ReLU()]
+    layers = _block(channels, num_inputs, normalization)
     for width, first_stride in zip(widths, (1, 2, 2, 2), strict=True):
         for stride in (first_stride, 1):
             branch = nn.Sequential(
-                *_convolution(num_inputs, width, normalization, stride=stride),
-                nn.ReLU(),
+                *_block(num_inputs, width, normalization, stride=stride),
                 *_convolution(width, width, normalization),
             )
             shortcut: list[nn.Module] = []
@@ -222,6 +217,10 @@ def _convolution(
         nn.Conv2d(num_inputs, width, size, stride=stride, padding=size // 2, bias=bias),
         *_normalization(nn.BatchNorm2d, width, normalization),
     ]
+
+
+def _block(num_inputs: int, width: int, normalization: str, *, stride: int = 1) -> list[nn.Module]:
+    return [*_convolution(num_inputs, width, normalization, stride=stride), nn.ReLU()]
 
 
 def _normalization(

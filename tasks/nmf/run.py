@@ -1,7 +1,6 @@
 """One factorization in progress."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,8 +83,6 @@ class NMFRun(Run):
         norm = float(self.matrix.norm())
         return {"held_out_loss": loss, "relative_error": math.sqrt(2 * loss) / norm}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a run of the same task."""
-        super().load_state_dict(state)
+    def _derive(self) -> None:
         self.objective = Objective(self._problem, self._instance)
         self._numbers = Numbers(*self._numbers)

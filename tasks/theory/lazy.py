@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -182,9 +181,7 @@ class LazyRun(ClosureRun):
             metrics[f"{split}_accuracy"] = float((outputs * targets > 0).double().mean())
         return metrics
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a run of the same task."""
-        super().load_state_dict(state)
+    def _derive(self) -> None:
         self._start_from(self._start)
 
 
@@ -253,7 +250,5 @@ class BatchedLazyRuns(BatchedNetworkRuns):
         """L, on the training images."""
         return self._measured(self._inputs, self._targets)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of as many runs of the same task."""
-        super().load_state_dict(state)
+    def _derive(self) -> None:
         self._caps.fill_(torch.nan)

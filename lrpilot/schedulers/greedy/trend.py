@@ -154,7 +154,5 @@ class TrendRule(Rule):
         rounds, rest = divmod(num_calls, window + further)
         return rounds * (1 + further) + max(0, rest - window + 1)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        super().load_state_dict(state)
+    def _derive(self) -> None:
         self._sorted = sorted(self._blocks)

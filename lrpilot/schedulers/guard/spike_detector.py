@@ -5,6 +5,7 @@ import math
 from lrpilot.arguments import require_within
 from lrpilot.state import Stateful, state_fields
 
+WINDOW = 50
 _NUM_FIRST = 5
 _LARGEST_FALL = 2.0  # in y; no positive loss falls further
 _LARGEST = 1e300  # sums of larger losses would overflow
@@ -21,14 +22,13 @@ class SpikeDetector(Stateful):
     that stands out of it. asinh is linear for small arguments and logarithmic for large ones, so
     that the heavy tails of small batches raise no alarm. In d, a loss above its mean counts at most
     as d, so that a rising loss does not pass for noise; a spike counts as a loss at the threshold,
-    so that a lasting change of level becomes the usual level. If one of the first five losses is
-    below 1e-4 of the mean before it, the means start anew, since that was no scale.
+    so that a lasting change of level becomes the usual level. The means run over `WINDOW` steps;
+    before, all losses count equally, d as if five losses had deviated by 0.3. If one of the first
+    five losses is below 1e-4 of the mean before it, the means start anew, since that was no scale.
 
     Args:
         deviations: threshold in mean absolute deviations.
         ratio: least threshold, in multiples of the mean loss.
-        window: steps of the running means; before, all losses count equally, d as if five losses
-            had deviated by 0.3.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -41,12 +41,10 @@ class SpikeDetector(Stateful):
     _state_fields = state_fields("num_losses", "mean", "scale", "deviation", "threshold")
     _LARGEST_LIMIT = 50.0  # e^50 times the mean is no noise
 
-    def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5, window: int = 50) -> None:
+    def __init__(self, *, deviations: float = 10.0, ratio: float = 1.5) -> None:
         require_within("deviations", deviations, "(0, inf)")
         require_within("ratio", ratio, "(1, inf)")
-        require_within("window", window, "[1, inf]")
         self.deviations = deviations
-        self.window = window
         self._least = math.asinh(ratio - 1.0)
         self.num_losses = 0
         self.mean = self.scale = 0.0
@@ -77,11 +75,11 @@ class SpikeDetector(Stateful):
             loss = mean - scale * math.sinh(_LARGEST_FALL)
         if is_spike:
             loss = self.threshold = mean + scale * math.sinh(limit)
-            count = self.window
-        elif count < self.window:
+            count = WINDOW
+        elif count < WINDOW:
             self.num_losses = count = count + 1
         self.mean = mean + (loss - mean) / count
         self.scale += (abs(loss) - self.scale) / count
         if y < deviation:
-            self.deviation += (abs(y) - deviation) / min(count + 4, self.window)
+            self.deviation += (abs(y) - deviation) / min(count + 4, WINDOW)
         return is_spike

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import (
 
 from lrpilot.schedulers.base import idle_optimizer
 from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
-from lrpilot.schedulers.guard.spike_detector import SpikeDetector
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
 from tests.lrpilot.schedulers.guards import (
@@ -356,11 +355,6 @@ def test_the_state_of_another_guard_is_refused(name: str, other: Callable[[], Gu
 def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Guard(constant(), **arguments)
-
-
-def test_a_wrong_window_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`window` must be in \[1, inf\], got 0"):
-        SpikeDetector(window=0)
 
 
 def test_what_is_no_scheduler_is_refused() -> None:
