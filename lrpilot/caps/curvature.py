@@ -17,6 +17,7 @@ from lrpilot.caps.eigenvalue import (
     hessian_vector_product,
     largest_eigenvalue,
 )
+from lrpilot.state import Stateful, state_fields
 
 LARGEST_CAP = torch.finfo(torch.float32).max
 """The cap where the loss does not curve upwards: finite, so that it may be multiplied by 0."""
@@ -59,7 +60,7 @@ def _momentum_gain(optimizer: Optimizer) -> float:
     return min(gains)
 
 
-class CurvatureCap:
+class CurvatureCap(Stateful):
     """A `Cap`: the learning rate above which a step is locally unstable, times `safety`.
 
     With lambda the largest eigenvalue of P^{-1/2} H P^{-1/2}, H the Hessian of `loss_fn` (plus the
@@ -118,6 +119,8 @@ class CurvatureCap:
     >>> [(round(eta_max, 4), guarantee) for eta_max, guarantee in [cap()]]  # 0.5 * 2 / 4
     [(0.25, 'estimate')]
     """
+
+    _state_fields = state_fields("num_calls", "eigenpair", eta_max="_eta_max")
 
     def __init__(
         self,
@@ -242,21 +245,9 @@ class CurvatureCap:
             return noise  # also where a parameter was unfrozen, or joined in a new group
         return noise * (_NOISE / float(noise.norm())) + self.eigenpair.vector.to(like)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and a copied vector (loads with `weights_only=True`)."""
-        pair = self.eigenpair
-        return {
-            "num_calls": self.num_calls,
-            "eta_max": self._eta_max,
-            "eigenpair": None if pair is None else list(pair._replace(vector=pair.vector.clone())),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the continuation is bit-identical."""
-        self.num_calls = state_dict["num_calls"]
-        self._eta_max = state_dict["eta_max"]
-        pair = state_dict["eigenpair"]
-        self.eigenpair = None if pair is None else Eigenpair(pair[0], pair[1].clone(), *pair[2:])
+    def _derive(self) -> None:
+        if self.eigenpair is not None:
+            self.eigenpair = Eigenpair(*self.eigenpair)
 
 
 def _decays(group: dict[str, Any]) -> tuple[float, float]:

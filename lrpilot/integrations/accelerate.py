@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
-from lrpilot.schedulers.composition import give_loss, require_loss_driven
+from lrpilot.schedulers.loss_driven import give_loss, require_loss_driven
 
 
 class LossStepper:

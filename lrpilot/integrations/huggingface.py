@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
-from lrpilot.schedulers.composition import give_loss, require_loss_driven
+from lrpilot.schedulers.loss_driven import give_loss, require_loss_driven
 
 
 class LossCallback(TrainerCallback):

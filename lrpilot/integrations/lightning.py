@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lrpilot.integrations.distributed import as_tensor, mean_over_ranks
 from lrpilot.integrations.horizon import warn_of_other_horizon
-from lrpilot.schedulers.composition import find_loss_driven, give_loss
+from lrpilot.schedulers.loss_driven import find_loss_driven, give_loss
 
 
 class LossCallback(Callback):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrpilot.schedulers.composition import find_loss_driven
+from lrpilot.schedulers.loss_driven import find_loss_driven
 from lrpilot.schedulers.torch_scheduler import all_parts, start_waiting, undo_start
 
 

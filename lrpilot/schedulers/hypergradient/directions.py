@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from lrpilot.state import Stateful, state_fields
+
 
 def adam_directions(
     exp_avgs: list[Tensor],
@@ -107,7 +109,7 @@ def read_directions(
     )
 
 
-class LastStep:
+class LastStep(Stateful):
     """The gradients of the next step and the directions of the last one.
 
     Both are dictionaries by the index of the parameter, counted over all groups. Kept are only
@@ -122,6 +124,8 @@ class LastStep:
     >>> last_step.directions()
     {0: tensor([3.])}
     """
+
+    _state_fields = state_fields(moved="_moved", kept="_kept", lrs="_lrs")
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -196,10 +200,6 @@ class LastStep:
             result.update(zip(indices, found, strict=True))
         return result
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in plain values and tensors (loads with `weights_only=True`)."""
-        return {"moved": self._moved, "kept": self._kept, "lrs": self._lrs}
-
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise ValueError if it has moved more parameters than the optimizer holds now."""
         self.add_groups()
@@ -209,9 +209,5 @@ class LastStep:
                 f"got one that has moved number {max(state['moved'])}"
             )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self._moved = list(state["moved"])
-        kept = state["kept"].items()
-        self._kept = {i: g.to(self.parameters[i].device, copy=True) for i, g in kept}
-        self._lrs = list(state["lrs"])
+    def _derive(self) -> None:
+        self._kept = {i: g.to(self.parameters[i].device) for i, g in self._kept.items()}

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lrpilot.loss import read_numbers
+from lrpilot.state import Stateful, state_fields
 
 
-class StepScales:
+class StepScales(Stateful):
     """Factors s that turn an optimizer's step into w_{t-1} + s (w_t - w_{t-1}).
 
     `factors` are those that change, `applied` the same within their ceilings.
@@ -27,6 +28,8 @@ class StepScales:
     >>> w
     tensor([0.7000, 0.7000])
     """
+
+    _state_fields = state_fields("factors", ceilings="_ceilings")
 
     def __init__(self, parameters: Sequence[Tensor], *, per_entry: bool) -> None:
         self._parameters = parameters
@@ -93,10 +96,6 @@ class StepScales:
             excesses = torch._foreach_sub([self.applied[i] for i in held], 1.0)
             torch._foreach_addcmul_(parameters, steps, excesses)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The factors and their ceilings (loads with `weights_only=True`)."""
-        return {"factors": self.factors, "ceilings": self._ceilings}
-
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise ValueError if the factors have other shapes."""
         mine = [tuple(p.shape) if self._per_entry else () for p in self._parameters]
@@ -104,8 +103,5 @@ class StepScales:
         if theirs != mine:
             raise ValueError(f"`state_dict` must have scales of shapes {mine}, got {theirs}")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for factor, loaded in zip(self.factors, state["factors"], strict=True):
-            factor.copy_(loaded)
-        self.limit(state["ceilings"])
+    def _derive(self) -> None:
+        self.limit(self._ceilings)

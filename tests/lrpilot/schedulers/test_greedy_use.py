@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import (
 )
 
 from lrpilot.schedulers.base import idle_optimizer
-from lrpilot.schedulers.composition import give_loss
 from lrpilot.schedulers.greedy.arguments import DEFAULTS
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard
+from lrpilot.schedulers.loss_driven import give_loss
 from tests.lrpilot.schedulers.greedy_runs import NAN, SEMANTICS, losses, quick, sgd
 from tests.running import through_file
 from tests.scheduling import lrs_of, run, run_composed

@@ -1,7 +1,7 @@
 import torch
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, LinearLR, SequentialLR
 
-from lrpilot.schedulers.composition import find_loss_driven
+from lrpilot.schedulers.loss_driven import find_loss_driven
 from tests.lrpilot.integrations.loss_lr import LossLR
 
 
