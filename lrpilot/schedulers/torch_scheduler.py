@@ -73,15 +73,14 @@ class TorchScheduler(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates that the optimizer has now; reading them changes nothing."""
-        # the flag is up while torch's own `step` asks for the next ones
-        return list(self._next_lrs() if self._get_lr_called_within_step else self.current_lrs())
+        return list(self.current_lrs())
 
     def step(self, loss: Any = None) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""
         if self.last_epoch > 0:
             self._advance()
         elif self.is_waiting:
-            self._update_lr(0)  # torch before 2.9 calls `step(0)` at a milestone
+            self._update_lr(0)  # as at a milestone
         else:
             super().step()  # with torch's warnings about the order of calls
 
@@ -101,7 +100,7 @@ class TorchScheduler(LRScheduler):
         self._begin(self.current_lrs(), at_milestone=False)
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        # by torch from 2.9 on: without `epoch` in its own `step`, with 0 at a milestone
+        # by torch: without `epoch` in its own `step`, with 0 at a milestone
         if epoch is None:
             self.last_epoch += 1
             self.set_lrs(self._next_lrs())
@@ -171,9 +170,7 @@ def undo_start(scheduler: Any) -> None:
 
 def start_waiting(scheduler: Any, *, at_milestone: bool) -> None:
     """Start a scheduler that waits, as `SequentialLR` does with its first or at a milestone."""
-    if not at_milestone:
-        scheduler._initial_step()
-    elif hasattr(scheduler, "_update_lr"):
+    if at_milestone:
         scheduler._update_lr(0)
     else:
-        scheduler.step(0)
+        scheduler._initial_step()

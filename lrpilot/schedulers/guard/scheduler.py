@@ -28,15 +28,7 @@ class DivergenceError(RuntimeError):
 class Guard(LossDrivenLR):
     """Wraps a scheduler: backs off when the loss is NaN or spikes, and recovers step by step.
 
-    The learning rate is the wrapped scheduler's times backoff^k, limited by the cap::
-
-        guard = Guard(CosineAnnealingLR(optimizer, 10_000), model=model)
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = model(batch)
-            loss.backward()
-            optimizer.step()
-            guard.step(loss)
+    The learning rate is the wrapped scheduler's times backoff^k, limited by the cap.
 
     k, the retries in use, begins at 0; an alarm adds 1, and `recovery_steps` healthy steps in a
     row take 1 away. An alarm that comes as soon after a recovery doubles the steps that the next

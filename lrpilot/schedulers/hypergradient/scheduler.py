@@ -38,15 +38,8 @@ class HypergradientLR(AdaptiveLR):
         lr <- lr (1 + hyper_lr h_t / (||g_t|| ||u_{t-1}||))      (update = "multiplicative")
 
     and step t uses the new one. The optimizer is torch's own: u is read from its state, and
-    hooks change the learning rate, so the training loop is the usual one::
-
-        scheduler = HypergradientLR(optimizer, hyper_lr=0.02)
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = model(batch)
-            loss.backward()
-            optimizer.step()  # changes the learning rate, then steps with it
-            scheduler.step()
+    hooks change the learning rate within `optimizer.step()`, right before the step that uses it,
+    so the training loop is the usual one, with `scheduler.step()` at its end.
 
     At level "tensor" or "entry" the optimizer's step, at the group's learning rate, is multiplied
     by the factor in `scales`; the rules then hold for factor x initial learning rate.

@@ -33,13 +33,8 @@ class LineSearchLR(AdaptiveLR):
     eta <g, d>: shorter steps are multiplied by `gamma`, and once a too long and a too short one
     are known their geometric mean is tried. `reset` says where the search of the next step begins:
     at eta ("keep", so an Armijo search can only shorten), at eta gamma^(1/batches per epoch)
-    ("grow") or at the initial learning rate ("restart"). The first begins there::
-
-        scheduler = LineSearchLR(optimizer, model, batches_per_epoch=len(batches))
-        for x, y in batches:
-            loss = scheduler.search(lambda: loss_function(model(x), y))
-            optimizer.step()
-            scheduler.step()
+    ("grow") or at the initial learning rate ("restart"). The first begins there. `search`, with a
+    closure of the minibatch's loss, takes the place of the backward pass; see below.
 
     Prefer it where there is no budget to tune a learning rate and the model can fit its data
     (interpolation, full batches, convex losses). With much gradient noise it follows the noise,
