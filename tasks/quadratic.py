@@ -23,9 +23,6 @@ class QuadraticTask(Task):
         curvature: lambda.
         noise_power: s^2.
         initial_power: v_0 = ||x_0||^2, in a random direction.
-
-    Raises:
-        ValueError: if a size or power is not positive (the noise may be 0).
     """
 
     dimension: int = 200

@@ -25,7 +25,9 @@ class Task(ABC):
             values of an untrained critic.
 
     Raises:
-        ValueError: if `base_lr` or `reward_scale` is not positive, or `total_steps` is below 1.
+        ValueError: as by every task, if an argument is out of range, or by `start`, if a size is
+            above what the data has.
+        lrpilot.tasks.data.archives.DataError: by `start`, if files are missing or unreadable.
     """
 
     name: str

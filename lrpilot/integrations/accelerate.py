@@ -52,8 +52,7 @@ class LossStepper:
                 one element.
 
         Raises:
-            TypeError: if the loss is not a number.
-            ValueError: if it has several elements or none.
+            TypeError, ValueError: as `lrpilot.loss.read_loss` does.
         """
         self._losses.append(as_tensor(loss))
         if not self._accelerator.sync_gradients:

@@ -11,8 +11,7 @@ def as_tensor(loss: float | Tensor) -> Tensor:
     """A loss as a tensor without dimensions, detached, on its device, which is not waited for.
 
     Raises:
-        TypeError: if the loss is not a number.
-        ValueError: if it has several elements or none.
+        TypeError, ValueError: as `lrpilot.loss.read_loss` does.
 
     >>> as_tensor(torch.ones(1)), as_tensor(0.5)
     (tensor(1.), tensor(0.5000, dtype=torch.float64))
@@ -41,8 +40,7 @@ def mean_over_ranks(
         The loss itself, or a float64 tensor without dimensions on the loss's device.
 
     Raises:
-        TypeError: if the loss is not a number.
-        ValueError: if it has several elements or none.
+        TypeError, ValueError: as `lrpilot.loss.read_loss` does.
 
     >>> mean_over_ranks(0.5)
     0.5

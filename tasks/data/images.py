@@ -76,8 +76,7 @@ def load_image_data(
 
     Raises:
         ValueError: unknown `name`, or `num_train` out of range.
-        DataError: the local folder does not exist, a file is damaged, or there are no files and
-            no network.
+        DataError: as `read_files` and `search_folders` do.
 
     >>> load_image_data("digits").train_x.shape
     torch.Size([1197, 1, 8, 8])

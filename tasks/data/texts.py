@@ -88,8 +88,7 @@ def load_text(name: str, *, data_dir: str | None = None) -> TextData:
 
     Raises:
         ValueError: unknown `name`.
-        DataError: the local folder does not exist, a file is damaged, or there are
-            no files and no network.
+        DataError: as `read_files` and `search_folders` do.
     """
     require_choice("name", name, TEXTS)
     return _load_text(name, search_folders(data_dir))
@@ -129,8 +128,7 @@ def load_sentences(*, data_dir: str | None = None) -> SentenceData:
         data_dir: local folder; None takes the environment variable `LRPILOT_DATA`, if set.
 
     Raises:
-        DataError: the local folder does not exist, a file is damaged, or there are
-            no files and no network.
+        DataError: as `read_files` and `search_folders` do.
     """
     return _load_sentences(search_folders(data_dir))
 

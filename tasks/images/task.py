@@ -36,10 +36,6 @@ class ImageTask(SupervisedTask):
         padding_mode: "reflect" or "zeros"; see `lrpilot.tasks.images.augmentation.crop_and_flip`.
         num_train: use the first so many training images; None uses all.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
-
-    Raises:
-        ValueError: if a size is below 1 or above what the data has, or a name is unknown.
-        lrpilot.tasks.data.archives.DataError: by `start`, if the data is missing or unreadable.
     """
 
     data: str

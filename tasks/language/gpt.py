@@ -31,9 +31,6 @@ class GPTTask(LanguageTask):
         context: characters per window.
         batch_size: windows per step.
         num_privileged: held-out windows in the privileged loss.
-
-    Raises:
-        ValueError: if an argument is out of range, or by `start` a size above what the text has.
     """
 
     data: str = "shakespeare"

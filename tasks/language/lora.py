@@ -110,9 +110,7 @@ class LoRATask(GPTTask):
         pretraining_steps: optimizer steps of the pretraining, of 12 windows each.
 
     Raises:
-        ValueError: if an argument is out of range.
         ImportError: by `start`, without `peft`.
-        lrpilot.tasks.data.archives.DataError: by `start`, if a text is missing or unreadable.
 
     References:
         Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen. LoRA: low-rank adaptation of large

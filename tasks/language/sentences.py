@@ -25,9 +25,6 @@ class SentenceTask(LanguageTask, SupervisedTask):
     """Tell favourable from unfavourable sentences about films.
 
     A batch is as long as its longest sentence.
-
-    Raises:
-        ValueError: if an argument is out of range, or by `start` a size above what the data has.
     """
 
     batch_size: int = 32

@@ -16,10 +16,6 @@ class LanguageTask(NetworkTask):
         dropout: probability, drawn from the run's generator; on the embeddings and at the end of
             every branch, not on the attention weights.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
-
-    Raises:
-        ValueError: if an argument is out of range.
-        lrpilot.tasks.data.archives.DataError: by `start`, if the data is missing or unreadable.
     """
 
     num_layers: int = 4

@@ -32,9 +32,6 @@ class SupervisedTask(NetworkTask):
         loss: called as `loss(outputs, targets)` on a minibatch; returns its mean loss, a tensor of
             shape (). Torch's cross-entropy, where the targets are numbers of classes, makes the
             task a classification, whose accuracy is measured, too.
-
-    Raises:
-        ValueError: if an argument is out of range.
     """
 
     loss: LossFunction = functional.cross_entropy

@@ -27,9 +27,6 @@ class NetworkTask(Task):
         device: where network and data live.
         precision: of the forward pass and its gradients: "float32" (the network's own), or
             "bfloat16" by autocast.
-
-    Raises:
-        ValueError: if an argument is out of range.
     """
 
     batch_size: int = 64

@@ -51,10 +51,6 @@ class LazyTask(Task):
         num_train: n, the first images of the training split.
         linearized: train the linearized model instead of the network.
 
-    Raises:
-        ValueError: if a size is below 1, or the activation is unknown; by `start`, if there are
-            fewer images than `num_train`.
-
     References:
         Jacot, Gabriel, Hongler. Neural tangent kernel: convergence and generalization in neural
         networks. 2018.

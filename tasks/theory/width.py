@@ -87,10 +87,6 @@ class WidthTask(Task):
         batch_size: images per step; epochs are shuffled, an incomplete batch is dropped.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
 
-    Raises:
-        ValueError: if a size is below 1, `batch_size` is above `num_train`, or `label_noise` is
-            outside [0, 1]; by `start`, if there are fewer training images than `num_train`.
-
     References:
         Belkin, Hsu, Ma, Mandal. Reconciling modern machine-learning practice and the classical
         bias-variance trade-off. 2019.
