@@ -1,0 +1,172 @@
+"""One untuned run on trainings that the policy never saw, against a search over a rival's LR.
+
+Every method trains every task from every initial learning rate; no choice is made for anybody, and
+the rivals' best rates are known with hindsight where they are reported.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from lrpilot import Policy
+from lrpilot.evaluation import report
+from lrpilot.evaluation.grid import Method, deployed, train_grid
+from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.statistics import Rows, select, unique
+from lrpilot.evaluation.tuning_cost import (
+    MOST_RUNS,
+    bounded_losses,
+    expected_best,
+    lr_sensitivity,
+    tuning_table,
+    worth_in_runs,
+)
+from lrpilot.tasks.task import Task
+
+HEADER = (
+    "training",
+    "steps",
+    "one run",
+    "policy at best",
+    "rival at best",
+    "policy diverged",
+    "sensitivity",
+    "least of a rival",
+)
+
+
+def compare_unseen(
+    *,
+    tasks: Mapping[str, Task],
+    schedulers: Mapping[str, Callable[..., Any]],
+    rivals: Mapping[str, Mapping[str, Any]],
+    search_rivals: Sequence[str],
+    initial_lr_factors: Sequence[float],
+    num_seeds: int,
+    policy: Policy,
+    output: report.Output,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Train every method on every task, and write rows, a table and a figure.
+
+    Rows are written after every task, so that a run that breaks off keeps them.
+
+    Args:
+        tasks: trainings that the policy never saw, by name.
+        schedulers: by name; called as `make(optimizer, total_steps=...)`.
+        rivals: arguments of a `Method` by name; `scheduler` is its `make`.
+        search_rivals: names of the schedulers whose search the policy is compared with.
+        initial_lr_factors: initial learning rates over each task's `base_lr`.
+        num_seeds: unseen seeds.
+        policy: the learned policy.
+        output: gets runs.csv, zero_shot.png and table.md.
+        only: names of the tasks that are trained; default all.
+
+    Raises:
+        ValueError: if a search rival is not among the schedulers, or `only` names no task.
+    """
+    for name in only or ():
+        if name not in tasks:
+            raise ValueError(f"`only` must be among the tasks {list(tasks)}, got {name!r}")
+    tasks = {name: tasks[name] for name in only or tasks}
+    for name in search_rivals:
+        if name not in schedulers:
+            raise ValueError(
+                f"`search_rivals` must be among the schedulers {list(schedulers)}, got {name!r}"
+            )
+    methods = [Method("policy", partial(deployed, policy=policy))]
+    methods += [Method(name, make) for name, make in schedulers.items()]
+    for name, arguments in rivals.items():
+        given = dict(arguments)
+        methods.append(Method(name, given.pop("scheduler"), **given))
+    rows: list[dict[str, Any]] = []
+    for name, task in tasks.items():
+        grid = train_grid(
+            task,
+            methods,
+            initial_lr_factors=initial_lr_factors,
+            seeds=evaluation_seeds(num_seeds),
+        )
+        total = len(methods) * len(initial_lr_factors) * num_seeds
+        for result in output.progress(grid, total=total, desc=name):
+            metrics = {"held_out_loss": result.row["held_out_loss"]}
+            kept = ("scheduler", "initial_lr_factor", "initial_lr", "seed", "total_steps")
+            more = ("first_loss", "train_loss", "diverged", "seconds")
+            row = {key: result.row[key] for key in (*kept, *more)}
+            rows.append({"task": name, **row, **metrics})
+        output.write_rows(rows, "runs.csv")
+    draw_searches(rows, search_rivals, output)
+    tables = [summary_table(rows, search_rivals)]
+    for name in tasks:
+        header, *lines = tuning_table(select(rows, task=name))
+        tables.append(report.format_table([name, *header[1:]], lines))
+    output.write_table(
+        f"{len(tasks)} unseen trainings, {len(initial_lr_factors)} initial learning rates, "
+        f"{num_seeds} unseen seeds",
+        *tables,
+        name="table.md",
+        details=[f"policy {policy.fingerprint[:12]}"],
+    )
+
+
+def summary_table(rows: Rows, search_rivals: Sequence[str]) -> str:
+    """One line per training: one run of the policy, and what a search needs to equal it."""
+    header = [*HEADER[:3], *(f"worth in runs of {name}" for name in search_rivals), *HEADER[3:]]
+    lines = []
+    for task in unique(rows, "task"):
+        mine = select(rows, task=task)
+        losses = {
+            name: list(bounded_losses(select(mine, scheduler=name)).values())
+            for name in unique(mine, "scheduler")
+        }
+        policy = losses.pop("policy")
+        best = min(min(policy), *(min(values) for values in losses.values()))
+        worths = [worth_in_runs(policy, losses[name]) for name in search_rivals]
+        diverged = [row["diverged"] for row in select(mine, scheduler="policy")]
+        lines.append(
+            [
+                task,
+                str(mine[0]["total_steps"]),
+                f"{np.mean(policy):.4g}",
+                *(f"over {MOST_RUNS}" if math.isinf(n) else f"{n:.0f}" for n in worths),
+                f"{min(policy):.4g}",
+                f"{min(min(values) for values in losses.values()):.4g}",
+                f"{sum(diverged)}/{len(diverged)}",
+                f"{lr_sensitivity(policy, best):.3f}",
+                f"{min(lr_sensitivity(values, best) for values in losses.values()):.3f}",
+            ]
+        )
+    return report.format_table(header, lines)
+
+
+def draw_searches(rows: Rows, search_rivals: Sequence[str], output: report.Output) -> None:
+    """A panel per training: expected best loss over the runs that were spent."""
+    tasks = unique(rows, "task")
+    num_columns = min(4, len(tasks))
+    figure, axes = plt.subplots(
+        math.ceil(len(tasks) / num_columns),
+        num_columns,
+        figsize=(3.4 * num_columns, 3.2 * math.ceil(len(tasks) / num_columns)),
+        squeeze=False,
+    )
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    spent = np.arange(1, 17)
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        mine = select(rows, task=task)
+        for i, name in enumerate(search_rivals):
+            losses = list(bounded_losses(select(mine, scheduler=name)).values())
+            style = report.line_style(name, i, is_policy=False)
+            axis.plot(spent, [expected_best(losses, int(n)) for n in spent], **style)
+        policy = list(bounded_losses(select(mine, scheduler="policy")).values())
+        style = report.line_style("policy, one run", 0, is_policy=True)
+        axis.plot([1], [np.mean(policy)], marker="o", **style)
+        axis.axhline(float(np.mean(policy)), color=style["color"], linewidth=0.6, linestyle=":")
+        axis.set(title=task, xlabel="training runs spent", xscale="log", yscale="log")
+    axes[0, 0].set_ylabel("expected best held-out loss")
+    path = output.folder / "zero_shot.png"
+    report.write_figure(figure, path, num_legend_columns=len(search_rivals) + 1)
