@@ -118,16 +118,13 @@ class GPTRun(NetworkRun):
             }
 
     def _text_loss(self, text: Tensor) -> float:
-        text = text.long()
+        text, context = text.long(), self._task.context
         num_targets = len(text) - 1
         # a last, shorter window takes the rest
-        cut = num_targets // self._task.context * self._task.context
-        inputs, targets = (
-            part.view(-1, self._task.context) for part in (text[:cut], text[1 : cut + 1])
-        )
-        batches = list(
-            zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True)
-        )
+        cut = num_targets // context * context
+        inputs = text[:cut].view(-1, context).split(EVALUATION_BATCH)
+        targets = text[1 : cut + 1].view(-1, context).split(EVALUATION_BATCH)
+        batches = list(zip(inputs, targets, strict=True))
         if cut < num_targets:
             batches.append((text[None, cut:-1], text[None, cut + 1 :]))
         total: float = sum(float(self._loss(x, y)) * y.numel() for x, y in batches)
