@@ -70,7 +70,8 @@ class TransformersRule(Rule):
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__(arguments)
         self._patience: float = arguments["patience"]
-        self._window_size = arguments["window_size"] if arguments["smooth"] else None
+        self._is_smooth: bool = arguments["smooth"]
+        self._window_size: int = arguments["window_size"]
 
     def restart(self) -> None:
         """Forget all losses."""
@@ -86,14 +87,13 @@ class TransformersRule(Rule):
 
     def decide(self, loss: float) -> int:
         """Take a loss; 1 to raise the learning rate, -1 to lower it, 0 to leave it."""
-        if self._window_size is not None:
+        if self._is_smooth:
             loss = self._smoothed(loss)
-        if self._cooldown_left > 0:
-            self._cooldown_left -= 1
-            self.num_bad = self.num_good = 0
-            return 0
-        if self._warmup_left > 0:
-            self._warmup_left -= 1
+        if self._cooldown_left > 0 or self._warmup_left > 0:
+            if self._cooldown_left > 0:
+                self._cooldown_left -= 1
+            else:
+                self._warmup_left -= 1
             self.num_bad = self.num_good = 0
             return 0
         self._count(loss)
@@ -131,7 +131,6 @@ class TransformersRule(Rule):
         return loss > self.best + self._threshold
 
     def _smoothed(self, loss: float) -> float:
-        assert self._window_size is not None
         self._recent.append(loss)
         self._sum += loss
         if len(self._recent) > self._window_size:
@@ -159,7 +158,7 @@ class PaperRule(TransformersRule):
 
     def decide(self, loss: float) -> int:
         """Take a loss; 1 to raise the learning rate, -1 to lower it, 0 to leave it."""
-        if self._window_size is not None and math.isfinite(loss):
+        if self._is_smooth and math.isfinite(loss):
             loss = self._smoothed(loss)
         self._count(loss)
         if self._cooldown_left > 0:
@@ -177,7 +176,6 @@ class PaperRule(TransformersRule):
         return gain > self._threshold * (abs(self.best) if self._is_relative else 1.0)
 
     def _smoothed(self, loss: float) -> float:
-        assert self._window_size is not None
         self._recent = [*self._recent, loss][-self._window_size :]
         # a fresh sum: a spike leaves no rounding error behind
         return sum(self._recent) / len(self._recent)
