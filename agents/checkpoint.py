@@ -188,7 +188,8 @@ class Checkpointer(BaseCallback):
 
     def _take(self) -> None:
         assert isinstance(self.model, Agent)
-        metrics = {"metrics": self._recorder.text()}
+        recorder = self._recorder
+        metrics = {"metrics": recorder.text(), "feature_range": recorder.feature_range}
         self._snapshot = {**take_snapshot(self.model), **metrics, **self._kept}
 
     def write(self) -> None:

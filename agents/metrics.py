@@ -63,6 +63,7 @@ class RolloutRecorder(BaseCallback):
         total_env_steps: budget, for the progress bar.
         tracker: also gets every row.
         earlier: `text()` of the run that is resumed.
+        feature_range: of that run, too.
         show_progress: whether to draw the bar.
     """
 
@@ -73,6 +74,7 @@ class RolloutRecorder(BaseCallback):
         total_env_steps: int,
         tracker: Tracker,
         earlier: str = "",
+        feature_range: list[list[float]] | None = None,
         show_progress: bool = True,
     ) -> None:
         super().__init__()
@@ -82,6 +84,8 @@ class RolloutRecorder(BaseCallback):
         self._show_progress = show_progress
         self.rows: list[dict[str, Any]] = list(read_rows(earlier))
         self._lines = [earlier or _line(dict(zip(FIELDS, FIELDS, strict=True)))]
+        self.feature_range = feature_range
+        """The lowest and the highest value of every feature so far; None before any."""
         last = self.rows[-1] if self.rows else {}
         self.num_inner_steps = int(last.get("num_inner_steps", 0))
         self._earlier_seconds = float(last.get("seconds", 0.0))
@@ -112,6 +116,10 @@ class RolloutRecorder(BaseCallback):
         self._episodes: list[tuple[float, float]] = []
 
     def _on_step(self) -> bool:
+        seen = self.locals["new_obs"]
+        if self.feature_range is not None:
+            seen = np.concatenate([seen, np.array(self.feature_range, seen.dtype)])
+        self.feature_range = [seen.min(axis=0).tolist(), seen.max(axis=0).tolist()]
         for info in self.locals["infos"]:
             if "episode_return" in info:
                 self.num_inner_steps += info["num_steps"]

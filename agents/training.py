@@ -122,6 +122,7 @@ def train(
                 total_env_steps=total_steps,
                 tracker=tracker,
                 earlier=kept.pop("metrics"),
+                feature_range=kept.pop("feature_range"),
                 show_progress=show_progress,
             )
             with StopSignal() as stop:
@@ -172,10 +173,18 @@ def _start(
         snapshot = read_snapshot(resume_from / CHECKPOINT_FILE)
         model = algorithm(env=env, seed=seed, device="cpu")
         load_snapshot(model, snapshot)
-        return model, {name: snapshot[name] for name in ("metrics", "init_from", "date")}
+        # checkpoints before 0.2 have no range
+        known = {"feature_range": None, **snapshot}
+        names = ("metrics", "feature_range", "init_from", "date")
+        return model, {name: known[name] for name in names}
     env.seed(seed)
     model = algorithm(env=env, seed=seed, device="cpu")
-    began = {"metrics": "", "init_from": None, "date": time.strftime("%Y-%m-%d")}
+    began = {
+        "metrics": "",
+        "feature_range": None,
+        "init_from": None,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     if init_from is None:
         return model, began
     import_policy(
@@ -225,6 +234,10 @@ def _write_results(
         "num_env_steps": int(last.get("num_env_steps", 0)),
         "num_inner_steps": int(last.get("num_inner_steps", 0)),
     }
+    if recorder.feature_range is not None:
+        bounds = zip(*recorder.feature_range, strict=True)
+        names = settings.observation.names
+        trained["feature_range"] = dict(zip(names, map(list, bounds), strict=True))
     policy = export_policy(
         model,
         observation=settings.observation,

@@ -73,9 +73,9 @@ def lazy_steps(task: LazyTask) -> Iterator[None]:
 
 def width_steps(task: WidthTask, generator: torch.Generator) -> Iterator[None]:
     """Least squares on some labelled digits by a two-layer network."""
-    train, model = task.load().train, task.make_model(generator)
+    data, model = task.load(), task.make_model(generator)
     chosen, labels = task.draw_examples(generator)
-    batches = shuffled(train.inputs[chosen], labels, task.batch_size, generator)
+    batches = shuffled(data.train_x[chosen], labels, task.batch_size, generator)
 
     def loss_of(inputs: Tensor, classes: Tensor) -> Tensor:
         outputs: Tensor = model(inputs)

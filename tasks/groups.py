@@ -1,5 +1,7 @@
 """Batched runs of several kinds: those of one kind are one computation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class GroupedRuns(BatchedRuns):
 
     _state_fields = state_fields(group="_group", place="_place", groups="_groups")
 
-    def __init__(self, groups: list[BatchedRuns], num_runs: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, groups: Sequence[BatchedRuns], num_runs: int, *, dtype: torch.dtype) -> None:
         super().__init__(num_runs, device=groups[0].device)
         self._groups = groups
         self._dtype = dtype

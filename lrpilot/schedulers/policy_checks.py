@@ -11,6 +11,7 @@ from lrpilot.arguments import require_count
 from lrpilot.policy.actor import Policy
 from lrpilot.policy.brake import Brake
 from lrpilot.policy.clock import ClockSpec
+from lrpilot.policy.familiarity import Familiarity
 
 
 def interval_of(clock: ClockSpec, total_steps: int | None, interval_steps: int | None) -> int:
@@ -52,6 +53,18 @@ def warn_of_alarm(brake: Brake, known_alarms: int, *, step: int, stacklevel: int
             '`log` alone, as "brake"); `Guard(scheduler, model=model)` also puts the weights back',
             RuntimeWarning,
             stacklevel=stacklevel,
+        )
+
+
+def warn_of_outside(familiarity: Familiarity, *, step: int) -> None:
+    """Say, the first time, that a run has left what its policy was trained on."""
+    if (familiarity.num_left, familiarity.num_outside) == (1, familiarity.patience + 1):
+        warnings.warn(
+            f"after step {step}, `{familiarity.feature}` has been outside the range of the "
+            f"policy's training for {familiarity.num_outside} decisions: its multiplier stays, and "
+            'the anchor schedule goes on, until it is back (`log` has each time, as "outside")',
+            RuntimeWarning,
+            stacklevel=6,
         )
 
 

@@ -15,18 +15,11 @@ from lrpilot.policy.actor import DEFAULT_POLICY, Policy
 from lrpilot.policy.brake import Brake
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.edge_distance import EdgeDistance
+from lrpilot.policy.familiarity import Familiarity
 from lrpilot.policy.parameter_sample import OptimizerParameters, ParameterSample
+from lrpilot.schedulers import policy_checks as checks
 from lrpilot.schedulers.base import idle_optimizer
 from lrpilot.schedulers.factor import FactorLR
-from lrpilot.schedulers.policy_checks import (
-    interval_of,
-    require_longer,
-    require_losses_alone,
-    require_same,
-    warn_of_alarm,
-    warn_of_horizon,
-    warn_past_horizon,
-)
 from lrpilot.state import state_fields
 
 
@@ -50,10 +43,11 @@ class PolicyLR(FactorLR):
     `scheduler.observe(loss)` first. The clock restarts when `SequentialLR` reaches the policy.
 
     A policy can be wrong, so there is a brake (`Brake`, `Controller`): when the loss explodes, a
-    tenth of the learning rate is left, whatever the policy says, and for this, as for warm-up, the
-    box has no lower end. A warning says so once, and `log` every time. Losses of a device other
-    than the CPU are read at decisions, so that no step waits for it, and the brake acts then. It
-    does not put weights back: `Guard(PolicyLR(...), model=model)` does.
+    tenth of the learning rate is left, and the box has no lower end, as in warm-up. Losses of a
+    device other than the CPU are read at decisions, so that no step waits for it, and the brake
+    acts then. It puts no weights back: `Guard(PolicyLR(...), model=model)` does. Nor is a policy
+    followed where it sees for several decisions what it never saw in training (`Familiarity`): its
+    multiplier stays, and the anchor goes on. One warning says so, and `log` each time.
 
     Movement and gradients are those of the parameters that are trained: frozen ones are left out,
     and those that are unfrozen, added or replaced join at the next decision.
@@ -70,12 +64,11 @@ class PolicyLR(FactorLR):
         max_factor: replaces the upper end.
         cap: asked before every step; no group's learning rate exceeds its answer. Required if the
             policy's factor is in units of the cap: then it replaces the initial learning rate.
-        curvature: returns the loss on a batch of training data, such as the last step's; required
-            if the policy observes the curvature, and called at its decisions only.
+        curvature: returns the loss on a batch of training data; for policies that observe it.
         model: whose buffers (BatchNorm) are put back after `curvature` was called.
-        log_size: decisions that `log` keeps: rule "decision", whose signal is the action in
-            [-1, 1], "brake", whose signal is the loss, and "cap" where a cap starts or ceases to
-            bind between decisions.
+        patience: decisions in a row outside the ranges of training that are borne.
+        log_size: decisions that `log` keeps: rules "decision" and "outside" (signal: the action),
+            "brake" (the loss), and "cap" where a cap starts or ceases to bind between decisions.
 
     Raises:
         ValueError: if an argument is out of range or T is missing where it is needed.
@@ -87,6 +80,7 @@ class PolicyLR(FactorLR):
         applied_factor="_applied",
         has_loss="_has_loss",
         relief="_relief",
+        familiarity="_familiarity",
         num_logged_alarms="_num_logged_alarms",
     )
 
@@ -103,6 +97,7 @@ class PolicyLR(FactorLR):
         cap: Cap | None = None,
         curvature: Callable[[], Tensor] | None = None,
         model: nn.Module | None = None,
+        patience: int = 3,
         log_size: int = 1000,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -121,7 +116,7 @@ class PolicyLR(FactorLR):
             self.policy.observation,
             action,
             self._sample,
-            interval_steps=interval_of(self.policy.clock, total_steps, interval_steps),
+            interval_steps=checks.interval_of(self.policy.clock, total_steps, interval_steps),
             clock=self.policy.clock,
             total_steps=total_steps,
             warmup_steps=warmup_steps,
@@ -131,6 +126,7 @@ class PolicyLR(FactorLR):
         self.is_unit_cap = action.unit == "cap"
         if self.is_unit_cap and cap is None:
             raise ValueError("`cap` is required: the policy's factor is in units of the cap")
+        self._familiarity = Familiarity(self.policy, patience=patience)
         self._has_loss = False
         self._relief = 1.0
         self._is_due = False
@@ -140,8 +136,7 @@ class PolicyLR(FactorLR):
     @property
     def total_steps(self) -> int | None:
         """T, optimizer steps of the run."""
-        total_steps: int | None = self.controller.total_steps
-        return total_steps
+        return self.controller.total_steps  # type: ignore[no-any-return]
 
     def extend(self, total_steps: int) -> None:
         """Make the run longer, from its next decision on, as when it is resumed.
@@ -155,8 +150,8 @@ class PolicyLR(FactorLR):
         Raises:
             ValueError: if it is not above the present T, or T was not given.
         """
-        require_longer(self.total_steps, total_steps)
-        warn_of_horizon(self.policy.clock, total_steps, stacklevel=3)
+        checks.require_longer(self.total_steps, total_steps)
+        checks.warn_of_horizon(self.policy.clock, total_steps, stacklevel=3)
         self.controller.total_steps = total_steps
 
     def observe(self, loss: float | Tensor) -> None:
@@ -165,7 +160,7 @@ class PolicyLR(FactorLR):
         self.controller.observe(loss)
         self._has_loss = True
         if self._brake.num_alarms > known:
-            warn_of_alarm(self._brake, known, step=self.last_epoch)
+            checks.warn_of_alarm(self._brake, known, step=self.last_epoch)
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`.
@@ -189,10 +184,10 @@ class PolicyLR(FactorLR):
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._take_in_groups()
         if controller.num_steps == controller.total_steps:
-            warn_past_horizon(self.policy, controller.total_steps)
+            checks.warn_past_horizon(self.policy, controller.total_steps)
         self._is_due = controller.advance()
         if brake.num_alarms > known:
-            warn_of_alarm(self._brake, known, step=self.last_epoch)
+            checks.warn_of_alarm(self._brake, known, step=self.last_epoch)
         if self.last_epoch == 0:
             super().step()  # with torch's warnings about the order of calls
         elif (
@@ -220,8 +215,12 @@ class PolicyLR(FactorLR):
         if is_due:
             observation = self.controller.close_interval()
             if self._brake.num_alarms > known:  # losses of a device are read only now
-                warn_of_alarm(self._brake, known, step=self.last_epoch, stacklevel=6)
-            self.controller.act(self.policy.act(observation, self._memory))
+                checks.warn_of_alarm(self._brake, known, step=self.last_epoch, stacklevel=6)
+            action = self.policy.act(observation, self._memory)
+            if self._familiarity.has_left(observation):
+                checks.warn_of_outside(self._familiarity, step=self.last_epoch)
+                action = 0.0
+            self.controller.act(action)
         return self._set_factor(before=self._applied, decided=is_due)
 
     def _set_factor(self, *, before: float | None, decided: bool) -> list[float]:
@@ -238,7 +237,8 @@ class PolicyLR(FactorLR):
             self._num_logged_alarms = self._brake.num_alarms
             self.record("brake", self._brake.loss, self._brake.threshold, float(lrs[0]))
         if decided:
-            self.record("decision", controller.previous_action, math.nan, float(lrs[0]))
+            rule = "outside" if self._familiarity.is_outside else "decision"
+            self.record(rule, controller.previous_action, math.nan, float(lrs[0]))
         elif self.bound_by != was_bound_by:
             self.record("cap", math.nan, math.nan, float(lrs[0]))
         return lrs
@@ -267,7 +267,7 @@ class PolicyLR(FactorLR):
             ValueError: if the policy observes what only a training has.
         """
         policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-        require_losses_alone(policy)
+        checks.require_losses_alone(policy)
         optimizer = idle_optimizer(initial_lr)
         scheduler = cls(optimizer, policy, **arguments)
         lrs = scheduler.current_lrs()
@@ -292,7 +292,7 @@ class PolicyLR(FactorLR):
     def check_state(self, state: Any) -> None:
         """Refuse also a state of another policy, interval, horizon or warm-up."""
         super().check_state(state)
-        require_same(self._identity(), state)
+        checks.require_same(self._identity(), state)
         self._sample.check_state(state["controller"]["observer"]["sample"])
 
     def _load(self, state: dict[str, Any]) -> None:

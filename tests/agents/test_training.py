@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
@@ -147,6 +148,28 @@ def test_resumed_sac_ends_bit_identical_to_an_uninterrupted_one(
     train(tmp_path / "half", total_steps=half)
     train(tmp_path / "rest", total_steps=half + 72, resume_from=tmp_path / "half")
     assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
+
+
+@every_algorithm
+def test_a_card_has_the_range_of_every_feature_in_training(tmp_path: Path, algorithm: Any) -> None:
+    seen: list[Any] = []
+
+    class Watched(DummyVecEnv):
+        def step_wait(self) -> Any:
+            result = super().step_wait()
+            seen.append(result[0].copy())
+            return result
+
+    def make(task: Any, num_envs: int, settings: Any, *, runner: str) -> Any:
+        return Watched([partial(LRControlEnv, task, settings)] * num_envs)
+
+    run(tmp_path, total_steps=48, algorithm=algorithm, make_env=make)
+    policy = Policy.load(tmp_path)
+    rows = np.concatenate(seen)
+    bounds = zip(rows.min(axis=0).tolist(), rows.max(axis=0).tolist(), strict=True)
+    expected = dict(zip(policy.observation.names, map(list, bounds), strict=True))
+    assert policy.card["feature_range"] == expected
+    assert len({low for low, _ in expected.values()}) > 5
 
 
 def test_checkpoints_of_sac_hold_the_filled_part_of_its_replay_buffer(tmp_path: Path) -> None:
