@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,10 +66,9 @@ class WandbTracker(Tracker):
     ) -> None:
         super().__init__(run_dir, config)
         self._run: Any = None
-        # a tracker may fail in any way (network, disk, version); the training must go on
-        try:
-            # W&B takes our package `agents` for a library of that name, and advertises
-            os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+        # W&B takes our package `agents` for a library of that name, and advertises
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+        with self._failures_are_warnings():
             import wandb
 
             asked: Any = mode or os.environ.get("WANDB_MODE")
@@ -78,29 +79,28 @@ class WandbTracker(Tracker):
                 config=config,
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )
-        except Exception as error:
-            self._give_up(error)
 
     def log(self, row: dict[str, Any], *, step: int) -> None:
         """Send one row."""
         if self._run is not None:
-            try:
+            with self._failures_are_warnings():
                 self._run.log(row, step=step)
-            except Exception as error:
-                self._give_up(error)
 
     def close(self, *, exit_code: int = 0) -> None:
         """Finish the W&B run, so that the next one of this process has one of its own."""
         if self._run is not None:
-            try:
+            with self._failures_are_warnings():
                 self._run.finish(exit_code=exit_code)
-            except Exception as error:
-                self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        warnings.warn(
-            f"W&B failed and is switched off for this run: {type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    @contextmanager
+    def _failures_are_warnings(self) -> Iterator[None]:
+        # a tracker may fail in any way (network, disk, version); the training must go on
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            warnings.warn(
+                f"W&B failed and is switched off for this run: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )

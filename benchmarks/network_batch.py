@@ -15,7 +15,6 @@ batched runs took.
 import math
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.problems import MOMENTUM, batched_step
+from benchmarks.problems import CIFAR, IMAGES, batched_step
 from benchmarks.side_by_side import Action, print_origin, read_options
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.images.models import mlp, small_cnn
-from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.language.gpt import GPTTask
 from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.small_networks.task import SmallNetworkTask
@@ -59,22 +57,6 @@ class Measured(NamedTuple):
     num_bytes: int
 
 
-def images(
-    data: str, model: Callable[..., torch.nn.Module], batch_size: int, **changes: Any
-) -> ImageTask:
-    """Images under SGD with momentum."""
-    return ImageTask(
-        name=data,
-        data=data,
-        model=model,
-        optimizer=MOMENTUM,
-        base_lr=0.01,
-        total_steps=TOTAL_STEPS,
-        batch_size=batch_size,
-        **changes,
-    )
-
-
 def gpt(**sizes: Any) -> GPTTask:
     """Shakespeare under AdamW."""
     return GPTTask(
@@ -84,10 +66,11 @@ def gpt(**sizes: Any) -> GPTTask:
 
 def cpu_cases() -> list[Case]:
     """What is measured on the processor."""
+    digits = partial(IMAGES, name="digits", data="digits")
     mlps = [
         Case(
             f"digits MLP, 2 x {width}, batch {batch_size}",
-            images("digits", partial(mlp, width=width), batch_size),
+            digits(model=partial(mlp, width=width), batch_size=batch_size),
             num_runs,
         )
         for width, batch_size, num_runs in (
@@ -106,8 +89,8 @@ def cpu_cases() -> list[Case]:
     small = SmallNetworkTask(name="small_networks", base_lr=0.01, total_steps=TOTAL_STEPS)
     return [
         *mlps,
-        Case("digits, small CNN, batch 64", images("digits", small_cnn, 64), 64),
-        Case("digits, the same with BatchNorm", images("digits", batch_norm, 64), 64),
+        Case("digits, small CNN, batch 64", digits(model=small_cnn), 64),
+        Case("digits, the same with BatchNorm", digits(model=batch_norm), 64),
         *(Case("smallest GPT, 1 x 16, batch 4 x 16", smallest, count) for count in (16, 64, 256)),
         Case("tiny GPT, 1 x 32, batch 12 x 32", tiny, 64),
         Case("two-layer GPT, 2 x 32, batch 8 x 32", two_layers, 64),
@@ -123,7 +106,7 @@ def gpu_cases(device: str = "cuda") -> list[Case]:
     return [
         Case(
             f"CUDA: CIFAR-10, small CNN{name}, batch 64, {precision}",
-            images("cifar10", model, 64, num_train=10000, device=device, precision=precision),
+            CIFAR(name="cifar10", model=model, device=device, precision=precision),
             64,
             device,
         )

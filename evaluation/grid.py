@@ -100,8 +100,9 @@ def train(
     lrs, losses = [], []
     start = time.perf_counter()
     for _ in range(total_steps):
-        lrs.append(float(optimizer.param_groups[0]["lr"]))
         loss = run.step()
+        # a search, or a hypergradient, sets it within the step
+        lrs.append(float(optimizer.param_groups[0]["lr"]))
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             break

@@ -53,7 +53,11 @@ class Output:
 
     def write_rows(self, rows: Rows, name: str) -> None:
         """Write rows as a CSV file of this name."""
-        write_rows(rows, self.folder / name)
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.folder / name, file.getvalue())
 
     def write_table(
         self, title: str, *tables: str, name: str, details: Sequence[str] = (), verdict: str = ""
@@ -64,16 +68,9 @@ class Output:
             parts.insert(0, QUICK_NOTE)
         elif verdict:
             parts.append(verdict)
-        write_table("\n\n".join(parts) + "\n", self.folder / name)
-
-
-def write_rows(rows: Rows, path: Path) -> None:
-    """Write rows as CSV."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, file.getvalue())
+        text = "\n\n".join(parts) + "\n"
+        write_whole(self.folder / name, text)
+        print(f"\n{text}")
 
 
 def write_figure(figure: Figure, path: Path, *, num_legend_columns: int = 0) -> None:
@@ -87,12 +84,6 @@ def write_figure(figure: Figure, path: Path, *, num_legend_columns: int = 0) -> 
     figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
     write_whole(path, file.getvalue())
-
-
-def write_table(text: str, path: Path) -> None:
-    """Write a table with what belongs to it, and print it."""
-    write_whole(path, text)
-    print(f"\n{text}")
 
 
 def line_style(label: str, index: int, *, is_policy: bool) -> dict[str, Any]:

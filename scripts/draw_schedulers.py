@@ -6,106 +6,48 @@ with SGD (momentum 0.9, but none under line search). The figure of docs/schedule
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import torch
 from matplotlib import pyplot as plt
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR
-from lrpilot.evaluation.methods.adaptive import guarded_cosine
+from lrpilot import Guard
+from lrpilot.evaluation.grid import Method, train
+from lrpilot.evaluation.methods.adaptive import greedy, guarded_cosine, hypergradient, line_search
+from lrpilot.evaluation.methods.schedules import cosine
 from lrpilot.evaluation.provenance import provenance_line
-from lrpilot.evaluation.report import format_table
+from lrpilot.evaluation.report import format_table, write_figure
 from lrpilot.tasks.images.task import ImageRun, ImageTask
 
-Make = Callable[[ImageRun, int], Any]
+
+def rolled_back_cosine(optimizer: Optimizer, *, total_steps: int, run: ImageRun) -> Guard:
+    """Cosine, rolled back when the loss spikes."""
+    return Guard(cosine(optimizer, total_steps=total_steps), model=run.model)
 
 
-# name, momentum, initial learning rate, scheduler
-CASES: list[tuple[str, float, float, Make]] = [
-    ("GreedyLR (robust)", 0.9, 0.03, lambda run, steps: GreedyLR(run.optimizer)),
-    (
-        "GreedyLR, semantics='transformers'",
-        0.9,
-        0.03,
-        lambda run, steps: GreedyLR(run.optimizer, semantics="transformers"),
+search = partial(line_search, batches_per_epoch=20)
+searching = partial(Method, optimizer=torch.optim.SGD, base_lr=1.0)
+METHODS = [
+    Method("GreedyLR (robust)", greedy),
+    *(
+        Method(f"GreedyLR, semantics='{semantics}'", partial(greedy, semantics=semantics))
+        for semantics in ("transformers", "paper")
     ),
-    (
-        "GreedyLR, semantics='paper'",
-        0.9,
-        0.03,
-        lambda run, steps: GreedyLR(run.optimizer, semantics="paper"),
-    ),
-    (
-        "HypergradientLR (multiplicative)",
-        0.9,
-        0.03,
-        lambda run, steps: HypergradientLR(run.optimizer, hyper_lr=0.02),
-    ),
-    (
+    Method("HypergradientLR (multiplicative)", partial(hypergradient, hyper_lr=0.02)),
+    Method(
         "HypergradientLR, update='additive'",
-        0.9,
-        0.03,
-        lambda run, steps: HypergradientLR(run.optimizer, hyper_lr=1e-4, update="additive"),
+        partial(hypergradient, hyper_lr=1e-4, update="additive"),
     ),
-    (
-        "LineSearchLR (Armijo)",
-        0.0,
-        1.0,
-        lambda run, steps: LineSearchLR(run.optimizer, run.model, batches_per_epoch=20),
-    ),
-    (
-        "LineSearchLR, condition='goldstein'",
-        0.0,
-        1.0,
-        lambda run, steps: LineSearchLR(
-            run.optimizer, run.model, condition="goldstein", batches_per_epoch=20
-        ),
-    ),
-    (
-        "Guard around a cosine, 10 times too high",
-        0.9,
-        1.0,
-        lambda run, steps: Guard(CosineAnnealingLR(run.optimizer, steps), model=run.model),
-    ),
-    (
-        "Guard and CurvatureCap, 30 times too high",
-        0.9,
-        3.0,
-        lambda run, steps: guarded_cosine(run.optimizer, total_steps=steps, run=run),
-    ),
+    searching("LineSearchLR (Armijo)", search),
+    searching("LineSearchLR, condition='goldstein'", partial(search, condition="goldstein")),
+    Method("Guard around a cosine, 10 times too high", rolled_back_cosine, base_lr=1.0),
+    Method("Guard and CurvatureCap, 30 times too high", guarded_cosine, base_lr=3.0),
 ]
-
-
-def train(
-    momentum: float, lr: float, make: Make, total_steps: int
-) -> tuple[list[float], list[float], float]:
-    """Learning rates and losses of every step, and the final held-out loss."""
-    task = ImageTask(
-        name="digits",
-        data="digits",
-        optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=momentum),
-        base_lr=lr,
-        total_steps=total_steps,
-    )
-    run = task.start(0)
-    scheduler = make(run, total_steps)
-    if isinstance(scheduler, LineSearchLR):
-        run.differentiate_with(scheduler.search)
-    lrs, losses = [], []
-    for _ in range(total_steps):
-        losses.append(float(run.step()))
-        lrs.append(float(run.optimizer.param_groups[0]["lr"]))
-        scheduler.step(losses[-1])
-    return lrs, losses, run.evaluate()["held_out_loss"]
 
 
 def main() -> None:
@@ -116,23 +58,30 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figure, axes = plt.subplots(3, 3, figsize=(12, 8), sharex=True, constrained_layout=True)
+    task = ImageTask(
+        name="digits",
+        data="digits",
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        base_lr=0.03,
+        total_steps=arguments.total_steps,
+    )
     rows = []
-    for axis, (name, momentum, lr, make) in zip(
-        axes.flat, tqdm(CASES, unit=" schedulers", leave=False), strict=True
-    ):
-        lrs, losses, held_out = train(momentum, lr, make, arguments.total_steps)
+    methods = tqdm(METHODS, unit=" schedulers", leave=False)
+    for axis, method in zip(axes.flat, methods, strict=True):
+        result = train(task, method, initial_lr_factor=1.0, seed=0)
+        lrs, held_out = result.lrs, result.row["held_out_loss"]
         axis.semilogy(lrs, color="tab:blue")
-        axis.set_title(name, fontsize=9)
+        axis.set_title(method.name, fontsize=9)
         right = axis.twinx()
-        right.semilogy(losses, color="tab:gray", linewidth=0.6, alpha=0.7)
-        rows.append([name, f"{lr:g}", f"{min(lrs):.3g}", f"{max(lrs):.3g}", f"{held_out:.4g}"])
+        right.semilogy(result.losses, color="tab:gray", linewidth=0.6, alpha=0.7)
+        shown = (result.row["initial_lr"], min(lrs), max(lrs))
+        rows.append([method.name, *(f"{lr:.3g}" for lr in shown), f"{held_out:.4g}"])
     for axis in axes[:, 0]:
         axis.set_ylabel("learning rate", color="tab:blue")
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
     figure.suptitle("Small CNN on digits, one seed: learning rate (blue) and minibatch loss (gray)")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=110)
+    write_figure(figure, arguments.out)
     header = ["scheduler", "initial lr", "lowest lr", "highest lr", "final held-out loss"]
     print(format_table(header, rows))
     print(provenance_line())

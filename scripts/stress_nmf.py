@@ -6,6 +6,7 @@ fractions, beside the same cap held for five steps. Writes transfer.md and safet
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation.experiments.nmf.stress import count_diverged, transfer_row
 from lrpilot.evaluation.provenance import provenance_line
-from lrpilot.evaluation.report import format_table, write_table
+from lrpilot.evaluation.report import Output, format_table
+from lrpilot.evaluation.seeds import evaluation_seeds
 from scripts.jobs import run_job, run_script
 
 UNREAD = ("env", "agent", "logger", "scheduler", "rival", "seed", "compare", "is_quick")
@@ -39,36 +40,37 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
         raise ValueError("`policy` must be a run folder of experiment=iclr2023_nmf, got none")
     torch.set_num_threads(cfg.num_threads)
     policy = Policy.load(cfg.policy)
-    origin = provenance_line()
+    progress = partial(tqdm, unit=" cases", disable=not cfg.show_progress, leave=False)
+    output = Output(out_dir, provenance_line(), progress)
 
     def make_task(**changes: Any) -> Any:
         return instantiate(cfg.task, _convert_="all", **changes)
 
-    bar = {"disable": not cfg.show_progress, "leave": False}
-    transfers = cfg.transfer.items()
     lines = [
         transfer_row(
             name,
             make_task(**{k: v for k, v in case.items() if k != "num_runs"}),
             policy,
-            seeds=range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + case.num_runs),
+            seeds=evaluation_seeds(case.num_runs),
         )
-        for name, case in tqdm(transfers, unit=" cases", **bar)
+        for name, case in progress(cfg.transfer.items())
     ]
     header = ["problem", "runs", "policy", "linear", "policy minus linear", "diverged"]
-    text = f"log10 f(T)/f(0), mean [95 % bootstrap interval] or (least to largest)\n({origin})\n\n"
-    text += format_table(header, lines)
-    write_table(f"{text}\n", out_dir / "transfer.md")
+    output.write_table(
+        "log10 f(T)/f(0), mean [95 % bootstrap interval] or (least to largest)",
+        format_table(header, lines),
+        name="transfer.md",
+    )
     lines = [
         count_diverged(make_task(**case.task), num_runs=case.num_runs, hold=case.hold, name=name)
-        for name, case in tqdm(cfg.safety.items(), unit=" cases", **bar)
+        for name, case in progress(cfg.safety.items())
     ]
     header = ["cap", "guarantee", "runs", "diverged", "worst f(t)/f(0)", "runs with a rise"]
-    text = (
-        f"noise level log-uniform in [0.01, 10], fraction of the cap in [0.01, 1]\n({origin})\n\n"
+    output.write_table(
+        "noise level log-uniform in [0.01, 10], fraction of the cap in [0.01, 1]",
+        format_table(header, lines),
+        name="safety.md",
     )
-    text += format_table(header, lines)
-    write_table(f"{text}\n", out_dir / "safety.md")
     print(f"{out_dir / 'transfer.md'}\n{out_dir / 'safety.md'}")
 
 

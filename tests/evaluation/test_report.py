@@ -173,11 +173,11 @@ def test_a_result_that_cannot_be_written_whole_leaves_the_old_one(
 ) -> None:
     path = tmp_path / name
     path.write_text("old")
-    rows = rows_of(make_results())
+    rows, output = rows_of(make_results()), report.Output(tmp_path, "origin", iter)
     write: dict[str, Any] = {
-        "rows.csv": lambda: report.write_rows(rows, path),
+        "rows.csv": lambda: output.write_rows(rows, name),
         "figure.png": lambda: draw(make_results(), path),
-        "table.md": lambda: report.write_table("x" * 2000, path),
+        "table.md": lambda: output.write_table("x" * 2000, name=name),
     }
 
     with full_disk(), pytest.raises(OSError, match=name):
@@ -202,7 +202,7 @@ def test_the_printed_ends_of_an_interval_differ_and_enclose_the_printed_mean(
 
 def test_written_rows_are_read_back(tmp_path: Path) -> None:
     rows = rows_of(make_results())
-    report.write_rows(rows, tmp_path / "runs.csv")
+    report.Output(tmp_path, "origin", iter).write_rows(rows, "runs.csv")
     with (tmp_path / "runs.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
 

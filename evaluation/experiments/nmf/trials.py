@@ -18,6 +18,7 @@ from torch import Tensor
 from lrpilot import Policy
 from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.policy.controller import Controller
+from lrpilot.schedulers.base import idle_optimizer
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 
@@ -206,7 +207,7 @@ def run_trial(
 
 def schedule_factors(make: Callable[..., Any], total_steps: int) -> list[float]:
     """s(t) of a torch scheduler, by stepping it on an optimizer with learning rate 1."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = idle_optimizer(1.0)
     scheduler = make(optimizer, total_steps=total_steps)
     factors = []
     for _ in range(total_steps):
