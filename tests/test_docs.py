@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lrpilot
 
@@ -28,6 +29,7 @@ def test_the_pages_show_programs() -> None:
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_the_program_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     exec(code, {})
 
 

@@ -157,7 +157,7 @@ def test_a_card_has_the_range_of_every_feature_in_training(tmp_path: Path, algor
     class Watched(DummyVecEnv):
         def step_wait(self) -> Any:
             result = super().step_wait()
-            seen.append(result[0].copy())
+            seen.append(np.array(result[0]))
             return result
 
     def make(task: Any, num_envs: int, settings: Any, *, runner: str) -> Any:
