@@ -187,20 +187,12 @@ def _start(
     }
     if init_from is None:
         return model, began
-    import_policy(
-        model,
-        init_from,
-        observation=settings.observation,
-        action=settings.action,
-    )
+    import_policy(model, init_from, observation=settings.observation, action=settings.action)
     return model, {**began, "init_from": init_from.fingerprint}
 
 
 def _learn(
-    model: Agent,
-    total_steps: int,
-    recorder: RolloutRecorder,
-    checkpointer: Checkpointer,
+    model: Agent, total_steps: int, recorder: RolloutRecorder, checkpointer: Checkpointer
 ) -> None:
     """Train, and write the checkpoint of the last whole rollout, whatever ends the training."""
     try:

@@ -24,13 +24,7 @@ from torch import Tensor
 
 from benchmarks.plain_loops import bare_step
 from benchmarks.problems import CIFAR, ENDLESS, IMAGES, MOMENTUM, available, decision, own_step
-from benchmarks.side_by_side import (
-    compare_with,
-    medians,
-    print_origin,
-    read_options,
-    seconds_of,
-)
+from benchmarks.side_by_side import compare_with, medians, print_origin, read_options, seconds_of
 from lrpilot.envs import LRControlEnv, WorkerVecEnv, make_vec_env
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.images.models import lenet, mlp, resnet9, resnet18, small_cnn
@@ -84,9 +78,9 @@ def measure_time(task: Task, num_rounds: int, interval_steps: int) -> list[str]:
     num_calls = max(1, round(TURN_SECONDS / seconds_of(decide["training"])))
     compare = partial(
         compare_with,
-        num_steps=num_calls * interval_steps,
         num_calls=num_calls,
         num_rounds=num_rounds,
+        steps_per_call=interval_steps,
     )
     seconds, ratios = compare(bare, decide)
     _, own_ratios = compare(own, {"training": decide["training"]})

@@ -57,9 +57,9 @@ def measure(
     seconds, ratios = compare_with(
         bare,
         decisions,
-        num_steps=NUM_DECISIONS * interval_steps,
         num_calls=NUM_DECISIONS,
         num_rounds=num_rounds,
+        steps_per_call=interval_steps,
     )
     return [f"{seconds * 1e3:.3f}", *medians(ratios)]
 

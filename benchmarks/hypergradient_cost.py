@@ -55,11 +55,7 @@ def main() -> None:
             bare = LeNetTraining(make_optimizer).step
             contenders = {level: adapted_step(make_optimizer, level, update) for level in LEVELS}
             seconds, ratios = compare_with(
-                bare,
-                contenders,
-                num_steps=options.num_steps,
-                num_calls=options.num_steps,
-                num_rounds=options.num_rounds,
+                bare, contenders, num_calls=options.num_steps, num_rounds=options.num_rounds
             )
             lines.append([name, update, f"{seconds * 1e3:.2f}", *medians(ratios)])
     print(format_table(["optimizer", "update", "bare ms/step", *LEVELS], lines))

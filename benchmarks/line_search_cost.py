@@ -45,11 +45,7 @@ def measure(condition: str, reset: str, *, num_rounds: int, num_steps: int) -> l
     for _ in range(NUM_BATCHES):
         search()
     seconds, ratios = compare_with(
-        bare.step,
-        {"search": search},
-        num_steps=num_steps,
-        num_calls=num_steps,
-        num_rounds=num_rounds,
+        bare.step, {"search": search}, num_calls=num_steps, num_rounds=num_rounds
     )
     low, middle, high = statistics.quantiles(ratios["search"], n=4)
     return [

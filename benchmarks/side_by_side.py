@@ -66,9 +66,9 @@ def compare_with(
     bare: Action,
     contenders: Mapping[str, Action],
     *,
-    num_steps: int,
     num_calls: int,
     num_rounds: int,
+    steps_per_call: int = 1,
 ) -> tuple[float, dict[str, list[float]]]:
     """Seconds of a bare step, and by contender its ratios to the bare steps around it.
 
@@ -78,10 +78,11 @@ def compare_with(
     Args:
         bare: one bare step.
         contenders: what is compared with it, by name.
-        num_steps: bare steps in a turn.
-        num_calls: calls of a contender in a turn, which make as many steps.
+        num_calls: calls of a contender in a turn.
         num_rounds: turns of each contender.
+        steps_per_call: steps that a call makes.
     """
+    num_steps = num_calls * steps_per_call
     bare_seconds: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(num_rounds):

@@ -23,6 +23,14 @@ def bounded_losses(rows: Rows) -> dict[float, float]:
     return {factor: float(np.mean(values)) for factor, values in losses.items()}
 
 
+def losses_by_scheduler(rows: Rows) -> dict[str, list[float]]:
+    """The `bounded_losses` of every scheduler, one per initial learning rate."""
+    return {
+        name: list(bounded_losses(select(rows, scheduler=name)).values())
+        for name in unique(rows, "scheduler")
+    }
+
+
 def lr_sensitivity(losses: Sequence[float], best: float) -> float:
     """Mean over initial learning rates of the loss, minus the best loss of any method.
 
@@ -82,12 +90,12 @@ def tuning_table(rows: Rows) -> list[list[str]]:
     The worth is that of the first method, which is the policy if there is one, in runs of the
     method of the line. Runs that diverged count with the loss at their start.
     """
-    names = unique(rows, "scheduler")
-    losses = {name: list(bounded_losses(select(rows, scheduler=name)).values()) for name in names}
+    losses = losses_by_scheduler(rows)
+    first = next(iter(losses.values()))
     best = min(min(values) for values in losses.values())
     lines = [["held-out loss, untuned", "mean", "best", "median", "worst", "sensitivity", "worth"]]
     for name, values in losses.items():
-        worth = worth_in_runs(losses[names[0]], values)
+        worth = worth_in_runs(first, values)
         shown = (np.mean(values), min(values), np.median(values), max(values))
         sensitivity = lr_sensitivity(values, best)
         number = f"over {MOST_RUNS}" if math.isinf(worth) else str(worth)

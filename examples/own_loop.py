@@ -5,10 +5,6 @@ the right one; the policy, which is not tuned for anything here, finds its own s
 """
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from sklearn.datasets import load_digits

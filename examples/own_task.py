@@ -5,11 +5,8 @@ which are one computation. The policy is compared with cosine decay on networks 
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from sklearn.datasets import load_digits

@@ -6,12 +6,9 @@ its policy and under four schedules, all from the same five initial learning rat
 """
 
 import argparse
-import sys
 import time
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from stable_baselines3 import PPO

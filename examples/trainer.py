@@ -6,12 +6,9 @@ rates, under the policy and under the Trainer's linear decay. Install with
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from tqdm import tqdm

@@ -19,23 +19,17 @@ from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, select, unique
 from lrpilot.evaluation.tuning_cost import (
     MOST_RUNS,
-    bounded_losses,
     expected_best,
+    losses_by_scheduler,
     lr_sensitivity,
     tuning_table,
     worth_in_runs,
 )
 from lrpilot.tasks.task import Task
 
-HEADER = (
-    "training",
-    "steps",
-    "one run",
-    "policy at best",
-    "rival at best",
-    "policy diverged",
-    "sensitivity",
-    "least of a rival",
+COLUMNS = (
+    *("scheduler", "initial_lr_factor", "initial_lr", "seed", "total_steps"),
+    *("first_loss", "train_loss", "diverged", "seconds", "held_out_loss"),
 )
 
 
@@ -93,11 +87,7 @@ def compare_unseen(
         )
         total = len(methods) * len(initial_lr_factors) * num_seeds
         for result in output.progress(grid, total=total, desc=name):
-            metrics = {"held_out_loss": result.row["held_out_loss"]}
-            kept = ("scheduler", "initial_lr_factor", "initial_lr", "seed", "total_steps")
-            more = ("first_loss", "train_loss", "diverged", "seconds")
-            row = {key: result.row[key] for key in (*kept, *more)}
-            rows.append({"task": name, **row, **metrics})
+            rows.append({"task": name, **{column: result.row[column] for column in COLUMNS}})
         output.write_rows(rows, "runs.csv")
     draw_searches(rows, search_rivals, output)
     tables = [summary_table(rows, search_rivals)]
@@ -115,14 +105,10 @@ def compare_unseen(
 
 def summary_table(rows: Rows, search_rivals: Sequence[str]) -> str:
     """One line per training: one run of the policy, and what a search needs to equal it."""
-    header = [*HEADER[:3], *(f"worth in runs of {name}" for name in search_rivals), *HEADER[3:]]
     lines = []
     for task in unique(rows, "task"):
         mine = select(rows, task=task)
-        losses = {
-            name: list(bounded_losses(select(mine, scheduler=name)).values())
-            for name in unique(mine, "scheduler")
-        }
+        losses = losses_by_scheduler(mine)
         policy = losses.pop("policy")
         best = min(min(policy), *(min(values) for values in losses.values()))
         worths = [worth_in_runs(policy, losses[name]) for name in search_rivals]
@@ -140,7 +126,9 @@ def summary_table(rows: Rows, search_rivals: Sequence[str]) -> str:
                 f"{min(lr_sensitivity(values, best) for values in losses.values()):.3f}",
             ]
         )
-    return report.format_table(header, lines)
+    header = ["training", "steps", "one run", *(f"worth in runs of {n}" for n in search_rivals)]
+    header += ["policy at best", "rival at best", "policy diverged", "sensitivity"]
+    return report.format_table([*header, "least of a rival"], lines)
 
 
 def draw_searches(rows: Rows, search_rivals: Sequence[str], output: report.Output) -> None:
@@ -157,15 +145,14 @@ def draw_searches(rows: Rows, search_rivals: Sequence[str], output: report.Outpu
         axis.set_visible(False)
     spent = np.arange(1, 17)
     for axis, task in zip(axes.flat, tasks, strict=False):
-        mine = select(rows, task=task)
+        losses = losses_by_scheduler(select(rows, task=task))
         for i, name in enumerate(search_rivals):
-            losses = list(bounded_losses(select(mine, scheduler=name)).values())
             style = report.line_style(name, i, is_policy=False)
-            axis.plot(spent, [expected_best(losses, int(n)) for n in spent], **style)
-        policy = list(bounded_losses(select(mine, scheduler="policy")).values())
+            axis.plot(spent, [expected_best(losses[name], int(n)) for n in spent], **style)
+        policy = float(np.mean(losses["policy"]))
         style = report.line_style("policy, one run", 0, is_policy=True)
-        axis.plot([1], [np.mean(policy)], marker="o", **style)
-        axis.axhline(float(np.mean(policy)), color=style["color"], linewidth=0.6, linestyle=":")
+        axis.plot([1], [policy], marker="o", **style)
+        axis.axhline(policy, color=style["color"], linewidth=0.6, linestyle=":")
         axis.set(title=task, xlabel="training runs spent", xscale="log", yscale="log")
     axes[0, 0].set_ylabel("expected best held-out loss")
     path = output.folder / "zero_shot.png"
