@@ -35,6 +35,7 @@ from lrpilot.tasks.task import Task
 TOTAL_STEPS = 300
 NUM_LOOPED = 16
 TURN_SECONDS = 0.25
+BATCH_NORM_CNN = partial(small_cnn, normalization="batch")
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.1)
 
 
@@ -81,7 +82,6 @@ def cpu_cases() -> list[Case]:
             (256, 64, 64),
         )
     ]
-    batch_norm = partial(small_cnn, normalization="batch")
     smallest = gpt(num_layers=1, num_heads=2, width=16, context=16, batch_size=4)
     tiny = gpt(num_layers=1, num_heads=2, width=32, context=32)
     two_layers = gpt(num_layers=2, num_heads=2, width=32, context=32, batch_size=8)
@@ -90,7 +90,7 @@ def cpu_cases() -> list[Case]:
     return [
         *mlps,
         Case("digits, small CNN, batch 64", digits(model=small_cnn), 64),
-        Case("digits, the same with BatchNorm", digits(model=batch_norm), 64),
+        Case("digits, the same with BatchNorm", digits(model=BATCH_NORM_CNN), 64),
         *(Case("smallest GPT, 1 x 16, batch 4 x 16", smallest, count) for count in (16, 64, 256)),
         Case("tiny GPT, 1 x 32, batch 12 x 32", tiny, 64),
         Case("two-layer GPT, 2 x 32, batch 8 x 32", two_layers, 64),
@@ -102,7 +102,6 @@ def cpu_cases() -> list[Case]:
 
 def gpu_cases(device: str = "cuda") -> list[Case]:
     """What is measured on a CUDA device; on "cpu" they run, too."""
-    batch_norm = partial(small_cnn, normalization="batch")
     return [
         Case(
             f"CUDA: CIFAR-10, small CNN{name}, batch 64, {precision}",
@@ -110,7 +109,7 @@ def gpu_cases(device: str = "cuda") -> list[Case]:
             64,
             device,
         )
-        for name, model in (("", small_cnn), (" with BatchNorm", batch_norm))
+        for name, model in (("", small_cnn), (" with BatchNorm", BATCH_NORM_CNN))
         for precision in ("float32", "bfloat16")
     ]
 

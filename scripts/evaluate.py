@@ -12,7 +12,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -35,7 +34,6 @@ def main(cfg: DictConfig) -> None:
 
 def evaluate(cfg: DictConfig, out_dir: Path) -> None:
     """Train the grid, then print and save table and figure."""
-    torch.set_num_threads(cfg.num_threads)
     rivals = instantiate(cfg.rival, _convert_="all")
     evaluate_methods(
         make_task(cfg),

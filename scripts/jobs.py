@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
@@ -108,7 +109,7 @@ def _exit(error: Exception) -> BaseException:
 def run_job(
     work: Callable[[DictConfig, Path], Any], cfg: DictConfig, *, unread: Sequence[str]
 ) -> Any:
-    """Do the work of one job in its claimed run folder; returns what it returns.
+    """Do the work of one job, on `num_threads`, in its claimed run folder; returns what it returns.
 
     In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins.
 
@@ -121,6 +122,7 @@ def run_job(
     try:
         check_overrides(cfg, unread)
         cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
+        torch.set_num_threads(cfg.num_threads)
         with claimed(run_dir, cfg), each_warning_once():
             return work(cfg, run_dir)
     except Exception as error:

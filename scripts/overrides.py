@@ -74,7 +74,7 @@ def check_overrides(cfg: DictConfig, unread: Sequence[str]) -> None:
     for override in choices:
         if override.startswith("+"):
             _check_added_choice(override, [other for other in choices if other != override])
-    _check(plain(cfg), plain(_composed(choices)), "", is_free=False)
+    _check(plain(cfg), plain(composed(choices)), "", is_free=False)
 
 
 def plain(node: Any) -> Any:
@@ -82,8 +82,9 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _composed(overrides: list[str]) -> DictConfig:
-    return compose(HydraConfig.get().job.config_name, overrides)
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of this job's script with these overrides."""
+    return compose(HydraConfig.get().job.config_name, list(overrides))
 
 
 def _is_choice(override: str) -> bool:
@@ -97,7 +98,7 @@ def _check_added_choice(override: str, others: list[str]) -> None:
     key = key_of(override)
     group = key.split("/")[0]
     name = key.replace("/", ".")
-    if key != group and OmegaConf.select(_composed(others), name) is not None:
+    if key != group and OmegaConf.select(composed(others), name) is not None:
         chosen = HydraConfig.get().runtime.choices[group]
         raise ValueError(
             f"`{override}` must be left out: {group}={chosen} has its own, which {name}.NAME=... "

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -36,7 +35,6 @@ def main(cfg: DictConfig) -> None:
 def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     """Train, then compare."""
     start = time.perf_counter()
-    torch.set_num_threads(cfg.num_threads)
     # reads the commit now, not after hours of training
     origin = provenance_line()
     path = cfg.policy

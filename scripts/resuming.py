@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
@@ -18,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrpilot.agents.checkpoint import FILE_NAME, read_snapshot
 from lrpilot.agents.training import has_results
-from scripts.overrides import given_overrides, plain
+from scripts.overrides import composed, given_overrides, plain
 
 # what decides how the training goes on
 SAME = ("seed", "task", "env", "agent")
@@ -108,10 +106,8 @@ def _merged(recorded: Sequence[str], given: dict[str, str]) -> list[str]:
 
 
 def _composed(overrides: Sequence[str], run_dir: Path) -> DictConfig:
-    config_name = HydraConfig.get().job.config_name
-    assert config_name is not None
     try:
-        return compose(config_name, list(overrides))
+        return composed(overrides)
     except HydraException as error:
         raise ValueError(
             f"`resume` must be a run folder whose overrides still compose, got {run_dir} with "

@@ -13,7 +13,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -38,7 +37,6 @@ def stress(cfg: DictConfig, out_dir: Path) -> None:
     """Measure transfer and safety."""
     if cfg.policy is None:
         raise ValueError("`policy` must be a run folder of experiment=iclr2023_nmf, got none")
-    torch.set_num_threads(cfg.num_threads)
     policy = Policy.load(cfg.policy)
     progress = partial(tqdm, unit=" cases", disable=not cfg.show_progress, leave=False)
     output = Output(out_dir, provenance_line(), progress)
