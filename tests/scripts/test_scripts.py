@@ -74,7 +74,7 @@ def test_evaluation_compares_the_policy_with_all_schedules(run_dir: Any, tmp_pat
     )
     with (tmp_path / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 12 * 2 * 2
+    assert len(rows) == 13 * 2 * 2
     assert {row["scheduler"] for row in rows} >= {"policy", "cosine", "wsd", "one_cycle"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| policy" in result.stdout
