@@ -65,7 +65,7 @@ class BatchedNetworkRuns(BatchedRuns):
     Args:
         model: a network of the architecture.
         optimizer: called as `optimizer(parameters, lr=...)`: torch's SGD (with momentum, Nesterov's
-            too, and weight decay), Adam or AdamW.
+            too, and weight decay), Adam, AdamW or RMSprop.
         num_runs: B, at least 1.
         device: where the runs live.
         max_gradient_norm: a run's gradients of a larger norm are shortened to it before its step;
@@ -235,8 +235,7 @@ class BatchedNetworkRuns(BatchedRuns):
             stacked = torch.autograd.grad(losses.sum(), leaves)
             gradients = torch.cat([gradient.flatten(1) for gradient in stacked], dim=1)
         with torch.no_grad():
-            if self._max_gradient_norm is not None:
-                gradients = clip_norms(gradients, self._max_gradient_norm)
+            gradients = self._clipped(rows, gradients)
             some = None if everyone else rows
             new = self.optimizer.step(weights, gradients, lrs[rows], some)
             if everyone:
@@ -244,6 +243,12 @@ class BatchedNetworkRuns(BatchedRuns):
                 return losses.detach()
             self.parameters[rows], self._gradients[rows] = new, gradients
             return losses.new_zeros(self.num_runs).index_copy(0, rows, losses.detach())
+
+    def _clipped(self, rows: Tensor, gradients: Tensor) -> Tensor:
+        """Gradients (rows, entries) of the runs of these indices, none too long."""
+        if self._max_gradient_norm is None:
+            return gradients
+        return clip_norms(gradients, self._max_gradient_norm)
 
     def weights(self) -> Tensor:
         """Each run's parameters (or their sample), as a single run's observer sees them."""

@@ -1,10 +1,10 @@
-"""The updates of torch's SGD, Adam and AdamW for many runs at once, one learning rate each."""
+"""The updates of torch's SGD, Adam, AdamW and RMSprop for many runs at once."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 _STATE = ("first", "second", "num_steps")
 
@@ -17,9 +17,9 @@ class UpdateSettings(NamedTuple):
     first_weight: float
     """Weight of a new gradient in the first moment: 1, or 1 - beta_1."""
     second_decay: float
-    """beta_2; unused without a second moment."""
+    """beta_2, or alpha; unused without a second moment."""
     has_second: float
-    """1 for Adam and AdamW, 0 for SGD."""
+    """1 for Adam, AdamW and RMSprop, 0 for SGD."""
     epsilon: float
     """Added to the root of the second moment."""
     l2: float
@@ -28,27 +28,32 @@ class UpdateSettings(NamedTuple):
     """Weight decay that is apart from the gradient (AdamW)."""
     nesterov: float
     """1 for Nesterov's momentum."""
+    is_corrected: float = 1.0
+    """0 where the second moment is not corrected for its start at 0 (RMSprop)."""
 
 
 def read_settings(optimizer: Optimizer) -> UpdateSettings:
     """The hyperparameters of a torch optimizer.
 
     Raises:
-        ValueError: if it is not SGD, Adam or AdamW, has parameter groups that differ, or an option
-            that is not batched (dampening, AMSGrad, maximize).
+        ValueError: if it is not SGD, Adam, AdamW or RMSprop, has parameter groups that differ, or
+            an option that is not batched (dampening, AMSGrad, maximize, RMSprop's momentum).
 
     >>> weight = torch.zeros(1, requires_grad=True)
     >>> read_settings(SGD([weight], lr=0.1, momentum=0.9)).first_decay
     0.9
     """
     # a subclass may do anything; AdamW itself is one of Adam
-    if type(optimizer) not in (SGD, Adam, AdamW) or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in (SGD, Adam, AdamW, RMSprop) or len(optimizer.param_groups) != 1:
         raise ValueError(
-            "`optimizer` of batched runs must be torch's SGD, Adam or AdamW with one parameter "
-            f"group, got {optimizer}"
+            "`optimizer` of batched runs must be torch's SGD, Adam, AdamW or RMSprop with one "
+            f"parameter group, got {optimizer}"
         )
     group = optimizer.param_groups[0]
-    for name in ("dampening", "amsgrad", "maximize"):
+    refused = ["dampening", "amsgrad", "maximize"]
+    if isinstance(optimizer, RMSprop):
+        refused += ["momentum", "centered"]
+    for name in refused:
         if group.get(name):
             raise ValueError(f"`{name}` of batched runs must be off, got {group[name]}")
     weight_decay = float(group["weight_decay"])
@@ -56,6 +61,9 @@ def read_settings(optimizer: Optimizer) -> UpdateSettings:
         momentum = float(group["momentum"])
         nesterov = float(group["nesterov"])
         return UpdateSettings(momentum, 1.0, 0.0, 0.0, 1.0, weight_decay, 0.0, nesterov)
+    if isinstance(optimizer, RMSprop):
+        alpha, epsilon = float(group["alpha"]), float(group["eps"])
+        return UpdateSettings(0.0, 1.0, alpha, 1.0, epsilon, weight_decay, 0.0, 0.0, 0.0)
     beta_1, beta_2 = map(float, group["betas"])
     is_decoupled = isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay"))
     return UpdateSettings(
@@ -81,10 +89,11 @@ def extend(tensor: Tensor, num_rows: int) -> Tensor:
     return torch.cat([tensor, rest])
 
 
-def clip_norms(gradients: Tensor, max_norm: float) -> Tensor:
+def clip_norms(gradients: Tensor, max_norm: float | Tensor) -> Tensor:
     """Each run's gradient, shortened to a norm of at most `max_norm` as torch does it.
 
-    g <- g min(1, max_norm / (||g|| + 1e-6)), of gradients (rows, entries).
+    g <- g min(1, max_norm / (||g|| + 1e-6)), of gradients (rows, entries); `max_norm` is a number,
+    or one for each run, (rows, 1), infinite where nothing is shortened.
 
     >>> clip_norms(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
     tensor([[0.6000, 0.8000],
@@ -106,6 +115,7 @@ class StackedOptimizer:
         u  = m                                            SGD
         u  = g + first_decay m                            SGD with Nesterov's momentum
         u  = (m / (1 - first_decay^t)) / (sqrt(v / (1 - second_decay^t)) + epsilon)     Adam
+        u  = g / (sqrt(v) + epsilon)                      RMSprop
         w <- (1 - eta decay) w - eta u
 
     The step is linear in eta. Without momentum m is g, and is not kept.
@@ -162,10 +172,9 @@ class StackedOptimizer:
         """
         pick = slice(None) if rows is None else rows
         self.num_steps[pick] += 1.0
-        first_decay, first_weight, second_decay, _, epsilon, l2, _, nesterov = self._rounded[
-            :, pick
-        ].unbind()
-        beta_1, _, beta_2, has_second, _, _, decay, _ = self._settings[:, pick].unbind()
+        rounded, exact = self._rounded[:, pick].unbind(), self._settings[:, pick].unbind()
+        first_decay, first_weight, second_decay, _, epsilon, l2, _, nesterov, _ = rounded
+        beta_1, _, beta_2, has_second, _, _, decay, _, is_corrected = exact
         scale = lrs.double().unsqueeze(1)
         kept = 1.0 - scale * decay
         if self._needs.l2:
@@ -181,7 +190,7 @@ class StackedOptimizer:
             steps = self.num_steps[pick]
             weighted = (1.0 - second_decay) * gradients
             second = self._moment(self.second, pick, second_decay, weighted.mul_(gradients))
-            correction = (1.0 - beta_2**steps).rsqrt() * has_second
+            correction = (1.0 - is_corrected * beta_2**steps).rsqrt() * has_second
             # for SGD: no second moment, and the epsilon is 1
             denominator = second.sqrt().mul_(correction.to(self._dtype)).add_(epsilon)
             update = update / denominator

@@ -69,6 +69,10 @@ class Dice:
         """An integer from the bounds' range, both included."""
         return int(self.uniform((bounds[0], bounds[1] + 1)))
 
+    def log_uniform(self, bounds: Sequence[float]) -> float:
+        """Between the bounds, the logarithm uniform."""
+        return math.exp(self.uniform((math.log(bounds[0]), math.log(bounds[1]))))
+
     def log_uniform_integer(self, bounds: Sequence[int]) -> int:
         """An integer from the bounds' range, both included, log-uniform."""
         low, high = bounds

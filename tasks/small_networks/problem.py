@@ -157,10 +157,9 @@ class SmallNetworkProblem(Task):
         """The setup of a run: the first that its generator draws."""
         return self.setups[Dice(generator).integer((0, self.num_setups - 1))]
 
-    def draw_instance(self, generator: torch.Generator) -> Instance:
-        """One of the setups, data, and a network."""
+    def draw_instance(self, setup: Setup, generator: torch.Generator) -> Instance:
+        """Data and a network of this setup."""
         dice = Dice(generator)
-        setup = self.draw_setup(generator)
         dimension, num_classes = setup.dimension, setup.num_classes
         sizes = setup.num_train, self.num_privileged, NUM_TEST
         x, y = DATA[dice.choice(self.data)](sizes, dimension, num_classes, generator)

@@ -36,7 +36,7 @@ class SmallNetworkRun(ClosureRun):
 
     def __init__(self, task: SmallNetworkTask, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.instance = task.draw_instance(generator)
+        self.instance = task.draw_instance(task.draw_setup(generator), generator)
         self.model = self.instance.model
         optimizer, self.lr_factor = task.draw_optimizer(generator)
         lr = task.base_lr * self.lr_factor

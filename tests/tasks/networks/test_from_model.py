@@ -143,7 +143,7 @@ class Noisy(nn.Module):
         ({"model": Noisy}, "torch.func.vmap maps"),
         ({"loss": branching_loss}, "torch.func.vmap maps"),
         ({"model": with_dropout}, "`model` of batched runs must drop by"),
-        ({"optimizer": torch.optim.RMSprop}, "must be torch's SGD, Adam or AdamW"),
+        ({"optimizer": torch.optim.Adagrad}, "must be torch's SGD, Adam, AdamW or RMSprop"),
         (
             {"model": partial(HalfFrozen, is_random=True)},
             "the same frozen parameters for every seed, got another 'first.weight'",

@@ -27,6 +27,7 @@ OPTIMIZERS: dict[str, Any] = {
     "nesterov": partial(SGD, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": partial(ADAM, weight_decay=0.01, betas=(0.8, 0.99)),
     "adamw": partial(ADAMW, weight_decay=0.1),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.9, eps=1e-6, weight_decay=0.01),
 }
 MODELS: dict[str, Any] = {
     "mlp": partial(mlp, width=16),
@@ -57,7 +58,7 @@ def make_task(name: str = "mlp", optimizer: Any = "momentum", **changes: Any) ->
     arguments: dict[str, Any] = {
         "model": Double(MODELS[name]),
         "optimizer": OPTIMIZERS.get(optimizer, optimizer),
-        "base_lr": 0.003 if optimizer in ("adam", "adamw") else 0.05,
+        "base_lr": 0.003 if optimizer in ("adam", "adamw", "rmsprop") else 0.05,
         "total_steps": 50,
         "batch_size": 16,
         "num_privileged": 64,
@@ -270,10 +271,18 @@ def test_runs_leave_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": torch.optim.RMSprop}, "must be torch's SGD, Adam or AdamW"),
+        ({"optimizer": torch.optim.Adagrad}, "must be torch's SGD, Adam, AdamW or RMSprop"),
         ({"optimizer": partial(SGD, momentum=0.9, dampening=0.1)}, "`dampening` of batched runs"),
         ({"optimizer": partial(ADAM, amsgrad=True)}, "`amsgrad` of batched runs must be off"),
         ({"optimizer": partial(ADAMW, maximize=True)}, "`maximize` of batched runs must be off"),
+        (
+            {"optimizer": partial(torch.optim.RMSprop, momentum=0.9)},
+            "`momentum` of batched runs must be off, got 0.9",
+        ),
+        (
+            {"optimizer": partial(torch.optim.RMSprop, centered=True)},
+            "`centered` of batched runs must be off, got True",
+        ),
         (
             {"model": lambda *_: nn.Sequential(nn.Flatten(), nn.LSTM(64, 10))},
             "`model` of batched runs must be without recurrent layers, got LSTM",

@@ -1,0 +1,206 @@
+"""Families of small networks: what their shape is, and how they compute."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from lrpilot.tasks.small_networks.instance import Dice
+from lrpilot.tasks.small_trainings.layers import ACTIVATIONS, Layers
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What goes into a network, and what comes out of it."""
+
+    kind: str
+    """Of the inputs: "vectors", "images", "patches" (sequences of vectors) or "symbols"."""
+    shape: tuple[int, ...]
+    """Of one input: (features,), (height, width, 1), (length, features), or (length,)."""
+    num_symbols: int
+    """0 unless the inputs are symbols."""
+    loss: str
+    """"classes", "values" (squared errors) or "next" (the symbol after each position)."""
+    num_outputs: int
+
+
+class Family(ABC):
+    """Networks of one kind."""
+
+    kinds: ClassVar[tuple[tuple[str, str], ...]]
+    """Kinds of inputs, and losses, that they are trained on."""
+
+    @classmethod
+    @abstractmethod
+    def draw(cls, dice: Dice) -> Self:
+        """A random network of this family."""
+
+    @abstractmethod
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs), of "next" (R, examples, length, outputs)."""
+
+
+@dataclass(frozen=True)
+class MLP(Family):
+    """Hidden layers: linear, normalization, activation, dropout; residual after the first."""
+
+    kinds = (("vectors", "classes"), ("vectors", "values"))
+    depth: int
+    width: int
+    activation: str
+    normalization: str
+    is_residual: bool
+
+    @classmethod
+    def draw(cls, dice: Dice) -> Self:
+        """1 to 5 hidden layers of 8 to 64 units."""
+        return cls(
+            depth=dice.integer((1, 5)),
+            width=dice.log_uniform_integer((8, 64)),
+            activation=dice.choice(tuple(ACTIVATIONS)),
+            normalization=dice.choice(("none", "layer", "batch")),
+            is_residual=dice.uniform((0, 1)) < 0.3,
+        )
+
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs)."""
+        for depth in range(self.depth):
+            hidden = layers.normalize(layers.linear(x, self.width), self.normalization)
+            hidden = layers.drop(ACTIVATIONS[self.activation](hidden))
+            x = x + hidden if self.is_residual and depth > 0 else hidden
+        return layers.linear(x, ends.num_outputs)
+
+
+@dataclass(frozen=True)
+class CNN(Family):
+    """3 x 3 convolutions, the second of them (or the only one) with a stride of 2.
+
+    Each is followed by normalization and activation; the later ones may be residual. The head is
+    linear, of the mean over the pixels or of all of them.
+    """
+
+    kinds = (("images", "classes"), ("images", "classes"), ("images", "values"))
+    depth: int
+    width: int
+    activation: str
+    normalization: str
+    is_residual: bool
+    has_mean: bool
+
+    @classmethod
+    def draw(cls, dice: Dice) -> Self:
+        """1 to 4 convolutions with 4 to 16 channels."""
+        return cls(
+            depth=dice.integer((1, 4)),
+            width=2 * dice.log_uniform_integer((2, 8)),
+            activation=dice.choice(tuple(ACTIVATIONS)),
+            normalization=dice.choice(("none", "batch", "group")),
+            is_residual=dice.uniform((0, 1)) < 0.5,
+            has_mean=dice.uniform((0, 1)) < 0.5,
+        )
+
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs)."""
+        strided = min(1, self.depth - 1)
+        for depth in range(self.depth):
+            hidden = layers.convolve(x, self.width, stride=2 if depth == strided else 1)
+            hidden = ACTIVATIONS[self.activation](layers.normalize(hidden, self.normalization))
+            x = x + hidden if self.is_residual and depth > strided else hidden
+        features = x.mean((2, 3)) if self.has_mean else x.flatten(2)
+        return layers.linear(layers.drop(features), ends.num_outputs)
+
+
+@dataclass(frozen=True)
+class Transformer(Family):
+    """Blocks of self-attention and a hidden layer, each residual and normalized before or after.
+
+    It is causal where each position is to predict the next symbol; elsewhere the head is of the
+    mean over the positions.
+    """
+
+    kinds = (
+        ("patches", "classes"),
+        ("patches", "values"),
+        ("symbols", "classes"),
+        ("symbols", "next"),
+        ("symbols", "next"),
+    )
+    depth: int
+    num_heads: int
+    head_width: int
+    activation: str
+    is_pre_normalized: bool
+
+    @classmethod
+    def draw(cls, dice: Dice) -> Self:
+        """1 or 2 blocks, 1 or 2 heads of width 6 to 12."""
+        return cls(
+            depth=dice.integer((1, 2)),
+            num_heads=dice.integer((1, 2)),
+            head_width=2 * dice.integer((3, 6)),
+            activation=dice.choice(tuple(ACTIVATIONS)),
+            is_pre_normalized=dice.uniform((0, 1)) < 0.7,
+        )
+
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs), or (R, examples, length, outputs)."""
+        is_causal = ends.loss == "next"
+        width = self.num_heads * self.head_width
+        x = layers.drop(layers.add_positions(_embedded(layers, x, ends, width)))
+        for _ in range(self.depth):
+            for part in ("attention", "hidden"):
+                inner = layers.layer_norm(x) if self.is_pre_normalized else x
+                if part == "attention":
+                    inner = layers.attend(inner, self.num_heads, is_causal=is_causal)
+                else:
+                    hidden = ACTIVATIONS[self.activation](layers.linear(inner, 2 * width))
+                    inner = layers.linear(hidden, width)
+                x = x + layers.drop(inner)
+                x = x if self.is_pre_normalized else layers.layer_norm(x)
+        x = layers.layer_norm(x) if self.is_pre_normalized else x
+        return layers.linear(x if is_causal else x.mean(2), ends.num_outputs)
+
+
+@dataclass(frozen=True)
+class RNN(Family):
+    """A recurrent cell; the head is of the last state, or of each to predict the next symbol."""
+
+    kinds = Transformer.kinds
+    cell: str
+    width: int
+    is_normalized: bool
+
+    @classmethod
+    def draw(cls, dice: Dice) -> Self:
+        """A plain cell (tanh), GRU or LSTM with 8 to 32 units."""
+        return cls(
+            cell=dice.choice(("tanh", "gru", "lstm")),
+            width=dice.log_uniform_integer((8, 32)),
+            is_normalized=dice.uniform((0, 1)) < 0.3,
+        )
+
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs), or (R, examples, length, outputs)."""
+        x = layers.drop(_embedded(layers, x, ends, self.width))
+        states = layers.recur(x, self.width, self.cell)
+        if ends.loss != "next":
+            states = states[:, :, -1]
+        if self.is_normalized:
+            states = layers.layer_norm(states)
+        return layers.linear(layers.drop(states), ends.num_outputs)
+
+
+def _embedded(layers: Layers, x: Tensor, ends: Ends, width: int) -> Tensor:
+    """Symbols or patches as (R, examples, length, width)."""
+    if ends.num_symbols:
+        return layers.embed(x, ends.num_symbols, width)
+    return layers.linear(x, width)
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "transformer": Transformer,
+    "rnn": RNN,
+}

@@ -1,0 +1,134 @@
+"""Which trainings the runs draw from: all that a `SmallTrainingTask` is told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from lrpilot.arguments import require_count
+from lrpilot.tasks.runs import OptimizerFactory
+from lrpilot.tasks.small_networks.instance import NUM_TEST, Dice, Split
+from lrpilot.tasks.small_trainings.data import draw_examples
+from lrpilot.tasks.small_trainings.families import FAMILIES
+from lrpilot.tasks.small_trainings.optimizer import DrawnOptimizer, OptimizerDraws
+from lrpilot.tasks.small_trainings.setup import NUM_MASKS, Network, Setup, draw_setup
+from lrpilot.tasks.task import Task
+
+_LABEL_NOISE = (0.0, 0.2)
+_VALUE_NOISE = (0.0, 0.5)
+_INIT_SCALES = (0.5, 2.0)
+_DROPOUT_RATES = (0.05, 0.3)
+_SMOOTHING = 0.1
+
+
+class Instance(NamedTuple):
+    """What one run trains, how, and its network before the first step."""
+
+    setup: Setup
+    train: Split
+    held_out: Split
+    test: Split
+    network: Network
+    optimizer: DrawnOptimizer
+    max_gradient_norm: float
+    """Infinite where gradients are not clipped."""
+    dropout_rate: float
+    smoothing: float
+    first_mask: float
+    """Where the run begins in the table of random numbers for dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTrainingProblem(Task):
+    """Trainings of many kinds, each of a small network; every seed is another one.
+
+    The task draws `num_setups` setups, equally many of each family. A setup is what fixes the
+    shapes of tensors and what is computed of them: the network (of 500 to 10,000 parameters), its
+    inputs and loss, batch size (8 to 256, log-uniform) and number of training examples (128 to
+    8192, log-uniform), and whether there is dropout. Runs of one setup are computed together.
+
+    | family      | networks                                  | trained on                      |
+    |-------------|-------------------------------------------|---------------------------------|
+    | mlp         | no, layer or batch normalization          | vectors: classes, values        |
+    | cnn         | no, batch or group normalization          | images: classes, values         |
+    | transformer | normalized before or after each block     | patches: classes, values;       |
+    |             |                                           | symbols: classes, the next one  |
+    | rnn         | plain, GRU or LSTM                        | as transformers                 |
+
+    A run draws one of the setups, and by itself: data (scikit-learn's digits, or synthetic ones,
+    see `draw_examples`), their noise, the scale of the initial weights (0.5 to 2, log-uniform), the
+    optimizer, gradient clipping (half of the runs, to norm 1), dropout (0.05 to 0.3 in setups that
+    have it) and label smoothing (0.1 for a fifth). The loss is the mean cross-entropy in nats or
+    squared error; the privileged loss is that of held-out data, without smoothing.
+
+    Args:
+        optimizer: `OptimizerDraws`, or one optimizer for all runs.
+        families: some of "mlp", "cnn", "transformer" and "rnn".
+        num_privileged: held-out examples.
+        num_setups: different setups.
+        setup_seed: fixes them; another seed gives setups that no run of this task had.
+        dtype: "float32" or "float64", of the networks and of their data.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    optimizer: OptimizerFactory = field(default_factory=OptimizerDraws)
+    families: Sequence[str] = tuple(FAMILIES)
+    num_privileged: int = 256
+    num_setups: int = 48
+    setup_seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_met = bool(self.families) and set(self.families) <= set(FAMILIES)
+        self._require("families", is_met, f"be some of {tuple(FAMILIES)}")
+        self._require("dtype", self.dtype in ("float32", "float64"), "be float32 or float64")
+        require_count("num_privileged", self.num_privileged)
+        require_count("num_setups", self.num_setups)
+
+    @cached_property
+    def setups(self) -> list[Setup]:
+        """What the runs draw from."""
+        dice = Dice(torch.Generator().manual_seed(self.setup_seed))
+        families = [self.families[k % len(self.families)] for k in range(self.num_setups)]
+        return [draw_setup(dice, family) for family in families]
+
+    def draw_setup(self, generator: torch.Generator) -> int:
+        """The index of a run's setup: the first that its generator draws."""
+        return Dice(generator).integer((0, self.num_setups - 1))
+
+    def draw_instance(self, setup: Setup, generator: torch.Generator) -> Instance:
+        """All that a run of this setup draws besides."""
+        dice = Dice(generator)
+        is_regression = setup.ends.loss == "values"
+        noise = dice.uniform(_VALUE_NOISE if is_regression else _LABEL_NOISE)
+        init_scale = dice.log_uniform(_INIT_SCALES)
+        optimizer = DrawnOptimizer(self.optimizer, 1.0)
+        if isinstance(self.optimizer, OptimizerDraws):
+            optimizer = self.optimizer.draw(dice)
+        max_gradient_norm = 1.0 if dice.uniform((0.0, 1.0)) < 0.5 else float("inf")
+        dropout_rate = dice.uniform(_DROPOUT_RATES) if setup.has_dropout else 0.0
+        smoothing = _SMOOTHING if dice.uniform((0.0, 1.0)) < 0.2 and not is_regression else 0.0
+        first_mask = float(dice.integer((0, NUM_MASKS - 1)))
+        sizes = setup.num_train, self.num_privileged, NUM_TEST
+        x, y = draw_examples(setup.ends, sizes, generator, noise=noise)
+        dtype = getattr(torch, self.dtype)
+        x, y = (part.to(dtype) if part.is_floating_point() else part for part in (x, y))
+        train, held_out, test = map(Split, x.split(sizes), y.split(sizes))
+        network = Network(setup, generator, init_scale=init_scale, dtype=dtype)
+        return Instance(
+            setup,
+            train,
+            held_out,
+            test,
+            network,
+            optimizer,
+            max_gradient_norm,
+            dropout_rate,
+            smoothing,
+            first_mask,
+        )

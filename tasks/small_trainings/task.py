@@ -1,0 +1,137 @@
+"""Random small trainings of many kinds: what an agent learns from to control any training."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrpilot.state import state_fields
+from lrpilot.tasks.networks.minibatches import MinibatchSampler
+from lrpilot.tasks.runs import Closure, ClosureRun
+from lrpilot.tasks.small_networks.instance import Split
+from lrpilot.tasks.small_trainings.batch import BatchedSmallTrainings
+from lrpilot.tasks.small_trainings.layers import Layers
+from lrpilot.tasks.small_trainings.problem import SmallTrainingProblem
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTrainingTask(SmallTrainingProblem):
+    """Every seed is another small training; see `SmallTrainingProblem`."""
+
+    def start(self, seed: int) -> "SmallTrainingRun":
+        """A new network on new data."""
+        return SmallTrainingRun(self, seed)
+
+    def start_batch(self, num_runs: int) -> BatchedSmallTrainings:
+        """B runs as one computation.
+
+        Raises:
+            ValueError: if the optimizer cannot be batched.
+        """
+        return BatchedSmallTrainings(self, num_runs)
+
+
+class SmallTrainingRun(ClosureRun):
+    """One small training; `step(lr)` trains at lr times the optimizer's factor."""
+
+    _state_fields = state_fields(
+        seed="_seed", statistics="_statistics", epoch="_epoch", **ClosureRun._state_fields
+    )
+
+    def __init__(self, task: SmallTrainingTask, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        setup = task.setups[task.draw_setup(generator)]
+        self.instance = task.draw_instance(setup, generator)
+        make, self.lr_factor = self.instance.optimizer
+        super().__init__(
+            self.instance.network.parameters(),
+            optimizer=make,
+            lr=task.base_lr * self.lr_factor,
+            generator=generator,
+        )
+        self._seed = seed
+        self._statistics = list(self.instance.network.buffers())
+        self._epoch = MinibatchSampler(setup.num_train, setup.batch_size, generator)
+
+    def step(self, lr: float | None = None) -> Tensor:
+        """Make one optimizer step, at `lr` times the factor of the run's optimizer."""
+        return super().step(None if lr is None else lr * self.lr_factor)
+
+    def _layers(self, *, masks: Tensor | None = None, is_training: bool) -> Layers:
+        parameters = [parameter.unsqueeze(0) for parameter in self.parameters]
+        statistics = [buffer.unsqueeze(0) for buffer in self._statistics]
+        return Layers(parameters, statistics, masks=masks, is_training=is_training)
+
+    def _draw_loss(self) -> Closure:
+        setup, instance = self.instance.setup, self.instance
+        batch = instance.train.select(self._epoch.next())
+        dtype = self.parameters[0].dtype
+        numbers = instance.first_mask, float(self.num_steps), instance.dropout_rate
+        first, done, rate = torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1)
+        masks = setup.masks(first, done, rate.to(dtype)) if setup.has_dropout else None
+        smoothing = torch.tensor([instance.smoothing], dtype=dtype)
+        is_first = True
+
+        def closure() -> Tensor:
+            nonlocal is_first
+            layers = self._layers(masks=masks, is_training=True)
+            losses = setup.losses(layers, *_as_one(batch), smoothing)
+            if is_first:
+                for buffer, new in zip(self._statistics, layers.new_statistics, strict=True):
+                    buffer.copy_(new.squeeze(0))
+            is_first = False
+            return losses.squeeze(0)
+
+        return closure
+
+    def _set_gradients(self) -> Tensor:
+        loss = super()._set_gradients()
+        if math.isfinite(self.instance.max_gradient_norm):
+            nn.utils.clip_grad_norm_(self.parameters, self.instance.max_gradient_norm)
+        return loss
+
+    @torch.no_grad()
+    def _held_out(self, split: Split) -> tuple[float, float | None]:
+        """Loss and, unless values are predicted, accuracy."""
+        setup = self.instance.setup
+        inputs, targets = _as_one(split)
+        layers = self._layers(is_training=False)
+        outputs = setup.family.outputs(layers, inputs, setup.ends)
+        loss = float(setup.losses_of(outputs, targets))
+        if setup.ends.loss == "values":
+            return loss, None
+        return loss, float((outputs.argmax(-1) == targets).double().mean())
+
+    def privileged_loss(self) -> float:
+        """Loss on the held-out examples."""
+        return self._held_out(self.instance.held_out)[0]
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and, unless values are predicted, accuracy on the held-out and test examples."""
+        metrics = {}
+        for name in ("held_out", "test"):
+            loss, accuracy = self._held_out(getattr(self.instance, name))
+            metrics[f"{name}_loss"] = loss
+            if accuracy is not None:
+                metrics[f"{name}_accuracy"] = accuracy
+        return metrics
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a run of the same task and seed.
+
+        Raises:
+            ValueError: if the seed is another.
+        """
+        if state["seed"] != self._seed:
+            raise ValueError(
+                f"`state` must be of a run of seed {self._seed}, which is another training, got "
+                f"seed {state['seed']}"
+            )
+        super().load_state_dict(state)
+
+
+def _as_one(split: Split) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (1, examples, ...)."""
+    return split.x.unsqueeze(0), split.y.unsqueeze(0)
