@@ -129,7 +129,7 @@ class LRControlEnv(gymnasium.Env[Array, Array]):
     def _start(self, episode: dict[str, Any]) -> None:
         self._episode = episode
         task = self.task.member_of_seed(episode["task_seed"])
-        self._reward_scale = task.reward_scale
+        self._reward_scale = self.task.reward_scale_of(episode["task_seed"])
         self.run: Run = task.at_lr(episode["initial_lr"]).start(episode["task_seed"])
         total_steps = episode["total_steps"]
         curvature = None

@@ -118,7 +118,7 @@ class LRControlVecEnv(VecEnv):
         intervals = [self.settings.clock.interval_steps(total) for total in horizons]
         self.controller.reset(rows, total_steps=horizons, interval_steps=intervals)
         self._initial_lr[rows] = [episode["initial_lr"] for episode in drawn]
-        self._reward_scale[rows] = [self.task.member_of_seed(seed).reward_scale for seed in seeds]
+        self._reward_scale[rows] = [self.task.reward_scale_of(seed) for seed in seeds]
         if self.settings.reward == "privileged":
             self._initial_privileged[rows] = self._privileged_losses()[rows]
         self._returns[rows] = 0.0

@@ -76,6 +76,10 @@ class MixtureTask(Task):
         """The task whose run `start(seed)` is."""
         return self.members()[self.index_of_seed(seed)]
 
+    def reward_scale_of(self, seed: int) -> float:
+        """That of the run's own task."""
+        return self.member_of_seed(seed).reward_scale_of(seed)
+
     def at_lr(self, lr: float) -> Self:
         """The mixture of the same tasks, all with this initial learning rate."""
         return replace(self, tasks={name: task.at_lr(lr) for name, task in self.tasks.items()})

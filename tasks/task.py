@@ -70,6 +70,10 @@ class Task(ABC):
         """The task whose run `start(seed)` is: this one, unless it is a mixture of several."""
         return self
 
+    def reward_scale_of(self, seed: int) -> float:
+        """What multiplies the rewards of the run of this seed."""
+        return self.reward_scale
+
     def members(self) -> Sequence["Task"]:
         """All tasks that `member_of_seed` may return."""
         return (self,)

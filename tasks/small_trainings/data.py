@@ -67,12 +67,14 @@ def draw_sequences(
 ) -> Tensor:
     """Sequences (num_sequences, length) of random grammars, one grammar for each label.
 
-    In a grammar the last one or two symbols have from 2 to 8 successors (some of them the same),
-    of which the next symbol is one at random; symbols of low numbers are more frequent.
+    In a grammar the last symbol, or where there is only one grammar the last one or two, has from
+    2 to 8 successors (some of them the same), of which the next symbol is one at random; symbols of
+    low numbers are more frequent.
     """
     dice = Dice(generator)
-    order, num_successors = dice.integer((1, 2)), dice.integer((2, 8))
     num_grammars = int(labels.max()) + 1
+    order = dice.integer((1, 2)) if num_grammars == 1 else 1
+    num_successors = dice.integer((2, 8))
     shape = num_grammars * num_symbols**order, num_successors
     skewed = torch.rand(shape, generator=generator).square_()
     # one flat table, in which a state and a choice have one place

@@ -77,7 +77,7 @@ class SmallTrainingProblem(Task):
 
     optimizer: OptimizerFactory = field(default_factory=OptimizerDraws)
     families: Sequence[str] = tuple(FAMILIES)
-    num_privileged: int = 256
+    num_privileged: int = 128
     num_setups: int = 48
     setup_seed: int = 0
     dtype: str = "float32"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,13 +13,32 @@ from lrpilot.tasks.networks.minibatches import MinibatchSampler
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.small_networks.instance import Split
 from lrpilot.tasks.small_trainings.batch import BatchedSmallTrainings
+from lrpilot.tasks.small_trainings.calibration import typical_gain
 from lrpilot.tasks.small_trainings.layers import Layers
 from lrpilot.tasks.small_trainings.problem import SmallTrainingProblem
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallTrainingTask(SmallTrainingProblem):
-    """Every seed is another small training; see `SmallTrainingProblem`."""
+    """Every seed is another small training; see `SmallTrainingProblem`.
+
+    Args:
+        calibrate: whether the rewards of a setup's runs are divided by its `typical_gain`, so that
+            all setups weigh alike. The gains of all setups are measured when the first is asked
+            for: by about a minute's training, the same in all processes.
+    """
+
+    calibrate: bool = True
+
+    def reward_scale_of(self, seed: int) -> float:
+        """`reward_scale`, divided by the typical gain of the run's setup."""
+        if not self.calibrate:
+            return self.reward_scale
+        return self.reward_scale / self._gains[self.draw_setup(torch.Generator().manual_seed(seed))]
+
+    @cached_property
+    def _gains(self) -> list[float]:
+        return [typical_gain(self, setup) for setup in self.setups]
 
     def start(self, seed: int) -> "SmallTrainingRun":
         """A new network on new data."""
