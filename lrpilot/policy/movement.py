@@ -21,12 +21,10 @@ class Movement(ABC):
 
     Args:
         sample: what reads the weights.
-        read: brings numbers of the device to the host, in one transfer.
     """
 
-    def __init__(self, sample: Sample, read: Read) -> None:
+    def __init__(self, sample: Sample) -> None:
         self._sample = sample
-        self._read = read
         self.last_displacement: Numbers = 0.0
         self.begin()
 
@@ -35,8 +33,13 @@ class Movement(ABC):
         """Start anew from the present weights, as when other parameters are trained."""
 
     @abstractmethod
-    def features(self, *, begins: bool) -> list[Numbers]:
-        """The features of this decision, which may be the one that begins anew."""
+    def features(self, read: Read, *, begins: bool) -> list[Numbers]:
+        """The features of a decision.
+
+        Args:
+            read: brings numbers of the device to the host, in one transfer.
+            begins: whether this decision begins anew.
+        """
 
     @abstractmethod
     def restart(self, rows: list[int]) -> None:
@@ -78,7 +81,7 @@ class IntervalMovement(Movement):
         self._weights = self._sample.weights()
         self._displacement = torch.zeros_like(self._weights)
 
-    def features(self, *, begins: bool) -> list[Numbers]:
+    def features(self, read: Read, *, begins: bool) -> list[Numbers]:
         """Displacement of the interval, its cosine with the one before, growth of the weights."""
         if begins:
             return [self.last_displacement, 0.0, 0.0]
@@ -87,7 +90,7 @@ class IntervalMovement(Movement):
         pairs = (displacement, displacement), (new, new), (old, old), (previous, previous)
         products = [_inner(a, b) for a, b in (*pairs, (displacement, previous))]
         self._weights, self._displacement = new, displacement
-        features = movement_features(*self._read(products))
+        features = movement_features(*read(products))
         self.last_displacement = features[0]
         return features
 
@@ -130,13 +133,13 @@ class RecentMovement(Movement):
             self._marks = [torch.where(mask, newer, older), torch.where(mask, weights, newer)]
         self._num_marks += 1
 
-    def features(self, *, begins: bool) -> list[Numbers]:
+    def features(self, read: Read, *, begins: bool) -> list[Numbers]:
         """Displacement of the window, cosine of its halves, growth since the start."""
         new, (older, newer) = self._sample.weights(), self._marks
         first, second, whole = newer - older, new - newer, new - older
         pairs = (whole, whole), (new, new), (first, first), (second, second), (first, second)
         products = [_inner(a, b) for a, b in pairs]
-        features = recent_movement_features(*self._read([*products, self._start]))
+        features = recent_movement_features(*read([*products, self._start]))
         if self._num_marks < 2:  # other parameters are trained than four steps ago
             features[:2] = [self.last_displacement, 0.0]
         self.last_displacement = features[0]

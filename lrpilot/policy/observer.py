@@ -77,7 +77,7 @@ class Observer:
         self._unread: list[tuple[Tensor, Numbers]] = []
         self.state: State = {name: self._of_all(value) for name, value in FIRST_STATE.items()}
         self._movements: dict[str, Movement] = {
-            group: MOVEMENTS[group](sample, self._read)
+            group: MOVEMENTS[group](sample)
             for group in spec.groups
             if group in MOVEMENTS
         }
@@ -231,7 +231,7 @@ class Observer:
                 elif group == "recent_lr":
                     columns += [lr_feature(factor), lr_trend(state, factor)]
                 elif group in self._movements:
-                    columns += self._movements[group].features(begins=begins)
+                    columns += self._movements[group].features(self._read, begins=begins)
                 elif group == "gradient":
                     columns.append(0.0 if begins else self._gradient())
                 else:

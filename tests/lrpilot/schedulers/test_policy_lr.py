@@ -1,5 +1,7 @@
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +18,7 @@ from lrpilot.policy.action import ANCHORS, KINDS, ActionSpec
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.controller import Controller
 from lrpilot.policy.features import UNKNOWN
+from lrpilot.policy.observation import FEATURES, LATER_GROUPS
 from lrpilot.policy.parameter_sample import ParameterSample
 from lrpilot.schedulers.policy_lr import PolicyLR
 from tests.policies import HALVE, NAN, ScriptedCap, constant_policy, losses, random_policy, sgd
@@ -570,3 +573,28 @@ def test_a_policy_that_observes_movement_cannot_be_simulated() -> None:
     policy = random_policy(groups=("loss", "movement"))
     with pytest.raises(ValueError, match=r"`policy` must observe losses alone .*'movement'"):
         PolicyLR.simulate([1.0], policy, total_steps=50)
+
+
+@pytest.mark.parametrize("groups", [tuple(FEATURES), ("progress", *sorted(LATER_GROUPS))])
+def test_what_was_trained_is_freed_with_its_scheduler(groups: tuple[str, ...]) -> None:
+    """Without the collector of cycles: a DDP model must be gone before its process group is."""
+
+    def train() -> weakref.ref[torch.nn.Parameter]:
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        clock = ClockSpec(num_decisions=4, least_interval=5)
+        scheduler = PolicyLR(optimizer, random_policy(groups=groups, clock=clock), total_steps=20)
+        for _ in range(20):
+            loss = weight.square().sum()
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+        return weakref.ref(weight)
+
+    train()  # imports of the first step keep its frames
+    gc.collect()
+    gc.disable()
+    try:
+        assert train()() is None
+    finally:
+        gc.enable()
