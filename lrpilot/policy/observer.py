@@ -77,9 +77,7 @@ class Observer:
         self._unread: list[tuple[Tensor, Numbers]] = []
         self.state: State = {name: self._of_all(value) for name, value in FIRST_STATE.items()}
         self._movements: dict[str, Movement] = {
-            group: MOVEMENTS[group](sample)
-            for group in spec.groups
-            if group in MOVEMENTS
+            group: MOVEMENTS[group](sample) for group in spec.groups if group in MOVEMENTS
         }
 
     def _of_all(self, value: float) -> Numbers:
