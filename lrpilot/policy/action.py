@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from lrpilot.arguments import require_fields, require_number
-from lrpilot.policy.elementwise import Numbers, clip, cos, every, exp
+from lrpilot.policy.elementwise import Numbers, clip, cos, every, exp, log
 
 ANCHORS = ("constant", "linear", "cosine")
 KINDS = ("multiplier", "residual")
@@ -143,6 +143,23 @@ class ActionSpec:
             change = multiplier = clip(multiplier * change, self.min_factor, self.max_factor)
         factor = anchor_factor(self.anchor, progress) * change
         return clip(factor, self.min_factor, self.max_factor), multiplier
+
+    def action_for(self, factor: Numbers, *, multiplier: Numbers, progress: Numbers) -> Numbers:
+        """The action that `apply` turns into this factor; beyond [-1, 1] if none does.
+
+        Args:
+            factor: the wanted lr / unit, positive and in the box.
+            multiplier: m before the action.
+            progress: p in [0, 1), where the anchor is positive.
+
+        >>> spec = ActionSpec(max_log_change=math.log(2))
+        >>> spec.action_for(0.25, multiplier=0.5, progress=0.75)
+        1.0
+        """
+        change = factor / anchor_factor(self.anchor, progress)
+        if self.kind == "multiplier":
+            change = change / multiplier
+        return log(change) / self.max_log_change
 
     def to_dict(self) -> dict[str, Any]:
         """The specification as it is stored in a policy file."""

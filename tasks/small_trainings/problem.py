@@ -13,10 +13,9 @@ from lrpilot.tasks.small_networks.instance import NUM_TEST, Dice, Split
 from lrpilot.tasks.small_trainings.data import draw_examples
 from lrpilot.tasks.small_trainings.families import FAMILIES
 from lrpilot.tasks.small_trainings.optimizer import DrawnOptimizer, OptimizerDraws
-from lrpilot.tasks.small_trainings.setup import NUM_MASKS, Network, Setup, draw_setup
+from lrpilot.tasks.small_trainings.setup import BATCH_SIZES, NUM_MASKS, Network, Setup, draw_setup
 from lrpilot.tasks.task import Task
 
-_LABEL_NOISE = (0.0, 0.2)
 _VALUE_NOISE = (0.0, 0.5)
 _INIT_SCALES = (0.5, 2.0)
 _DROPOUT_RATES = (0.05, 0.3)
@@ -46,8 +45,8 @@ class SmallTrainingProblem(Task):
 
     The task draws `num_setups` setups, equally many of each family. A setup is what fixes the
     shapes of tensors and what is computed of them: the network (of 500 to 10,000 parameters), its
-    inputs and loss, batch size (8 to 256, log-uniform) and number of training examples (128 to
-    8192, log-uniform), and whether there is dropout. Runs of one setup are computed together.
+    inputs and loss, batch size (8 to 256, log-uniform) and number of training examples, and whether
+    there is dropout. Runs of one setup are computed together.
 
     | family      | networks                                  | trained on                      |
     |-------------|-------------------------------------------|---------------------------------|
@@ -66,6 +65,9 @@ class SmallTrainingProblem(Task):
     Args:
         optimizer: `OptimizerDraws`, or one optimizer for all runs.
         families: some of "mlp", "cnn", "transformer" and "rnn".
+        num_train_range: training examples, log-uniform. With few, a long run learns them by
+            heart, and the best that it can do is to stop.
+        label_noise_range: share of random labels, uniform.
         num_privileged: held-out examples.
         num_setups: different setups.
         setup_seed: fixes them; another seed gives setups that no run of this task had.
@@ -77,6 +79,8 @@ class SmallTrainingProblem(Task):
 
     optimizer: OptimizerFactory = field(default_factory=OptimizerDraws)
     families: Sequence[str] = tuple(FAMILIES)
+    num_train_range: Sequence[int] = (2048, 16384)
+    label_noise_range: Sequence[float] = (0.0, 0.1)
     num_privileged: int = 128
     num_setups: int = 48
     setup_seed: int = 0
@@ -86,6 +90,14 @@ class SmallTrainingProblem(Task):
         super().__post_init__()
         is_met = bool(self.families) and set(self.families) <= set(FAMILIES)
         self._require("families", is_met, f"be some of {tuple(FAMILIES)}")
+        low, high = self.num_train_range
+        self._require(
+            "num_train_range",
+            BATCH_SIZES[1] <= low <= high,
+            f"be {BATCH_SIZES[1]} <= low <= high",
+        )
+        low, high = self.label_noise_range
+        self._require("label_noise_range", 0.0 <= low <= high <= 1.0, "be in [0, 1]")
         self._require("dtype", self.dtype in ("float32", "float64"), "be float32 or float64")
         require_count("num_privileged", self.num_privileged)
         require_count("num_setups", self.num_setups)
@@ -95,7 +107,7 @@ class SmallTrainingProblem(Task):
         """What the runs draw from."""
         dice = Dice(torch.Generator().manual_seed(self.setup_seed))
         families = [self.families[k % len(self.families)] for k in range(self.num_setups)]
-        return [draw_setup(dice, family) for family in families]
+        return [draw_setup(dice, family, self.num_train_range) for family in families]
 
     def draw_setup(self, generator: torch.Generator) -> int:
         """The index of a run's setup: the first that its generator draws."""
@@ -105,7 +117,7 @@ class SmallTrainingProblem(Task):
         """All that a run of this setup draws besides."""
         dice = Dice(generator)
         is_regression = setup.ends.loss == "values"
-        noise = dice.uniform(_VALUE_NOISE if is_regression else _LABEL_NOISE)
+        noise = dice.uniform(_VALUE_NOISE if is_regression else self.label_noise_range)
         init_scale = dice.log_uniform(_INIT_SCALES)
         optimizer = DrawnOptimizer(self.optimizer, 1.0)
         if isinstance(self.optimizer, OptimizerDraws):

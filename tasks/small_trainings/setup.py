@@ -1,6 +1,7 @@
 """What runs that are computed together have in common, and the networks of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -13,8 +14,7 @@ from lrpilot.tasks.small_trainings.families import FAMILIES, Ends, Family
 from lrpilot.tasks.small_trainings.layers import Blueprint, Layers
 
 _PARAMETERS = (500, 10_000)
-_BATCH_SIZES = (8, 256)
-_NUM_TRAIN = (128, 8192)
+BATCH_SIZES = (8, 256)
 _DROPOUT_SHARE = 0.3
 # keeps a million steps affordable: of one minibatch's forward pass
 _MAX_MULTIPLICATIONS = 250_000
@@ -120,17 +120,17 @@ class Network(nn.Module):
             self.register_buffer(f"variance_{k}", torch.ones(size, dtype=dtype))
 
 
-def draw_setup(dice: Dice, family: str) -> Setup:
+def draw_setup(dice: Dice, family: str, num_train_range: Sequence[int]) -> Setup:
     """A random setup of this family, small enough."""
     while True:
         kind = FAMILIES[family]
         network = kind.draw(dice)
-        batch_size = dice.log_uniform_integer(_BATCH_SIZES)
+        batch_size = dice.log_uniform_integer(BATCH_SIZES)
         setup = Setup(
             family=network,
             ends=_draw_ends(dice, *kind.kinds[dice.integer((0, len(kind.kinds) - 1))]),
             batch_size=batch_size,
-            num_train=dice.log_uniform_integer((max(batch_size, _NUM_TRAIN[0]), _NUM_TRAIN[1])),
+            num_train=dice.log_uniform_integer(num_train_range),
             has_dropout=dice.uniform((0, 1)) < _DROPOUT_SHARE,
         )
         cost = batch_size * setup.blueprint.num_multiplications

@@ -1,0 +1,108 @@
+"""Teach a policy to act as tuned schedules do: `python scripts/imitate.py task=small_trainings`.
+
+For many trainings of the task, a search finds the best peak of a fixed schedule (experts.csv); a
+policy then learns to bring every training's learning rate to where its expert has it, from any
+initial one. The run folder holds experts.csv, policy.safetensors, metrics.csv and config.yaml.
+`train_agent.py agent.init_from=<run folder>` goes on from there, by reward.
+"""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from lrpilot import ControlSettings, Policy
+from lrpilot.agents.imitation import (
+    Expert,
+    imitate,
+    read_experts,
+    search_experts,
+    write_experts,
+)
+from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, settings_for
+from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.files import write_whole
+from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
+from lrpilot.tasks.task import Task
+from scripts.jobs import run_job, run_script
+from scripts.overrides import as_argument, plain
+from scripts.training import command_line, make_task
+
+EXPERTS_FILE = "experts.csv"
+METRICS_FILE = "metrics.csv"
+UNREAD = ("agent", "scheduler", "rival", "policy", "compare", "is_quick", "logger")
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="imitate")
+def main(cfg: DictConfig) -> None:
+    """Imitate, in a run folder of its own."""
+    run_job(run, cfg, unread=UNREAD)
+
+
+def run(cfg: DictConfig, run_dir: Path) -> None:
+    """Search the experts, and let a policy learn from them."""
+    task = make_task(cfg)
+    env = dict(instantiate(cfg.env, _convert_="all").keywords)
+    del env["runner"]
+    settings = settings_for(task, ControlSettings(**env))
+    experts = find_experts(cfg, task, settings, run_dir)
+    config = plain(cfg)
+    policy = imitate(
+        task,
+        settings,
+        experts,
+        **plain(cfg.imitation),
+        seed=cfg.seed,
+        init_from=Policy.load(cfg.init_from) if cfg.init_from else None,
+        card={
+            **{name: config[name] for name in ("task", "env", "imitation")},
+            **describe_provenance(),
+        },
+        show_progress=cfg.show_progress,
+        report=partial(write_results, run_dir),
+    )
+    print(f"\nexperts      {len(experts)}, {np.mean([e.gain for e in experts]):.3f} nats each")
+    print((run_dir / METRICS_FILE).read_text().strip())
+    print(f"policy       {run_dir / POLICY_FILE} ({policy.fingerprint[:12]})")
+    init_from = as_argument("agent.init_from", run_dir)
+    print(f"next         {command_line('train_agent.py', f'task={cfg.task.name}', init_from)}")
+
+
+def find_experts(
+    cfg: DictConfig, task: Task, settings: ControlSettings, run_dir: Path
+) -> list[Expert]:
+    """Those of the configured file, or new ones; they are kept in the run folder."""
+    if cfg.experts.path:
+        experts = read_experts(Path(cfg.experts.path))
+        write_experts(experts, run_dir / EXPERTS_FILE)
+        return experts
+    rng = np.random.default_rng(cfg.seed)
+    lowest, highest = map(math.log, settings.horizon_range)
+    experts = []
+    batches = range(cfg.experts.num_batches)
+    for _ in tqdm(batches, desc="experts", unit=" batches", disable=not cfg.show_progress):
+        horizon = round(math.exp(rng.uniform(lowest, highest)))
+        seeds = rng.integers(FIRST_EVALUATION_SEED, size=cfg.experts.batch_size).tolist()
+        experts += search_experts(
+            task, seeds=seeds, total_steps=horizon, peak_factors=cfg.experts.peak_factors
+        )
+        write_experts(experts, run_dir / EXPERTS_FILE)
+    return experts
+
+
+def write_results(run_dir: Path, policy: Policy, metrics: str) -> None:
+    """Keep the policy of the last round, and the rows so far."""
+    policy.save(run_dir / POLICY_FILE)
+    write_whole(run_dir / METRICS_FILE, metrics)
+
+
+if __name__ == "__main__":
+    run_script(main)
