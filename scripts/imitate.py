@@ -20,13 +20,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lrpilot import ControlSettings, Policy
-from lrpilot.agents.imitation import (
-    Expert,
-    imitate,
-    read_experts,
-    search_experts,
-    write_experts,
-)
+from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, settings_for
 from lrpilot.evaluation.provenance import describe_provenance
 from lrpilot.files import write_whole
@@ -61,7 +55,6 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         experts,
         **plain(cfg.imitation),
         seed=cfg.seed,
-        init_from=Policy.load(cfg.init_from) if cfg.init_from else None,
         card={
             **{name: config[name] for name in ("task", "env", "imitation")},
             **describe_provenance(),
@@ -69,7 +62,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         show_progress=cfg.show_progress,
         report=partial(write_results, run_dir),
     )
-    print(f"\nexperts      {len(experts)}, {np.mean([e.gain for e in experts]):.3f} nats each")
+    print(f"\nexperts      {len(experts)}, {-experts.levels.min(1).mean():.3f} nats each")
     print((run_dir / METRICS_FILE).read_text().strip())
     print(f"policy       {run_dir / POLICY_FILE} ({policy.fingerprint[:12]})")
     init_from = as_argument("agent.init_from", run_dir)
@@ -78,23 +71,28 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
 
 def find_experts(
     cfg: DictConfig, task: Task, settings: ControlSettings, run_dir: Path
-) -> list[Expert]:
+) -> Experts:
     """Those of the configured file, or new ones; they are kept in the run folder."""
+    path = run_dir / EXPERTS_FILE
     if cfg.experts.path:
-        experts = read_experts(Path(cfg.experts.path))
-        write_experts(experts, run_dir / EXPERTS_FILE)
-        return experts
+        known = Experts.read(Path(cfg.experts.path))
+        known.write(path)
+        return known
     rng = np.random.default_rng(cfg.seed)
     lowest, highest = map(math.log, settings.horizon_range)
-    experts = []
+    experts = None
     batches = range(cfg.experts.num_batches)
     for _ in tqdm(batches, desc="experts", unit=" batches", disable=not cfg.show_progress):
-        horizon = round(math.exp(rng.uniform(lowest, highest)))
-        seeds = rng.integers(FIRST_EVALUATION_SEED, size=cfg.experts.batch_size).tolist()
-        experts += search_experts(
-            task, seeds=seeds, total_steps=horizon, peak_factors=cfg.experts.peak_factors
+        more = search_experts(
+            task,
+            total_steps=round(math.exp(rng.uniform(lowest, highest))),
+            seeds=rng.integers(FIRST_EVALUATION_SEED, size=cfg.experts.batch_size).tolist(),
+            peak_factors=cfg.experts.peak_factors,
         )
-        write_experts(experts, run_dir / EXPERTS_FILE)
+        experts = more if experts is None else experts + more
+        experts.write(path)
+    if experts is None:
+        raise ValueError(f"`experts.num_batches` must be at least 1, got {len(batches)}")
     return experts
 
 

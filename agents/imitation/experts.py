@@ -1,10 +1,11 @@
-"""Experts: what a search found to be the best peak of a fixed schedule, for one training each."""
+"""Experts: how trainings end under a fixed schedule, at each of several peak learning rates."""
 
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,30 +16,13 @@ from lrpilot.policy.elementwise import Numbers, at_least, where
 from lrpilot.tasks.task import Task
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 WARMUP_SHARE = 0.1
-_LARGEST_RISE = 2.0
 _LEAST_PROGRESS = 1e-3
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A training, and how it is trained best.
-
-    Args:
-        task_seed: which training of the task.
-        total_steps: T.
-        peak_lr: the best peak of `decay_to_zero`, as a learning rate of the task.
-        gain: log of the held-out loss at the start over the best at the end.
-        stake: how much the choice of the peak matters: the mean log held-out loss at the end over
-            all peaks but the best two, minus the best one; within 0 and 1.
-    """
-
-    task_seed: int
-    total_steps: int
-    peak_lr: float
-    gain: float
-    stake: float
+_LARGEST_RISE = 2.0
+_FINE = 101
+_COLUMNS = ("task_seed", "total_steps")
 
 
 def decay_to_zero(progress: Numbers) -> Numbers:
@@ -57,13 +41,95 @@ def decay_to_zero(progress: Numbers) -> Numbers:
     return where(progress < WARMUP_SHARE, warmup, (1.0 - progress) / (1.0 - WARMUP_SHARE))
 
 
+@dataclass(frozen=True)
+class Experts:
+    """N trainings of a task, each of which ran once at every one of K peaks of `decay_to_zero`.
+
+    Args:
+        peak_lrs: the peaks, learning rates of the task, ascending, (K,).
+        task_seeds: which trainings, (N,).
+        total_steps: their horizons T, (N,).
+        levels: log of the held-out loss at the end over the one at the start, at most 2, (N, K).
+    """
+
+    peak_lrs: Floats
+    task_seeds: Integers
+    total_steps: Integers
+    levels: Floats
+
+    def __len__(self) -> int:
+        return len(self.task_seeds)
+
+    def __add__(self, other: Self) -> Self:
+        if not np.array_equal(self.peak_lrs, other.peak_lrs):
+            raise ValueError(
+                f"`other` must have the peaks {self.peak_lrs.tolist()}, got "
+                f"{other.peak_lrs.tolist()}"
+            )
+        names = ("task_seeds", "total_steps", "levels")
+        joined = [np.concatenate((getattr(self, n), getattr(other, n))) for n in names]
+        return type(self)(self.peak_lrs, *joined)
+
+    def best_peaks(self, error: float) -> Floats:
+        """The peaks that are best for whoever follows them inexactly, (N,).
+
+        log lr is the one for which the mean level is lowest, where the log of the learning rate
+        that is run is off by a normal error of this standard deviation. The level between two
+        peaks that ran is on a straight line, and beyond the last one as there. So where a little
+        more diverges, the best peak is well below that.
+        """
+        log_peaks = np.log(self.peak_lrs)
+        fine = np.linspace(log_peaks[0], log_peaks[-1], _FINE)
+        levels = np.stack([np.interp(fine, log_peaks, row) for row in self.levels])
+        blur = np.exp(-(((fine[:, None] - fine) / error) ** 2) / 2)
+        # what lies beyond the ends is as at the ends
+        beyond_first = np.exp(-(((fine[:, None] - (2 * fine[0] - fine[1:])) / error) ** 2) / 2)
+        beyond_last = np.exp(-(((fine[:, None] - (2 * fine[-1] - fine[:-1])) / error) ** 2) / 2)
+        blur[:, 0] += beyond_first.sum(1)
+        blur[:, -1] += beyond_last.sum(1)
+        best: Floats = np.exp(fine[(levels @ (blur / blur.sum(1, keepdims=True)).T).argmin(1)])
+        return best
+
+    def stakes(self) -> Floats:
+        """How much the peak matters: the mean level without the best two, over the best, (N,).
+
+        Within 0 and 1.
+        """
+        ordered = np.sort(self.levels, axis=1)
+        stakes: Floats = (ordered[:, 2:].mean(1) - ordered[:, 0]).clip(0.0, 1.0)
+        return stakes
+
+    def write(self, path: Path) -> None:
+        """Write one row per training, with a column of levels for each peak, as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow([*_COLUMNS, *self.peak_lrs.tolist()])
+        for seed, steps, levels in zip(
+            self.task_seeds.tolist(), self.total_steps.tolist(), self.levels.tolist(), strict=True
+        ):
+            writer.writerow([seed, steps, *levels])
+        write_whole(path, text.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        if tuple(header[:2]) != _COLUMNS or not rows:
+            raise ValueError(f"`experts.path` must be a file of experts, got {path}")
+        values = np.array(rows, np.float64)
+        seeds, steps = values[:, :2].astype(np.int64).T
+        return cls(np.array(header[2:], np.float64), seeds, steps, values[:, 2:])
+
+
 def search_experts(
     task: Task, *, seeds: Sequence[int], total_steps: int, peak_factors: Sequence[float]
-) -> list[Expert]:
-    """Train each of these trainings with every peak, all as one computation, and note the best.
-
-    The best peak is the vertex of the parabola through the log held-out losses of the best of
-    `peak_factors` and of its two neighbours, at most half way to one of them.
+) -> Experts:
+    """Train each of these trainings with every peak, all as one computation.
 
     Args:
         task: which is batched, and has held-out examples.
@@ -90,65 +156,16 @@ def search_experts(
         return losses
 
     first = held_out()[:, :1]
-    peaks = torch.as_tensor(np.tile(factors * task.base_lr, shape[0]), device=runs.device)
+    peak_lrs = factors * task.base_lr
+    lrs = torch.as_tensor(np.tile(peak_lrs, shape[0]), device=runs.device)
     everyone = torch.ones(num_runs, dtype=torch.bool, device=runs.device)
     for step in range(total_steps):
-        runs.step(peaks * decay_to_zero((step + 0.5) / total_steps), everyone)
+        runs.step(lrs * decay_to_zero((step + 0.5) / total_steps), everyone)
     levels = np.log(held_out() / first)
-    # a run that diverged is as bad as one that ends at e^2 times its first loss
-    levels = np.nan_to_num(levels, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE)
-    ordered = np.sort(levels, axis=1)
-    stakes = (ordered[:, 2:].mean(1) - ordered[:, 0]).clip(0.0, 1.0)
-    log_factors = np.log(factors)
-    return [
-        Expert(
-            task_seed=seed,
-            total_steps=total_steps,
-            peak_lr=task.base_lr * float(np.exp(vertex(log_factors, row))),
-            gain=float(-row.min()),
-            stake=float(stake),
-        )
-        for seed, row, stake in zip(seeds, levels, stakes, strict=True)
-    ]
-
-
-def vertex(x: Floats, y: Floats) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest.
-
-    The lowest point itself if it is the first or the last one.
-
-    >>> vertex(np.array([0.0, 1.0, 2.0]), np.array([4.0, 1.0, 2.0]))
-    1.25
-    """
-    k = int(y.argmin())
-    if k in (0, len(y) - 1):
-        return float(x[k])
-    curvature = y[k - 1] - 2.0 * y[k] + y[k + 1]
-    if curvature <= 0.0:
-        return float(x[k])
-    shift = (y[k - 1] - y[k + 1]) / (2.0 * curvature)
-    return float(x[k] + shift * (x[k + 1] - x[k - 1]) / 2.0)
-
-
-def write_experts(experts: Sequence[Expert], path: Path) -> None:
-    """One row per expert, in a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Expert)])
-    writer.writeheader()
-    writer.writerows(map(asdict, experts))
-    write_whole(path, text.getvalue())
-
-
-def read_experts(path: Path) -> list[Expert]:
-    """What `write_experts` wrote.
-
-    Raises:
-        ValueError: if the file holds no experts.
-    """
-    kinds = {field.name: int if field.type is int else float for field in fields(Expert)}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != list(kinds):
-            raise ValueError(f"`experts` must name a file of experts, got {path}")
-        rows = list(reader)
-    return [Expert(**{name: kinds[name](row[name]) for name in kinds}) for row in rows]
+    return Experts(
+        peak_lrs=peak_lrs,
+        task_seeds=np.array(seeds, np.int64),
+        total_steps=np.full(len(seeds), total_steps),
+        # a run that diverged is as bad as one that ends at e^2 times its first loss
+        levels=np.nan_to_num(levels, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE),
+    )

@@ -1,0 +1,61 @@
+"""The network that learns by imitation, and the policy that it becomes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrpilot import ControlSettings, Policy
+
+
+class Actor(nn.Module):
+    """Layers with tanh units, after an LSTM cell if there is one.
+
+    Args:
+        num_features: n, of an observation.
+        lstm_units: u, of the cell; 0 for none.
+        hidden_sizes: units of the layers.
+    """
+
+    def __init__(self, num_features: int, *, lstm_units: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(num_features, lstm_units) if lstm_units else None
+        sizes = [lstm_units or num_features, *hidden_sizes, 1]
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairs)
+
+    def forward(self, x: Tensor, is_first: Tensor, memory: Tensor) -> Tensor:
+        """Actions (S, M) of M sequences of S decisions, before they are clipped.
+
+        Args:
+            x: observations, (S, M, n).
+            is_first: where a run begins, whose memory is empty, (S, M).
+            memory: hidden state and cell before the sequences, (2, M, u).
+        """
+        if self.cell is not None:
+            hidden, cell = memory
+            states = []
+            for observation, fresh in zip(x, is_first, strict=True):
+                kept = ~fresh[:, None]
+                hidden, cell = self.cell(observation, (hidden * kept, cell * kept))
+                states.append(hidden)
+            x = torch.stack(states)
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        actions: Tensor = self.layers[-1](x).squeeze(-1)
+        return actions
+
+    def policy(self, settings: ControlSettings, card: dict[str, Any]) -> Policy:
+        """The frozen policy that acts as this network does."""
+        lstm = None
+        if self.cell is not None:
+            weight = torch.cat((self.cell.weight_ih, self.cell.weight_hh), dim=1).T
+            bias = self.cell.bias_ih + self.cell.bias_hh
+            lstm = weight.detach().numpy(), bias.detach().numpy()
+        layers = [
+            (layer.weight.detach().T.numpy(), layer.bias.detach().numpy()) for layer in self.layers
+        ]
+        return Policy(
+            layers, settings.observation, settings.action, settings.clock, card=card, lstm=lstm
+        )
