@@ -223,7 +223,12 @@ class LRControlVecEnv(VecEnv):
         return [
             {**episode, "lr": lr, "num_steps": num_steps, "is_diverged": diverged, **bound}
             for episode, lr, num_steps, diverged, bound in zip(
-                self.drawn_episodes, self._lrs.tolist(), steps, is_diverged.tolist(), capped, strict=True
+                self.drawn_episodes,
+                self._lrs.tolist(),
+                steps,
+                is_diverged.tolist(),
+                capped,
+                strict=True,
             )
         ]
 

@@ -69,9 +69,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     print(f"next         {command_line('train_agent.py', f'task={cfg.task.name}', init_from)}")
 
 
-def find_experts(
-    cfg: DictConfig, task: Task, settings: ControlSettings, run_dir: Path
-) -> Experts:
+def find_experts(cfg: DictConfig, task: Task, settings: ControlSettings, run_dir: Path) -> Experts:
     """Those of the configured file, or new ones; they are kept in the run folder."""
     path = run_dir / EXPERTS_FILE
     if cfg.experts.path:
@@ -91,8 +89,7 @@ def find_experts(
         )
         experts = more if experts is None else experts + more
         experts.write(path)
-    if experts is None:
-        raise ValueError(f"`experts.num_batches` must be at least 1, got {len(batches)}")
+    assert experts is not None
     return experts
 
 

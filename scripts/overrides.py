@@ -22,6 +22,11 @@ LEAST = {
     "num_held_out": 1,
     "num_real_seeds": 1,
     "num_replay": 1,
+    "num_batches": 1,
+    "num_rounds": 1,
+    "steps_per_round": 1,
+    "updates_per_round": 1,
+    "lstm_units": 0,
 }
 # that of NumPy's and SB3's generators
 LARGEST_SEED = 2**32 - 1

@@ -1,6 +1,7 @@
 """The network that learns by imitation, and the policy that it becomes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ class Actor(nn.Module):
     def __init__(self, num_features: int, *, lstm_units: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.cell = nn.LSTMCell(num_features, lstm_units) if lstm_units else None
-        sizes = [lstm_units or num_features, *hidden_sizes, 1]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairs)
+        sizes = [lstm_units or num_features, *hidden_sizes]
+        pairs = pairwise(sizes)
+        self.hidden = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairs)
+        self.action = nn.Linear(sizes[-1], 1)
 
     def forward(self, x: Tensor, is_first: Tensor, memory: Tensor) -> Tensor:
         """Actions (S, M) of M sequences of S decisions, before they are clipped.
@@ -41,9 +43,9 @@ class Actor(nn.Module):
                 hidden, cell = self.cell(observation, (hidden * kept, cell * kept))
                 states.append(hidden)
             x = torch.stack(states)
-        for layer in self.layers[:-1]:
+        for layer in self.hidden:
             x = layer(x).tanh()
-        actions: Tensor = self.layers[-1](x).squeeze(-1)
+        actions: Tensor = self.action(x).squeeze(-1)
         return actions
 
     def policy(self, settings: ControlSettings, card: dict[str, Any]) -> Policy:
@@ -54,7 +56,8 @@ class Actor(nn.Module):
             bias = self.cell.bias_ih + self.cell.bias_hh
             lstm = weight.detach().numpy(), bias.detach().numpy()
         layers = [
-            (layer.weight.detach().T.numpy(), layer.bias.detach().numpy()) for layer in self.layers
+            (layer.weight.detach().T.numpy(), layer.bias.detach().numpy())
+            for layer in (*self.hidden, self.action)
         ]
         return Policy(
             layers, settings.observation, settings.action, settings.clock, card=card, lstm=lstm

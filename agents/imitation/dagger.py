@@ -111,10 +111,10 @@ class Classroom:
         for _ in range(num_steps):
             wanted, weights = self._wanted()
             parts.append((self._observations.copy(), wanted, weights, self._is_first))
-            actions = policy.act_batch(self._observations, self._memory)
-            self.errors.append(float(np.average((actions - wanted) ** 2, weights=weights)))
-            actions = np.where(follows, wanted, actions)
-            actions = actions + noise * self._rng.standard_normal(env.num_envs)
+            chosen = policy.act_batch(self._observations, self._memory)
+            self.errors.append(float(np.average((chosen - wanted) ** 2, weights=weights)))
+            actions = np.where(follows, wanted, chosen)
+            actions += noise * self._rng.standard_normal(env.num_envs)
             env.step_async(actions.clip(-1.0, 1.0).astype(np.float32)[:, None])
             self._observations, _, self._is_first, infos = env.step_wait()
             self._memory[:, self._is_first] = 0.0

@@ -90,12 +90,9 @@ class SmallTrainingProblem(Task):
         super().__post_init__()
         is_met = bool(self.families) and set(self.families) <= set(FAMILIES)
         self._require("families", is_met, f"be some of {tuple(FAMILIES)}")
-        low, high = self.num_train_range
-        self._require(
-            "num_train_range",
-            BATCH_SIZES[1] <= low <= high,
-            f"be {BATCH_SIZES[1]} <= low <= high",
-        )
+        fewest, most = self.num_train_range
+        is_met = BATCH_SIZES[1] <= fewest <= most
+        self._require("num_train_range", is_met, f"be {BATCH_SIZES[1]} <= low <= high")
         low, high = self.label_noise_range
         self._require("label_noise_range", 0.0 <= low <= high <= 1.0, "be in [0, 1]")
         self._require("dtype", self.dtype in ("float32", "float64"), "be float32 or float64")

@@ -45,6 +45,14 @@ MISTAKES = {
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
+    ("imitate.py", "experts.num_batches=0"): "`experts.num_batches` must be a whole number of at l",
+    ("imitate.py", "experts.peak_factors=[1,2]"): "`peak_factors` must be at least three positive",
+    ("imitate.py", "experts.path=nowhere.csv"): "cannot use nowhere.csv",
+    ("imitate.py", "task=quadratic"): "`task` must be one that can be batched, got 'quadratic'",
+    (
+        "imitate.py",
+        "imitation.lstm_units=-1",
+    ): "`imitation.lstm_units` must be a whole number of at l",
     ("stress_nmf.py", "show_progress=false"): "`policy` must be a run folder of experiment=iclr202",
     ("stress_nmf.py", "policy=nowhere"): "no policy at nowhere",
 }
@@ -52,6 +60,7 @@ SMALL = {
     "train_agent.py": [argument for argument in TINY if not argument.startswith("task=")],
     "evaluate.py": ["num_threads=1"],
     "reproduce.py": ["num_threads=1"],
+    "imitate.py": ["num_threads=1", "task.num_setups=1", "task.calibrate=false"],
     "stress_nmf.py": ["num_threads=1"],
 }
 

@@ -1,0 +1,183 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lrpilot import ActionSpec, ControlSettings, ObservationSpec
+from lrpilot.agents.imitation import Experts, imitate, search_experts
+from lrpilot.agents.imitation.actor import Actor
+from lrpilot.agents.imitation.dagger import ExpertEpisodes
+from lrpilot.agents.imitation.experts import decay_to_zero
+from lrpilot.tasks.small_trainings.task import SmallTrainingTask
+
+PEAKS = np.array([0.1, 1.0, 10.0])
+TASK = SmallTrainingTask(
+    name="small_trainings",
+    base_lr=0.2,
+    total_steps=24,
+    num_setups=2,
+    families=("mlp",),
+    num_train_range=(256, 300),
+    num_privileged=32,
+    dtype="float64",
+    calibrate=False,
+)
+SETTINGS = ControlSettings(
+    observation=ObservationSpec(groups=("progress", "recent_loss", "recent_lr")),
+    num_decisions=6,
+    horizon_factors=(0.5, 1.0),
+)
+IMITATION = {
+    "num_envs": 4,
+    "num_rounds": 3,
+    "steps_per_round": 8,
+    "updates_per_round": 30,
+    "hidden_sizes": [8],
+    "action_noise": 0.1,
+    "peak_error": 0.5,
+    "show_progress": False,
+}
+
+
+def experts_of(*levels: list[float], peaks: np.ndarray = PEAKS) -> Experts:
+    count = len(levels)
+    return Experts(peaks, np.arange(count), np.full(count, 12), np.array(levels, np.float64))
+
+
+@pytest.mark.parametrize("kind", ["multiplier", "residual"])
+def test_the_action_for_a_factor_gives_this_factor(kind: str) -> None:
+    spec = ActionSpec(kind=kind, min_factor=1e-9, max_factor=1e9)
+    rng = np.random.default_rng(0)
+    multiplier, progress = np.exp(rng.normal(size=100)), rng.uniform(0.0, 0.99, 100)
+    action = rng.uniform(-1.0, 1.0, 100)
+    factor, _ = spec.apply(action, multiplier=multiplier, progress=progress)
+    again = spec.action_for(factor, multiplier=multiplier, progress=progress)
+    assert again == pytest.approx(action, abs=1e-9)
+
+
+def test_the_schedule_of_experts_is_continuous_and_highest_after_its_warmup() -> None:
+    grid = np.linspace(0.0, 1.0, 1001)
+    factors = decay_to_zero(grid)
+    assert np.abs(np.diff(factors)).max() < 0.0101
+    assert grid[factors.argmax()] == pytest.approx(0.1)
+    assert factors[-1] == 0.0
+
+
+def test_the_best_peak_of_one_that_follows_exactly_is_the_best_that_ran() -> None:
+    peaks = experts_of([0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, -0.5, -1.0]).best_peaks(1e-3)
+    assert peaks == pytest.approx([1.0, 0.1, 10.0])
+
+
+def test_an_even_valley_has_its_best_peak_in_the_middle_whatever_the_error() -> None:
+    for error in (0.1, 0.7, 2.0):
+        assert experts_of([0.0, -1.0, 0.0]).best_peaks(error) == pytest.approx([1.0])
+
+
+def test_the_best_peak_keeps_away_from_divergence_the_more_the_larger_the_error() -> None:
+    experts = experts_of([-0.8, -1.0, 2.0])
+    near, far = experts.best_peaks(0.2)[0], experts.best_peaks(0.7)[0]
+    assert far < near < 1.0
+
+
+def test_stakes_are_high_where_the_other_peaks_are_bad() -> None:
+    stakes = experts_of([-1.0, -1.0, -1.0], [0.0, -1.0, -0.5], [2.0, -1.0, 1.5]).stakes()
+    assert stakes == pytest.approx([0.0, 1.0, 1.0])
+
+
+def test_experts_of_a_file_are_those_that_were_written(tmp_path: Path) -> None:
+    experts = experts_of([0.1, -1.0 / 3.0, 2.0], [0.0, -1e-9, -2.0])
+    experts.write(tmp_path / "experts.csv")
+    again = Experts.read(tmp_path / "experts.csv")
+    for name in ("peak_lrs", "task_seeds", "total_steps", "levels"):
+        assert np.array_equal(getattr(again, name), getattr(experts, name))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("seed,loss\n1,2\n")
+    with pytest.raises(ValueError, match=r"`experts.path` must be a file of experts, got .*runs"):
+        Experts.read(path)
+
+
+def test_experts_with_other_peaks_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="`other` must have the peaks"):
+        experts_of([0.0, 0.0, 0.0]) + experts_of([0.0, 0.0, 0.0], peaks=2 * PEAKS)
+
+
+def test_levels_are_those_of_single_runs() -> None:
+    experts = search_experts(TASK, seeds=[3, 8], total_steps=12, peak_factors=[0.3, 1.0, 3.0])
+    assert experts.peak_lrs == pytest.approx([0.06, 0.2, 0.6])
+    for k, lr in enumerate(experts.peak_lrs):
+        run = TASK.start(8)
+        first = run.privileged_loss()
+        for step in range(12):
+            run.step(lr * decay_to_zero((step + 0.5) / 12))
+        level = math.log(run.privileged_loss() / first)
+        assert experts.levels[1, k] == pytest.approx(level, rel=1e-9)
+
+
+def test_divergence_is_a_level_of_2() -> None:
+    experts = search_experts(TASK, seeds=[0], total_steps=5, peak_factors=[1.0, 2.0, 1e30])
+    assert experts.levels[0, 2] == 2.0
+
+
+@pytest.mark.parametrize("factors", [[0.1, 1.0], [1.0, 1.0, 3.0], [-1.0, 1.0, 3.0]])
+def test_peaks_must_ascend(factors: list[float]) -> None:
+    with pytest.raises(ValueError, match="`peak_factors` must be at least three positive numbers"):
+        search_experts(TASK, seeds=[0], total_steps=5, peak_factors=factors)
+
+
+def test_every_expert_comes_once_before_any_comes_again() -> None:
+    experts = experts_of(*[[0.0, -1.0, 0.0]] * 5)
+    episodes = ExpertEpisodes(TASK, SETTINGS, experts)
+    rng = np.random.default_rng(0)
+    drawn = [episodes.draw(rng, {}) for _ in range(10)]
+    assert sorted(episode["expert"] for episode in drawn[:5]) == list(range(5))
+    assert sorted(episode["expert"] for episode in drawn[5:]) == list(range(5))
+    assert all(episode["task_seed"] == episode["expert"] for episode in drawn)
+    assert all(episode["total_steps"] == 12 for episode in drawn)
+
+
+@pytest.mark.parametrize("lstm_units", [0, 5])
+def test_the_policy_acts_as_its_network_through_the_starts_of_runs(lstm_units: int) -> None:
+    torch.manual_seed(0)
+    actor = Actor(len(SETTINGS.observation.names), lstm_units=lstm_units, hidden_sizes=[6])
+    policy = actor.policy(SETTINGS, {})
+    x = torch.randn(7, 3, len(SETTINGS.observation.names))
+    is_first = torch.rand(7, 3) < 0.3
+    memory = policy.initial_memory(3)
+    with torch.no_grad():
+        expected = actor(x, is_first, torch.tensor(memory)).clamp(-1.0, 1.0)
+    for observations, fresh, wanted in zip(x.numpy(), is_first.numpy(), expected, strict=True):
+        memory[:, fresh] = 0.0
+        assert policy.act_batch(observations, memory) == pytest.approx(wanted.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("lstm_units", [0, 4])
+def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
+    experts = search_experts(TASK, seeds=[1, 2, 3], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
+    rows: list[str] = []
+    policy = imitate(
+        TASK,
+        SETTINGS,
+        experts,
+        **{**IMITATION, "num_rounds": 8, "updates_per_round": 100},  # type: ignore[arg-type]
+        lstm_units=lstm_units,
+        report=lambda _, metrics: rows.append(metrics),
+    )
+    errors = [float(line.split(",")[2]) for line in rows[-1].splitlines()[1:]]
+    assert errors[-1] < errors[0] / 3
+    low, high = policy.card["feature_range"]["progress"]
+    assert -1.0 <= low < high <= 1.0
+
+
+def test_imitation_of_one_seed_gives_one_policy() -> None:
+    experts = experts_of([0.0, -1.0, 0.0], [-1.0, 0.0, 0.0])
+    policies = [
+        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=3, seed=seed)  # type: ignore[arg-type]
+        for seed in (0, 0, 1)
+    ]
+    same, again, other = (policy.fingerprint for policy in policies)
+    assert same == again != other
