@@ -60,7 +60,7 @@ SMALL = {
     "train_agent.py": [argument for argument in TINY if not argument.startswith("task=")],
     "evaluate.py": ["num_threads=1"],
     "reproduce.py": ["num_threads=1"],
-    "imitate.py": ["num_threads=1", "task.num_setups=1", "task.calibrate=false"],
+    "imitate.py": ["num_threads=1", "show_progress=false"],
     "stress_nmf.py": ["num_threads=1"],
 }
 
