@@ -94,11 +94,12 @@ class ClockSpec:
         low, high = self.horizon_range
         if total_steps < 1 or low <= total_steps <= high:
             return None
-        effect = (
-            "its learning rates are likely to be too low"
-            if total_steps > high
-            else "it has too few steps to find the learning rate"
-        )
+        if total_steps < low:
+            effect = "it has too few steps to find the learning rate"
+        elif self.growth is None:
+            effect = "its learning rates are likely to be too low"
+        else:
+            effect = "it was not trained for so long a run"
         return (
             f"`total_steps` = {total_steps} is outside [{low}, {high}], the lengths of the runs "
             f"that the policy was trained on: {effect}; use a policy that was trained on such "
