@@ -88,8 +88,7 @@ class LRControlVecEnv(VecEnv):
         self._guarantee = ""
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
-        self.drawn_episodes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-        """What `Episodes.draw` gave each instance for the episode that it is in."""
+        self._episodes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._actions: Array | None = None
 
     def seed(self, seed: int | None = None) -> list[int | None]:
@@ -111,8 +110,8 @@ class LRControlVecEnv(VecEnv):
 
     def _start(self, rows: list[int]) -> Array:
         for row in rows:
-            self.drawn_episodes[row] = self.instance.episodes.draw(self._rngs[row], {})
-        drawn = [self.drawn_episodes[row] for row in rows]
+            self._episodes[row] = self.instance.episodes.draw(self._rngs[row], {})
+        drawn = [self._episodes[row] for row in rows]
         seeds = [episode["task_seed"] for episode in drawn]
         self.runs.reset(rows, seeds)
         horizons = [episode["total_steps"] for episode in drawn]
@@ -223,12 +222,7 @@ class LRControlVecEnv(VecEnv):
         return [
             {**episode, "lr": lr, "num_steps": num_steps, "is_diverged": diverged, **bound}
             for episode, lr, num_steps, diverged, bound in zip(
-                self.drawn_episodes,
-                self._lrs.tolist(),
-                steps,
-                is_diverged.tolist(),
-                capped,
-                strict=True,
+                self._episodes, self._lrs.tolist(), steps, is_diverged.tolist(), capped, strict=True
             )
         ]
 
@@ -260,7 +254,7 @@ class LRControlVecEnv(VecEnv):
         """The state of all episodes and generators, in plain values and copied tensors."""
         return {
             "rngs": [copy.deepcopy(rng.bit_generator.state) for rng in self._rngs],
-            "episodes": [dict(episode) for episode in self.drawn_episodes],
+            "episodes": [dict(episode) for episode in self._episodes],
             "runs": self.runs.state_dict(),
             "controller": self.controller.state_dict(),
             "arrays": {name: getattr(self, name).tolist() for name in _ARRAYS},
@@ -272,7 +266,7 @@ class LRControlVecEnv(VecEnv):
         """Continue from `state_dict()` of an environment built with the same arguments."""
         for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
             rng.bit_generator.state = copy.deepcopy(rng_state)
-        self.drawn_episodes = [dict(episode) for episode in state["episodes"]]
+        self._episodes = [dict(episode) for episode in state["episodes"]]
         self.runs.load_state_dict(state["runs"])
         self.controller.load_state_dict(state["controller"])
         for name in _ARRAYS:

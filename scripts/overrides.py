@@ -24,7 +24,7 @@ LEAST = {
     "num_replay": 1,
     "num_batches": 1,
     "num_rounds": 1,
-    "steps_per_round": 1,
+    "num_runs": 1,
     "updates_per_round": 1,
     "lstm_units": 0,
 }

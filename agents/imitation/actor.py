@@ -27,21 +27,17 @@ class Actor(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairs)
         self.action = nn.Linear(sizes[-1], 1)
 
-    def forward(self, x: Tensor, is_first: Tensor, memory: Tensor) -> Tensor:
-        """Actions (S, M) of M sequences of S decisions, before they are clipped.
+    def forward(self, x: Tensor) -> Tensor:
+        """Actions (S, M) of M runs in their first S decisions, before they are clipped.
 
         Args:
             x: observations, (S, M, n).
-            is_first: where a run begins, whose memory is empty, (S, M).
-            memory: hidden state and cell before the sequences, (2, M, u).
         """
         if self.cell is not None:
-            hidden, cell = memory
-            states = []
-            for observation, fresh in zip(x, is_first, strict=True):
-                kept = ~fresh[:, None]
-                hidden, cell = self.cell(observation, (hidden * kept, cell * kept))
-                states.append(hidden)
+            state, states = None, []
+            for observations in x:
+                state = self.cell(observations, state)
+                states.append(state[0])
             x = torch.stack(states)
         for layer in self.hidden:
             x = layer(x).tanh()

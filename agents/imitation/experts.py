@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lrpilot.files import write_whole
 from lrpilot.policy.elementwise import Numbers, at_least, where
@@ -41,6 +42,12 @@ def decay_to_zero(progress: Numbers) -> Numbers:
     return where(progress < WARMUP_SHARE, warmup, (1.0 - progress) / (1.0 - WARMUP_SHARE))
 
 
+def log_levels(losses: Tensor, first: Tensor) -> Floats:
+    """The log of held-out losses over those at the start; of what diverged, and at most, 2."""
+    levels: Floats = (losses.double() / first.double()).log().cpu().numpy()
+    return np.nan_to_num(levels, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE)
+
+
 @dataclass(frozen=True)
 class Experts:
     """N trainings of a task, each of which ran once at every one of K peaks of `decay_to_zero`.
@@ -69,6 +76,12 @@ class Experts:
         names = ("task_seeds", "total_steps", "levels")
         joined = [np.concatenate((getattr(self, n), getattr(other, n))) for n in names]
         return type(self)(self.peak_lrs, *joined)
+
+    def of_horizon(self, total_steps: int) -> Self:
+        """Those whose T is this one."""
+        chosen = self.total_steps == total_steps
+        names = ("task_seeds", "total_steps", "levels")
+        return type(self)(self.peak_lrs, *(getattr(self, name)[chosen] for name in names))
 
     def best_peaks(self, error: float) -> Floats:
         """The peaks that are best for whoever follows them inexactly, (N,).
@@ -151,21 +164,15 @@ def search_experts(
     runs = task.start_batch(num_runs)
     runs.reset(list(range(num_runs)), np.repeat(seeds, shape[1]).tolist())
 
-    def held_out() -> Floats:
-        losses: Floats = runs.privileged_losses().double().cpu().numpy().reshape(shape)
-        return losses
-
-    first = held_out()[:, :1]
+    first = runs.privileged_losses()
     peak_lrs = factors * task.base_lr
     lrs = torch.as_tensor(np.tile(peak_lrs, shape[0]), device=runs.device)
     everyone = torch.ones(num_runs, dtype=torch.bool, device=runs.device)
     for step in range(total_steps):
         runs.step(lrs * decay_to_zero((step + 0.5) / total_steps), everyone)
-    levels = np.log(held_out() / first)
     return Experts(
         peak_lrs=peak_lrs,
         task_seeds=np.array(seeds, np.int64),
         total_steps=np.full(len(seeds), total_steps),
-        # a run that diverged is as bad as one that ends at e^2 times its first loss
-        levels=np.nan_to_num(levels, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE),
+        levels=log_levels(runs.privileged_losses(), first).reshape(shape),
     )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from lrpilot import ActionSpec, ControlSettings, ObservationSpec
 from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
-from lrpilot.agents.imitation.dagger import ExpertEpisodes
+from lrpilot.agents.imitation.dagger import roll_out
 from lrpilot.agents.imitation.experts import decay_to_zero
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
@@ -30,9 +31,8 @@ SETTINGS = ControlSettings(
     horizon_factors=(0.5, 1.0),
 )
 IMITATION = {
-    "num_envs": 4,
+    "num_runs": 4,
     "num_rounds": 3,
-    "steps_per_round": 8,
     "updates_per_round": 30,
     "hidden_sizes": [8],
     "action_noise": 0.1,
@@ -129,30 +129,64 @@ def test_peaks_must_ascend(factors: list[float]) -> None:
         search_experts(TASK, seeds=[0], total_steps=5, peak_factors=factors)
 
 
-def test_every_expert_comes_once_before_any_comes_again() -> None:
-    experts = experts_of(*[[0.0, -1.0, 0.0]] * 5)
-    episodes = ExpertEpisodes(TASK, SETTINGS, experts)
-    rng = np.random.default_rng(0)
-    drawn = [episodes.draw(rng, {}) for _ in range(10)]
-    assert sorted(episode["expert"] for episode in drawn[:5]) == list(range(5))
-    assert sorted(episode["expert"] for episode in drawn[5:]) == list(range(5))
-    assert all(episode["task_seed"] == episode["expert"] for episode in drawn)
-    assert all(episode["total_steps"] == 12 for episode in drawn)
+def test_experts_of_a_horizon_are_those_with_it() -> None:
+    experts = Experts(PEAKS, np.arange(3), np.array([10, 20, 10]), np.eye(3))
+    chosen = experts.of_horizon(10)
+    assert chosen.task_seeds.tolist() == [0, 2]
+    assert np.array_equal(chosen.levels, np.eye(3)[[0, 2]])
+
+
+def test_an_expert_that_acts_is_followed_to_its_schedule() -> None:
+    """Noise or not, it brings the rate to its peak, times its schedule's value at each decision."""
+    experts = search_experts(TASK, seeds=[1, 2], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
+    settings = replace(SETTINGS, action=ActionSpec(max_log_change=10.0, max_factor=1e6))
+    rollout, _ = roll_out(
+        TASK,
+        settings,
+        experts,
+        Actor(len(settings.observation.names), lstm_units=0, hidden_sizes=[2]).policy(settings, {}),
+        num_runs=6,
+        peak_error=0.5,
+        expert_share=1.0,
+        noise=0.0,
+        rng=np.random.default_rng(0),
+    )
+    # after the first decision that reaches it, only the warm-up remains to be followed
+    after_warmup = rollout.wanted[2:]
+    assert after_warmup.abs().max() < 1e-6
+    assert rollout.wanted[0].abs().min() > 1e-3
+
+
+def test_states_after_a_divergence_have_no_weight() -> None:
+    experts = replace(experts_of([0.0, -1.0, 0.0]), total_steps=np.array([24]))
+    settings = replace(SETTINGS, initial_lr_factors=(1e30, 1e31))
+    actor = Actor(len(settings.observation.names), lstm_units=0, hidden_sizes=[2])
+    rollout, regrets = roll_out(
+        TASK,
+        settings,
+        experts,
+        actor.policy(settings, {}),
+        num_runs=3,
+        peak_error=0.5,
+        expert_share=0.0,
+        noise=0.0,
+        rng=np.random.default_rng(0),
+    )
+    assert not rollout.weights.any()
+    assert regrets.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize("lstm_units", [0, 5])
-def test_the_policy_acts_as_its_network_through_the_starts_of_runs(lstm_units: int) -> None:
+def test_the_policy_acts_as_its_network_in_whole_runs(lstm_units: int) -> None:
     torch.manual_seed(0)
     actor = Actor(len(SETTINGS.observation.names), lstm_units=lstm_units, hidden_sizes=[6])
     policy = actor.policy(SETTINGS, {})
     x = torch.randn(7, 3, len(SETTINGS.observation.names))
-    is_first = torch.rand(7, 3) < 0.3
     memory = policy.initial_memory(3)
     with torch.no_grad():
-        expected = actor(x, is_first, torch.tensor(memory)).clamp(-1.0, 1.0)
-    for observations, fresh, wanted in zip(x.numpy(), is_first.numpy(), expected, strict=True):
-        memory[:, fresh] = 0.0
-        assert policy.act_batch(observations, memory) == pytest.approx(wanted.numpy(), abs=1e-6)
+        expected = actor(x).clamp(-1.0, 1.0).numpy()
+    for observations, wanted in zip(x.numpy(), expected, strict=True):
+        assert policy.act_batch(observations, memory) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("lstm_units", [0, 4])
@@ -167,7 +201,7 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
         lstm_units=lstm_units,
         report=lambda _, metrics: rows.append(metrics),
     )
-    errors = [float(line.split(",")[2]) for line in rows[-1].splitlines()[1:]]
+    errors = [float(line.split(",")[3]) for line in rows[-1].splitlines()[1:]]
     assert errors[-1] < errors[0] / 3
     low, high = policy.card["feature_range"]["progress"]
     assert -1.0 <= low < high <= 1.0
