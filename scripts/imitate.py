@@ -55,6 +55,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         experts,
         **plain(cfg.imitation),
         seed=cfg.seed,
+        init_from=Policy.load(cfg.init_from) if cfg.init_from else None,
         card={
             **{name: config[name] for name in ("task", "env", "imitation")},
             **describe_provenance(),

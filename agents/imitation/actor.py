@@ -44,6 +44,32 @@ class Actor(nn.Module):
         actions: Tensor = self.action(x).squeeze(-1)
         return actions
 
+    def load(self, policy: Policy, settings: ControlSettings) -> None:
+        """Take the weights of a policy.
+
+        Raises:
+            ValueError: if it sees or does something else than `settings` say, or has other shapes.
+        """
+        mine = self.policy(settings, {})
+        for name, expected, given in (
+            ("observation", mine.observation, policy.observation),
+            ("action", mine.action, policy.action),
+            ("shapes", _shapes(mine), _shapes(policy)),
+        ):
+            if expected != given:
+                raise ValueError(f"`init_from` must have the {name} {expected}, got {given}")
+        with torch.no_grad():
+            for layer, arrays in zip((*self.hidden, self.action), policy.layers, strict=True):
+                weight, bias = map(torch.tensor, arrays)
+                layer.weight.copy_(weight.T)
+                layer.bias.copy_(bias)
+            if self.cell is not None and policy.lstm is not None:
+                weight, bias = map(torch.tensor, policy.lstm)
+                self.cell.weight_ih.copy_(weight[: self.cell.input_size].T)
+                self.cell.weight_hh.copy_(weight[self.cell.input_size :].T)
+                self.cell.bias_ih.copy_(bias)
+                self.cell.bias_hh.zero_()
+
     def policy(self, settings: ControlSettings, card: dict[str, Any]) -> Policy:
         """The frozen policy that acts as this network does."""
         lstm = None
@@ -58,3 +84,8 @@ class Actor(nn.Module):
         return Policy(
             layers, settings.observation, settings.action, settings.clock, card=card, lstm=lstm
         )
+
+
+def _shapes(policy: Policy) -> list[tuple[int, ...]]:
+    lstm = [] if policy.lstm is None else [policy.lstm]
+    return [weight.shape for weight, _ in [*lstm, *policy.layers]]

@@ -141,6 +141,7 @@ def imitate(
     action_noise: float,
     peak_error: float,
     seed: int = 0,
+    init_from: Policy | None = None,
     card: Mapping[str, Any] | None = None,
     show_progress: bool = True,
     report: Callable[[Policy, str], None] = lambda policy, metrics: None,
@@ -148,8 +149,8 @@ def imitate(
     """Learn to bring the learning rate to where each training's expert has it, by DAgger.
 
     In round i, the policy controls the experts' trainings of one horizon from random initial
-    learning rates, but for a share 2^-i of the runs, in which the experts act. In every state that is seen,
-    the expert's action a* is noted: it brings the learning rate to the best peak times
+    learning rates, but for a share 2^-i of the runs, in which the experts act. In every state that
+    is seen, the expert's action a* is noted: it brings the learning rate to the best peak times
     `decay_to_zero(p)`, as far as one decision reaches. Then the policy is fitted to all that were
     noted so far: Adam minimizes the mean of (a - a*)^2, weighted by what is at stake for the
     expert.
@@ -166,6 +167,8 @@ def imitate(
         action_noise: standard deviation of noise in all actions, so that more is seen.
         peak_error: of `Experts.best_peaks`.
         seed: of the draws and the weights.
+        init_from: policy to go on from, of the same shapes, that sees and does the same; then no
+            expert acts.
         card: what the policy file says besides.
         show_progress: whether to draw a progress bar.
         report: is given the policy and the rows of metrics so far (CSV) after every round.
@@ -173,11 +176,16 @@ def imitate(
     References:
         Ross et al. A reduction of imitation learning and structured prediction to no-regret online
         learning. AISTATS 2011.
+
+    Raises:
+        ValueError: if `init_from` sees or does something else, or has other shapes.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     names = settings.observation.names
     actor = Actor(len(names), lstm_units=lstm_units, hidden_sizes=hidden_sizes)
+    if init_from is not None:
+        actor.load(init_from, settings)
     optimizer = torch.optim.Adam(actor.parameters(), lr=_LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, 0.1, total_iters=num_rounds * updates_per_round
@@ -208,7 +216,7 @@ def imitate(
             policy,
             num_runs=num_runs,
             peak_error=peak_error,
-            expert_share=0.5**k,
+            expert_share=0.5**k if init_from is None else 0.0,
             noise=action_noise,
             rng=rng,
         )

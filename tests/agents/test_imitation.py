@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,24 @@ def test_the_policy_acts_as_its_network_in_whole_runs(lstm_units: int) -> None:
         expected = actor(x).clamp(-1.0, 1.0).numpy()
     for observations, wanted in zip(x.numpy(), expected, strict=True):
         assert policy.act_batch(observations, memory) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("lstm_units", [0, 5])
+def test_an_actor_that_takes_a_policy_is_that_policy(lstm_units: int) -> None:
+    sizes: dict[str, Any] = {"lstm_units": lstm_units, "hidden_sizes": [6]}
+    first, second = (Actor(len(SETTINGS.observation.names), **sizes) for _ in range(2))
+    policy = first.policy(SETTINGS, {})
+    assert second.policy(SETTINGS, {}).fingerprint != policy.fingerprint
+    second.load(policy, SETTINGS)
+    assert second.policy(SETTINGS, {}).fingerprint == policy.fingerprint
+
+
+def test_an_actor_does_not_take_a_policy_of_other_shapes() -> None:
+    small, large = (
+        Actor(len(SETTINGS.observation.names), lstm_units=0, hidden_sizes=[size]) for size in (3, 4)
+    )
+    with pytest.raises(ValueError, match="`init_from` must have the shapes"):
+        small.load(large.policy(SETTINGS, {}), SETTINGS)
 
 
 @pytest.mark.parametrize("lstm_units", [0, 4])
