@@ -260,4 +260,5 @@ def _update(
     nn.utils.clip_grad_norm_(actor.parameters(), _MAX_GRADIENT_NORM)
     optimizer.step()
     decay.step()
-    return loss.item()
+    error: float = loss.item()
+    return error

@@ -31,7 +31,7 @@ SETTINGS = ControlSettings(
     num_decisions=6,
     horizon_factors=(0.5, 1.0),
 )
-IMITATION = {
+IMITATION: dict[str, Any] = {
     "num_runs": 4,
     "num_rounds": 3,
     "updates_per_round": 30,
@@ -216,7 +216,7 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
         TASK,
         SETTINGS,
         experts,
-        **{**IMITATION, "num_rounds": 8, "updates_per_round": 100},  # type: ignore[arg-type]
+        **{**IMITATION, "num_rounds": 8, "updates_per_round": 100},
         lstm_units=lstm_units,
         report=lambda _, metrics: rows.append(metrics),
     )
@@ -229,7 +229,7 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
 def test_imitation_of_one_seed_gives_one_policy() -> None:
     experts = experts_of([0.0, -1.0, 0.0], [-1.0, 0.0, 0.0])
     policies = [
-        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=3, seed=seed)  # type: ignore[arg-type]
+        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=3, seed=seed)
         for seed in (0, 0, 1)
     ]
     same, again, other = (policy.fingerprint for policy in policies)
