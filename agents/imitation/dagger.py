@@ -16,7 +16,8 @@ from tqdm import tqdm
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
-from lrpilot.agents.imitation.experts import Experts, decay_to_zero, log_levels
+from lrpilot.agents.imitation.control import train_controlled
+from lrpilot.agents.imitation.experts import Experts, decay_to_zero
 from lrpilot.envs.reward import has_diverged
 from lrpilot.policy.controller import Controller
 from lrpilot.tasks.task import Task
@@ -29,6 +30,7 @@ _MAX_GRADIENT_NORM = 1.0
 # so that experts which see no difference between the peaks count, too
 _LEAST_STAKE = 0.05
 
+Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
@@ -79,33 +81,16 @@ def roll_out(
     """
     total_steps = int(experts.total_steps[0])
     index = np.resize(rng.permutation(len(experts)), num_runs)
-    peaks, best = experts.best_peaks(peak_error)[index], experts.levels.min(1)[index]
+    peaks = experts.best_peaks(peak_error)[index]
     weights = experts.stakes()[index] + _LEAST_STAKE
     low, high = map(math.log, settings.initial_lr_factors)
     initial_lrs = task.base_lr * np.exp(rng.uniform(low, high, num_runs))
     follows = rng.random(num_runs) < expert_share
-    runs = task.start_batch(num_runs)
-    rows = list(range(num_runs))
-    runs.reset(rows, experts.task_seeds[index].tolist())
-    controller = Controller(
-        settings.observation, settings.action, runs, clock=settings.clock, num_runs=num_runs
-    )
-    interval = settings.clock.interval_steps(total_steps)
-    controller.reset(
-        rows, total_steps=[total_steps] * num_runs, interval_steps=[interval] * num_runs
-    )
     memory = policy.initial_memory(num_runs)
-    first = runs.privileged_losses()
-    everyone = np.ones(num_runs, np.bool_)
-    active = torch.as_tensor(everyone, device=runs.device)
-    parts = []
-    while True:
-        lrs = torch.as_tensor(initial_lrs * controller.factor, device=runs.device)
-        # all have the same horizon, and decide together
-        for _ in range(int(controller.steps_to_decision()[0])):
-            controller.step(runs.step(lrs, active), everyone)
-        if controller.num_steps[0] >= total_steps:
-            break
+    parts: list[tuple[Array, Floats, Floats]] = []
+
+    def act(controller: Controller, observations: Array) -> Floats:
+        nonlocal weights
         progress = controller.progress
         wanted = settings.action.action_for(
             peaks * decay_to_zero(progress) / initial_lrs,
@@ -113,19 +98,27 @@ def roll_out(
             progress=progress,
         ).clip(-1.0, 1.0)
         weights = weights * ~has_diverged(controller.observer, settings.divergence_factor)
-        observations = controller.close_interval(everyone)
         parts.append((observations.copy(), wanted, weights))
-        actions = np.where(follows, wanted, policy.act_batch(observations, memory))
-        actions += noise * rng.standard_normal(num_runs)
-        controller.act(actions.clip(-1.0, 1.0))
-    regrets: Floats = log_levels(runs.privileged_losses(), first) - best
+        actions: Floats = np.where(follows, wanted, policy.act_batch(observations, memory))
+        return actions + noise * rng.standard_normal(num_runs)
+
+    levels = train_controlled(
+        task,
+        act,
+        observation=settings.observation,
+        action=settings.action,
+        clock=settings.clock,
+        seeds=experts.task_seeds[index].tolist(),
+        initial_lrs=initial_lrs,
+        total_steps=total_steps,
+    )
     seen, asked, weight = (np.stack(part) for part in zip(*parts, strict=True))
     rollout = Rollout(
         torch.tensor(seen),
         torch.tensor(asked, dtype=torch.float32),
         torch.tensor(weight, dtype=torch.float32),
     )
-    return rollout, regrets[~follows]
+    return rollout, (levels - experts.levels.min(1)[index])[~follows]
 
 
 def imitate(
