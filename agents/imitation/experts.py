@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrpilot.envs.reward import LEVEL_FLOOR
 from lrpilot.files import write_whole
 from lrpilot.policy.elementwise import Numbers, at_least, where
 from lrpilot.tasks.task import Task
@@ -43,9 +45,12 @@ def decay_to_zero(progress: Numbers) -> Numbers:
 
 
 def log_levels(losses: Tensor, first: Tensor) -> Floats:
-    """The log of held-out losses over those at the start; of what diverged, and at most, 2."""
+    """The log of held-out losses over those at the start, at least log 1e-8.
+
+    At most 2, which is that of what diverged.
+    """
     levels: Floats = (losses.double() / first.double()).log().cpu().numpy()
-    return np.nan_to_num(levels, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE)
+    return np.nan_to_num(levels, nan=_LARGEST_RISE).clip(math.log(LEVEL_FLOOR), _LARGEST_RISE)
 
 
 @dataclass(frozen=True)

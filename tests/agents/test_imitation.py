@@ -11,7 +11,7 @@ from lrpilot import ActionSpec, ControlSettings, ObservationSpec
 from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.dagger import roll_out
-from lrpilot.agents.imitation.experts import decay_to_zero
+from lrpilot.agents.imitation.experts import decay_to_zero, log_levels
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 PEAKS = np.array([0.1, 1.0, 10.0])
@@ -122,6 +122,11 @@ def test_levels_are_those_of_single_runs() -> None:
 def test_divergence_is_a_level_of_2() -> None:
     experts = search_experts(TASK, seeds=[0], total_steps=5, peak_factors=[1.0, 2.0, 1e30])
     assert experts.levels[0, 2] == 2.0
+
+
+def test_a_loss_of_0_has_a_finite_level() -> None:
+    levels = log_levels(torch.tensor([0.0, 1.0, math.nan]), torch.tensor([2.0, 1.0, 1.0]))
+    assert levels == pytest.approx([math.log(1e-8), 0.0, 2.0])
 
 
 @pytest.mark.parametrize("factors", [[0.1, 1.0], [1.0, 1.0, 3.0], [-1.0, 1.0, 3.0]])
