@@ -21,7 +21,6 @@ from lrpilot import Policy
 from lrpilot.agents.imitation import search_experts, train_controlled
 from lrpilot.evaluation.report import format_table
 from lrpilot.evaluation.tuning_cost import worth_in_runs
-from lrpilot.policy.controller import Controller
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -34,30 +33,19 @@ def levels_of(
     policy: Policy, task: SmallTrainingTask, seeds: list[int], total_steps: int
 ) -> Floats:
     """Levels (trainings, factors) under a policy."""
-    columns = []
-    for factor in tqdm(FACTORS, desc="policy", unit=" rates", leave=False):
-        memory = policy.initial_memory(len(seeds))
-
-        def act(
-            _: Controller,
-            observations: NDArray[np.float32],
-            *,
-            memory: NDArray[np.float32] = memory,
-        ) -> NDArray[np.float32]:
-            return policy.act_batch(observations, memory)
-
-        levels = train_controlled(
-            task,
-            act,
-            observation=policy.observation,
-            action=policy.action,
-            clock=policy.clock,
-            seeds=seeds,
-            initial_lrs=np.full(len(seeds), task.base_lr * factor),
-            total_steps=total_steps,
-        )
-        columns.append(levels)
-    return np.stack(columns, axis=1)
+    shape = len(seeds), len(FACTORS)
+    memory = policy.initial_memory(shape[0] * shape[1])
+    levels = train_controlled(
+        task,
+        lambda _, observations: policy.act_batch(observations, memory),
+        observation=policy.observation,
+        action=policy.action,
+        clock=policy.clock,
+        seeds=np.repeat(seeds, shape[1]).tolist(),
+        initial_lrs=task.base_lr * np.tile(FACTORS, shape[0]),
+        total_steps=total_steps,
+    )
+    return levels.reshape(shape)
 
 
 def main() -> None:
@@ -92,7 +80,7 @@ def main() -> None:
         best = experts.levels.min(1)
         schedule = experts.levels[:, : len(FACTORS)]
         rows = {"schedule": schedule}
-        for name in options.policies:
+        for name in tqdm(options.policies, unit=" policies", leave=False):
             rows[name] = levels_of(Policy.load(name), task, seeds, total_steps)
         lines = [line(label, levels, best, schedule) for label, levels in rows.items()]
         print(format_table([f"{total_steps} steps", *COLUMNS], lines), flush=True)
