@@ -7,6 +7,7 @@ the rivals' best rates are known with hindsight where they are reported.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib import pyplot as plt
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
+from lrpilot.evaluation.evaluate import read_rows
 from lrpilot.evaluation.grid import Method, deployed, train_grid
 from lrpilot.evaluation.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, select, unique
@@ -44,6 +46,7 @@ def compare_unseen(
     policy: Policy,
     output: report.Output,
     only: Sequence[str] | None = None,
+    earlier: str | None = None,
 ) -> None:
     """Train every method on every task, and write rows, a table and a figure.
 
@@ -59,6 +62,9 @@ def compare_unseen(
         policy: the learned policy.
         output: gets runs.csv, zero_shot.png and table.md.
         only: names of the tasks that are trained; default all.
+        earlier: output folder of another run of this experiment. Its runs of a method on a task
+            are taken as they are, and not trained anew, if they are those that are asked for; the
+            policy always trains.
 
     Raises:
         ValueError: if a search rival is not among the schedulers, or `only` names no task.
@@ -77,17 +83,24 @@ def compare_unseen(
     for name, arguments in rivals.items():
         given = dict(arguments)
         methods.append(Method(name, given.pop("scheduler"), **given))
+    seeds = evaluation_seeds(num_seeds)
+    known = read_rows(Path(earlier) / "runs.csv") if earlier else []
     rows: list[dict[str, Any]] = []
     for name, task in tasks.items():
-        grid = train_grid(
-            task,
-            methods,
-            initial_lr_factors=initial_lr_factors,
-            seeds=evaluation_seeds(num_seeds),
-        )
-        total = len(methods) * len(initial_lr_factors) * num_seeds
+        to_train, of_task = [], []
+        for method in methods:
+            done = [row for row in known if (row["task"], row["scheduler"]) == (name, method.name)]
+            asked = _cells(task, method, initial_lr_factors, seeds)
+            if method.name != "policy" and sorted(map(_cell, done)) == asked:
+                of_task += done
+            else:
+                to_train.append(method)
+        grid = train_grid(task, to_train, initial_lr_factors=initial_lr_factors, seeds=seeds)
+        total = len(to_train) * len(initial_lr_factors) * num_seeds
         for result in output.progress(grid, total=total, desc=name):
-            rows.append({"task": name, **{column: result.row[column] for column in COLUMNS}})
+            of_task.append({"task": name, **{column: result.row[column] for column in COLUMNS}})
+        names = [method.name for method in methods]
+        rows += sorted(of_task, key=lambda row: names.index(row["scheduler"]))
         output.write_rows(rows, "runs.csv")
     draw_searches(rows, search_rivals, output)
     tables = [summary_table(rows, search_rivals)]
@@ -100,6 +113,20 @@ def compare_unseen(
         *tables,
         name="table.md",
         details=[f"policy {policy.fingerprint[:12]}"],
+    )
+
+
+def _cell(row: Mapping[str, Any]) -> tuple[float, int, int]:
+    return row["initial_lr"], row["seed"], row["total_steps"]
+
+
+def _cells(
+    task: Task, method: Method, factors: Sequence[float], seeds: Sequence[int]
+) -> list[tuple[float, int, int]]:
+    """The `_cell` of every run of a method on a task, in order."""
+    base_lr = method.base_lr or task.base_lr
+    return sorted(
+        (base_lr * factor, seed, task.total_steps) for factor in factors for seed in seeds
     )
 
 

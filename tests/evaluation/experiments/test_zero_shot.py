@@ -54,6 +54,34 @@ def test_every_method_trains_every_task_from_every_lr_on_every_seed(out_dir: Pat
     assert sorted(of_rival) == pytest.approx([0.02, 0.2, 2.0])
 
 
+def test_runs_of_an_earlier_folder_are_taken_and_the_policy_trains_anew(
+    task: QuadraticTask, policy: Policy, out_dir: Path, tmp_path: Path
+) -> None:
+    """The earlier folder lacks one run of one method, and has another loss in all of another."""
+    with (out_dir / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    marked = [{**row, "held_out_loss": "0.125"} for row in rows]
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    lacking = next(k for k, row in enumerate(marked) if row["scheduler"] == "constant")
+    with (earlier / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(marked[:lacking] + marked[lacking + 1 :])
+    compare(task, policy, tmp_path, earlier=str(earlier))
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        again = list(csv.DictReader(file))
+    keys = ("task", "scheduler", "initial_lr_factor", "seed")
+    assert [[row[key] for key in keys] for row in again] == [
+        [row[key] for key in keys] for row in rows
+    ]
+    for old, new in zip(rows, again, strict=True):
+        is_taken = new["scheduler"] in ("d2z", "plain") or (
+            new["scheduler"] == "constant" and new["task"] != marked[lacking]["task"]
+        )
+        assert new["held_out_loss"] == ("0.125" if is_taken else old["held_out_loss"])
+
+
 def test_the_figure_and_the_table_are_written(out_dir: Path) -> None:
     assert (out_dir / "zero_shot.png").stat().st_size > 5000
     text = (out_dir / "table.md").read_text()
