@@ -45,8 +45,8 @@ def compare_unseen(
     num_seeds: int,
     policy: Policy,
     output: report.Output,
+    earlier: str | None,
     only: Sequence[str] | None = None,
-    earlier: str | None = None,
 ) -> None:
     """Train every method on every task, and write rows, a table and a figure.
 
@@ -61,10 +61,10 @@ def compare_unseen(
         num_seeds: unseen seeds.
         policy: the learned policy.
         output: gets runs.csv, zero_shot.png and table.md.
-        only: names of the tasks that are trained; default all.
         earlier: output folder of another run of this experiment. Its runs of a method on a task
             are taken as they are, and not trained anew, if they are those that are asked for; the
             policy always trains.
+        only: names of the tasks that are trained; default all.
 
     Raises:
         ValueError: if a search rival is not among the schedulers, or `only` names no task.

@@ -32,6 +32,7 @@ def compare(task: QuadraticTask, policy: Policy, folder: Path, **changes: Any) -
         "search_rivals": ["d2z"],
         "initial_lr_factors": FACTORS,
         "num_seeds": 2,
+        "earlier": None,
     }
     output = Output(folder, "machine of this test", no_bar)
     compare_unseen(policy=policy, output=output, **{**arguments, **changes})
