@@ -2,9 +2,11 @@
 
 import csv
 import io
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.control import train_controlled
 from lrpilot.agents.imitation.experts import Experts, decay_to_zero
+from lrpilot.agents.training import without_folders
 from lrpilot.envs.reward import has_diverged
 from lrpilot.policy.controller import Controller
 from lrpilot.tasks.task import Task
@@ -183,13 +186,20 @@ def imitate(
     decay = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, 0.1, total_iters=num_rounds * updates_per_round
     )
-    trained_on = {
-        **(card or {}),
+    given = without_folders(dict(card or {"task": {"name": task.name}}))
+    trained_on: dict[str, Any] = {
+        **given,
+        "env": {**given.get("env", {}), **json.loads(json.dumps(asdict(settings)))},
         "algorithm": "DAgger",
         "num_experts": len(experts),
+        "num_env_steps": 0,
+        "num_inner_steps": 0,
         "seed": seed,
+        "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
     }
+    if init_from is not None:
+        trained_on["init_from_fingerprint"] = init_from.fingerprint
     policy = actor.policy(settings, trained_on)
     horizons: list[int] = []
     rollouts: list[Rollout] = []
@@ -220,12 +230,14 @@ def imitate(
         losses = [_update(actor, optimizer, whole, decay) for _ in range(updates_per_round)]
         seen = whole.observations.flatten(0, 1)
         bounds = zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)
-        ranges = dict(zip(names, map(list, bounds), strict=True))
-        policy = actor.policy(settings, {**trained_on, "feature_range": ranges})
+        trained_on["feature_range"] = dict(zip(names, map(list, bounds), strict=True))
+        trained_on["num_env_steps"] += rollout.wanted.numel()
+        trained_on["num_inner_steps"] += num_runs * total_steps
+        policy = actor.policy(settings, dict(trained_on))
         row = {
             "round": k,
             "total_steps": total_steps,
-            "num_states": sum(rollout.wanted.numel() for rollout in rollouts),
+            "num_states": trained_on["num_env_steps"],
             "error": round(float(np.mean(losses)), 4),
             "regret": round(float(regrets.mean()), 4) if len(regrets) else "",
             "seconds": round(time.perf_counter() - start, 1),

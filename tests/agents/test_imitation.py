@@ -229,13 +229,14 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
     assert errors[-1] < errors[0] / 3
     low, high = policy.card["feature_range"]["progress"]
     assert -1.0 <= low < high <= 1.0
+    # of 8 rounds with 4 runs of 24 steps, and 5 decisions each
+    assert (policy.card["num_env_steps"], policy.card["num_inner_steps"]) == (160, 768)
 
 
 def test_imitation_of_one_seed_gives_one_policy() -> None:
     experts = experts_of([0.0, -1.0, 0.0], [-1.0, 0.0, 0.0])
     policies = [
-        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=3, seed=seed)
-        for seed in (0, 0, 1)
+        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=3, seed=seed) for seed in (0, 0, 1)
     ]
     same, again, other = (policy.fingerprint for policy in policies)
     assert same == again != other
