@@ -228,7 +228,7 @@ def imitate(
         padded = [rollout.padded(longest) for rollout in rollouts]
         whole = Rollout(*(torch.cat(parts, 1) for parts in zip(*padded, strict=True)))
         losses = [_update(actor, optimizer, whole, decay) for _ in range(updates_per_round)]
-        seen = whole.observations.flatten(0, 1)
+        seen = torch.cat([rollout.observations.flatten(0, 1) for rollout in rollouts])
         bounds = zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)
         trained_on["feature_range"] = dict(zip(names, map(list, bounds), strict=True))
         trained_on["num_env_steps"] += rollout.wanted.numel()
