@@ -63,7 +63,8 @@ print(codes, main(["report", "."]))
 
 
 def test_list_has_a_line_for_every_shipped_policy(capsys: Capture) -> None:
-    assert [line.split()[0] for line in said(capsys, "list")] == ["cifar", "small_networks"]
+    names = ["cifar", "small_networks", "small_trainings"]
+    assert [line.split()[0] for line in said(capsys, "list")] == names
 
 
 def test_the_card_of_a_shipped_policy_says_what_its_file_records(capsys: Capture) -> None:
@@ -115,7 +116,7 @@ def test_simulation_as_csv_begins_at_the_start_factor_and_repeats(capsys: Captur
         (["simulate", "cifar", "0"], "`total_steps` must be at least 1, got 0"),
         (["simulate", "cifar", "9", "--lr", "nan"], "`--lr` must be positive, got nan"),
         (["simulate", "cifar", "9", "--seed", "-1"], "`--seed` must be 0 or more, got -1"),
-        (["card", "nope"], "no policy at nope; shipped are ['cifar', 'small_networks']"),
+        (["card", "nope"], "no policy at nope; shipped are ['cifar', 'small_networks', 'small_trainings']"),
         (["report", "nope"], "`runs` must be run folders of evaluate.py, with runs.csv, got nope"),
         (["collect", "nope"], "`folder` must hold run folders with a summary.json, got nope"),
     ],

@@ -291,6 +291,7 @@ def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Polic
     [
         ("small_networks", "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"),
         ("cifar", "dc755f47709a46c139ba98379583b3df83c5b242e5612103265f078d1790c786"),
+        ("small_trainings", "1174f1774b3b80580e7552457f874b1179f3612c4599951e4f757bce135497e1"),
     ],
 )
 def test_the_fingerprint_of_a_published_file_never_changes(name: str, published: str) -> None:
@@ -348,14 +349,17 @@ def test_a_saved_policy_keeps_its_specifications_and_card(tmp_path: Path) -> Non
         assert getattr(loaded, name) == getattr(policy, name)
 
 
-@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_a_shipped_policy_is_of_a_format_with_a_digest_and_names_no_path(name: str) -> None:
     header, _ = read_file(SHIPPED / f"{name}.safetensors")
     assert header["format_version"] in (FORMAT_VERSION - 1, FORMAT_VERSION)
     assert not any(sign in json.dumps(header["card"]) for sign in ('"/', "~", "\\"))
 
 
-@pytest.mark.parametrize("name", ["small_networks", "cifar"])
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_saving_a_shipped_policy_gives_its_file_again(tmp_path: Path, name: str) -> None:
     saved = Policy.load(name).save(tmp_path / "p")
     assert saved.read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
@@ -390,7 +394,8 @@ def test_a_name_that_does_not_ship_lists_those_that_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"shipped are \['cifar', 'small_networks'\]"):
+    shipped = r"shipped are \['cifar', 'small_networks', 'small_trainings'\]"
+    with pytest.raises(FileNotFoundError, match=shipped):
         Policy.load(name)
 
 

@@ -39,7 +39,7 @@ def truncate(content: bytes, rng: Random) -> bytes:
 def swap(content: bytes, rng: Random) -> bytes:
     """The header of one policy on the arrays of another, or one of their parts."""
     header, arrays = header_of(content)
-    other, other_arrays = header_of(SOURCES[1 - SOURCES.index(content)])
+    other, other_arrays = header_of(SOURCES[SOURCES.index(content) - 1])
     if rng.random() < 0.5:
         return with_header(other, arrays)
     cut = rng.randrange(len(arrays))
