@@ -136,6 +136,7 @@ def imitate(
     hidden_sizes: Sequence[int],
     action_noise: float,
     peak_error: float,
+    caution: float,
     seed: int = 0,
     init_from: Policy | None = None,
     card: Mapping[str, Any] | None = None,
@@ -149,7 +150,8 @@ def imitate(
     is seen, the expert's action a* is noted: it brings the learning rate to the best peak times
     `decay_to_zero(p)`, as far as one decision reaches. Then the policy is fitted to all that were
     noted so far: Adam minimizes the mean of (a - a*)^2, weighted by what is at stake for the
-    expert.
+    expert, and by `caution` where a is above a*: what it learns is an expectile of a*, which is
+    low where the state does not tell what is best.
 
     Args:
         task: of the experts; batched.
@@ -162,6 +164,7 @@ def imitate(
         hidden_sizes: units of the layers.
         action_noise: standard deviation of noise in all actions, so that more is seen.
         peak_error: of `Experts.best_peaks`.
+        caution: how much worse it is to be above the expert's action than below it; 1 for the mean.
         seed: of the draws and the weights.
         init_from: policy to go on from, of the same shapes, that sees and does the same; then no
             expert acts.
@@ -227,7 +230,9 @@ def imitate(
         longest = max(len(rollout.wanted) for rollout in rollouts)
         padded = [rollout.padded(longest) for rollout in rollouts]
         whole = Rollout(*(torch.cat(parts, 1) for parts in zip(*padded, strict=True)))
-        losses = [_update(actor, optimizer, whole, decay) for _ in range(updates_per_round)]
+        losses = [
+            _update(actor, optimizer, whole, decay, caution) for _ in range(updates_per_round)
+        ]
         seen = torch.cat([rollout.observations.flatten(0, 1) for rollout in rollouts])
         bounds = zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)
         trained_on["feature_range"] = dict(zip(names, map(list, bounds), strict=True))
@@ -253,13 +258,15 @@ def _update(
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     decay: torch.optim.lr_scheduler.LRScheduler,
+    caution: float,
 ) -> float:
     """Fit the actor to some whole runs; returns their weighted mean squared error."""
     num_steps, num_runs = rollout.wanted.shape
     index = torch.randint(num_runs, (max(1, _BATCH_SIZE // num_steps),))
     observations, wanted, weights = (part[:, index] for part in rollout)
-    errors = (actor(observations) - wanted).square()
-    loss = (weights * errors).sum() / weights.sum().clamp(min=1e-6)
+    excess = actor(observations) - wanted
+    weights = torch.where(excess > 0.0, caution * weights, weights)
+    loss = (weights * excess.square()).sum() / weights.sum().clamp(min=1e-6)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(actor.parameters(), _MAX_GRADIENT_NORM)

@@ -38,6 +38,7 @@ IMITATION: dict[str, Any] = {
     "hidden_sizes": [8],
     "action_noise": 0.1,
     "peak_error": 0.5,
+    "caution": 1.0,
     "show_progress": False,
 }
 
@@ -231,6 +232,20 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
     assert -1.0 <= low < high <= 1.0
     # of 8 rounds with 4 runs of 24 steps, and 5 decisions each
     assert (policy.card["num_env_steps"], policy.card["num_inner_steps"]) == (160, 768)
+
+
+def test_caution_lowers_what_a_policy_does_where_it_cannot_know() -> None:
+    """Its experts disagree, in states that it cannot tell from each other."""
+    experts = experts_of([-1.0, 0.0, 0.0], [0.0, 0.0, -1.0])
+    settings = replace(SETTINGS, observation=ObservationSpec(groups=("progress",)))
+    plain, cautious = (
+        imitate(
+            TASK, settings, experts, **{**IMITATION, "num_rounds": 6, "caution": c}, lstm_units=0
+        )
+        for c in (1.0, 9.0)
+    )
+    progress = np.linspace(-0.9, 0.9, 7, dtype=np.float32)[:, None]
+    assert cautious.act_batch(progress).mean() < plain.act_batch(progress).mean() - 0.1
 
 
 def test_imitation_of_one_seed_gives_one_policy() -> None:

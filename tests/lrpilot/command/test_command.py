@@ -16,6 +16,7 @@ from lrpilot.command.cards import PACKAGE_LICENCE
 from lrpilot.command.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
+SHIPPED_NAMES = ["cifar", "small_networks", "small_trainings"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 Capture = pytest.CaptureFixture[str]
 
@@ -63,8 +64,7 @@ print(codes, main(["report", "."]))
 
 
 def test_list_has_a_line_for_every_shipped_policy(capsys: Capture) -> None:
-    names = ["cifar", "small_networks", "small_trainings"]
-    assert [line.split()[0] for line in said(capsys, "list")] == names
+    assert [line.split()[0] for line in said(capsys, "list")] == SHIPPED_NAMES
 
 
 def test_the_card_of_a_shipped_policy_says_what_its_file_records(capsys: Capture) -> None:
@@ -116,7 +116,7 @@ def test_simulation_as_csv_begins_at_the_start_factor_and_repeats(capsys: Captur
         (["simulate", "cifar", "0"], "`total_steps` must be at least 1, got 0"),
         (["simulate", "cifar", "9", "--lr", "nan"], "`--lr` must be positive, got nan"),
         (["simulate", "cifar", "9", "--seed", "-1"], "`--seed` must be 0 or more, got -1"),
-        (["card", "nope"], "no policy at nope; shipped are ['cifar', 'small_networks', 'small_trainings']"),
+        (["card", "nope"], f"no policy at nope; shipped are {SHIPPED_NAMES}"),
         (["report", "nope"], "`runs` must be run folders of evaluate.py, with runs.csv, got nope"),
         (["collect", "nope"], "`folder` must hold run folders with a summary.json, got nope"),
     ],
