@@ -37,8 +37,8 @@ def decay_to_zero(progress: Numbers) -> Numbers:
         Bergsma et al. Straight to zero: Why linearly decaying the learning rate to zero works best
         for LLMs. 2025.
 
-    >>> [decay_to_zero(p) for p in (0.05, 0.1, 0.55, 1.0)]
-    [0.5, 1.0, 0.5, 0.0]
+    >>> [decay_to_zero(p) for p in (0.05, 0.1, 0.325, 1.0)]
+    [0.5, 1.0, 0.75, 0.0]
     """
     warmup = at_least(_LEAST_PROGRESS, progress) / WARMUP_SHARE
     return where(progress < WARMUP_SHARE, warmup, (1.0 - progress) / (1.0 - WARMUP_SHARE))
