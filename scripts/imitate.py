@@ -67,7 +67,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     print((run_dir / METRICS_FILE).read_text().strip())
     print(f"policy       {run_dir / POLICY_FILE} ({policy.fingerprint[:12]})")
     init_from = as_argument("agent.init_from", run_dir)
-    agent = "recurrent" if policy.is_recurrent else "ppo"
+    agent = "recurrent_ppo" if policy.is_recurrent else "ppo"
     arguments = f"task={cfg.task.name}", "env=recent", f"agent={agent}", init_from
     print(f"next         {command_line('train_agent.py', *arguments)}")
 

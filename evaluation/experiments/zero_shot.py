@@ -62,8 +62,9 @@ def compare_unseen(
         policy: the learned policy.
         output: gets runs.csv, zero_shot.png and table.md.
         earlier: output folder of another run of this experiment. Its runs of a method on a task
-            are taken as they are, and not trained anew, if they are those that are asked for; the
-            policy always trains.
+            are taken as they are, and not trained anew, if they have the initial learning rates,
+            seeds and steps that are asked for; that the task is otherwise the same is not checked.
+            The policy always trains.
         only: names of the tasks that are trained; default all.
 
     Raises:
