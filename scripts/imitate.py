@@ -7,6 +7,7 @@ initial one. The run folder holds experts.csv, policy.safetensors, metrics.csv a
 """
 
 import math
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
 from lrpilot.tasks.task import Task
 from scripts.jobs import run_job, run_script
-from scripts.overrides import as_argument, plain
+from scripts.overrides import as_argument, given_overrides, key_of, plain
 from scripts.training import command_line, make_task
 
 EXPERTS_FILE = "experts.csv"
@@ -66,10 +67,34 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     print(f"\nexperts      {len(experts)}, {-experts.levels.min(1).mean():.3f} nats each")
     print((run_dir / METRICS_FILE).read_text().strip())
     print(f"policy       {run_dir / POLICY_FILE} ({policy.fingerprint[:12]})")
-    init_from = as_argument("agent.init_from", run_dir)
-    agent = "recurrent_ppo" if policy.is_recurrent else "ppo"
-    arguments = f"task={cfg.task.name}", "env=recent", f"agent={agent}", init_from
-    print(f"next         {command_line('train_agent.py', *arguments)}")
+    print(f"next         {command_line('train_agent.py', *refining(cfg, run_dir))}")
+
+
+def refining(cfg: DictConfig, run_dir: Path) -> list[str]:
+    """Arguments of `train_agent.py` for an agent that goes on from here, on the same trainings."""
+    given = [shlex.quote(o.removeprefix("++")) for o in given_overrides()]
+    same = [o for o in given if key_of(o).startswith(("task", "env"))]
+    chosen = {
+        "task": cfg.task.name,
+        "env": "recent",
+        "agent": "recurrent_ppo" if cfg.imitation.lstm_units else "ppo",
+    }
+    sizes: dict[str, object] = {"net_arch": list(cfg.imitation.hidden_sizes)}
+    if cfg.imitation.lstm_units:
+        sizes["lstm_hidden_size"] = cfg.imitation.lstm_units
+    return [
+        *(f"{key}={value}" for key, value in chosen.items() if not _names(given, key)),
+        *same,
+        *(
+            shlex.quote(f"agent.algorithm.policy_kwargs.{key}={value}")
+            for key, value in sizes.items()
+        ),
+        as_argument("agent.init_from", run_dir),
+    ]
+
+
+def _names(overrides: list[str], key: str) -> bool:
+    return any(key_of(override) == key for override in overrides)
 
 
 def find_experts(cfg: DictConfig, task: Task, settings: ControlSettings, run_dir: Path) -> Experts:

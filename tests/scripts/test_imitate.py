@@ -1,0 +1,39 @@
+"""What `imitate.py` leaves, and that an agent can go on from there as it says."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lrpilot import Policy
+from tests.script_runs import run_scripts
+
+SMALL = [
+    *("num_threads=1", "show_progress=false", "task.total_steps=40", "env.horizon_factors=[0.8,1]"),
+    *("task.num_setups=1", "task.calibrate=false", "experts.num_batches=1", "experts.batch_size=4"),
+    *("imitation.num_runs=8", "imitation.num_rounds=2", "imitation.updates_per_round=5"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [["lstm_units=32"], ["lstm_units=0", "hidden_sizes=[8,4]"]])
+def test_the_command_that_is_named_next_trains_an_agent_from_there(
+    tmp_path: Path, sizes: list[str]
+) -> None:
+    arguments = [*SMALL, *(f"imitation.{size}" for size in sizes)]
+    ((code, out, err),) = run_scripts([["imitate.py", *arguments, "hydra.run.dir=im"]], tmp_path)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "im").glob("*.*")} >= {
+        *("experts.csv", "metrics.csv", "policy.safetensors", "config.yaml")
+    }
+    (line,) = [line for line in out.splitlines() if line.startswith("next")]
+    _, script, *given = shlex.split(line.removeprefix("next"))
+    more = ["agent.num_envs=8", "agent.total_steps=8", "agent.algorithm.n_steps=4", "num_threads=1"]
+    small = ["agent.algorithm.batch_size=32", "show_progress=false", "hydra.run.dir=agent"]
+    command = [Path(script).name, *given, *more, *small]
+    ((code, _, err),) = run_scripts([command], tmp_path)
+    assert code == 0, err
+    started = Policy.load(tmp_path / "im")
+    refined = Policy.load(tmp_path / "agent")
+    assert refined.card["init_from_fingerprint"] == started.fingerprint
+    assert [w.shape for w, _ in refined.layers] == [w.shape for w, _ in started.layers]
