@@ -7,16 +7,14 @@ import numpy as np
 import sb3_contrib
 import stable_baselines3
 import torch
-from numpy.typing import NDArray
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import SAC
 from torch import nn
 
 import lrpilot
 from lrpilot import ActionSpec, ClockSpec, ObservationSpec, Policy
+from lrpilot.agents.actor_arrays import read_actor, shapes_of, write_actor
 from lrpilot.agents.algorithms import Agent
-
-Array = NDArray[np.float32]
 
 
 def versions() -> dict[str, str]:
@@ -56,11 +54,6 @@ def _output(model: Agent) -> str:
     return "tanh" if model.policy.squash_output else "clip"
 
 
-def _shapes(policy: Policy) -> list[tuple[int, ...]]:
-    lstm = [] if policy.lstm is None else [policy.lstm]
-    return [weight.shape for weight, _ in [*lstm, *policy.layers]]
-
-
 def import_policy(
     model: Agent, policy: Policy, *, observation: ObservationSpec, action: ActionSpec
 ) -> None:
@@ -82,23 +75,11 @@ def import_policy(
         ("observation", mine.observation, policy.observation),
         ("action", mine.action, policy.action),
         ("output", mine.output, policy.output),
-        ("weights (an LSTM's first) of shapes", _shapes(mine), _shapes(policy)),
+        ("weights (an LSTM's first) of shapes", shapes_of(mine), shapes_of(policy)),
     ):
         if expected != given:
             raise ValueError(f"`init_from` must have the {name} {expected}, got {given}")
-    lstm = _lstm(model)
-    with torch.no_grad():
-        if lstm is not None and policy.lstm is not None:
-            input_weight, hidden_weight, input_bias, hidden_bias = lstm.parameters()
-            weight, bias = map(torch.tensor, policy.lstm)
-            input_weight.copy_(weight[: lstm.input_size].T)
-            hidden_weight.copy_(weight[lstm.input_size :].T)
-            input_bias.copy_(bias)
-            hidden_bias.zero_()
-        for module, layer in zip(_linear_layers(model), policy.layers, strict=True):
-            weight, bias = map(torch.tensor, layer)
-            module.weight.copy_(weight.T)
-            module.bias.copy_(bias)
+    write_actor(policy, _linear_layers(model), _lstm(model))
 
 
 def export_policy(
@@ -121,13 +102,7 @@ def export_policy(
     Raises:
         ValueError: if the actor is of another kind.
     """
-    layers = [_arrays(module.weight, module.bias) for module in _linear_layers(model)]
-    lstm = _lstm(model)
-    memory = None
-    if lstm is not None:
-        input_weight, hidden_weight, input_bias, hidden_bias = lstm.parameters()
-        weight = torch.cat((input_weight, hidden_weight), dim=1)
-        memory = _arrays(weight, input_bias + hidden_bias)
+    layers, memory = read_actor(_linear_layers(model), _lstm(model))
     return Policy(
         layers,
         observation,
@@ -137,7 +112,3 @@ def export_policy(
         card={**card, "versions": versions()},
         lstm=memory,
     )
-
-
-def _arrays(weight: torch.Tensor, bias: torch.Tensor) -> tuple[Array, Array]:
-    return weight.detach().cpu().numpy().T, bias.detach().cpu().numpy()
