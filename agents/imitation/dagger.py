@@ -80,7 +80,10 @@ def roll_out(
 
     Returns:
         What was seen, and how much the log held-out loss at the end is above that of the best
-        peak, (B,).
+        peak, of the runs in which the policy acted.
+
+    Raises:
+        ValueError: if the horizon is so short that nothing is decided.
     """
     total_steps = int(experts.total_steps[0])
     index = np.resize(rng.permutation(len(experts)), num_runs)
@@ -115,6 +118,10 @@ def roll_out(
         initial_lrs=initial_lrs,
         total_steps=total_steps,
     )
+    if not parts:
+        raise ValueError(
+            f"`experts` must have horizons with a decision, got {total_steps} steps with none"
+        )
     seen, asked, weight = (np.stack(part) for part in zip(*parts, strict=True))
     rollout = Rollout(
         torch.tensor(seen),

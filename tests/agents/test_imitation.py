@@ -164,6 +164,12 @@ def test_an_expert_that_acts_is_followed_to_its_schedule() -> None:
     assert rollout.wanted[0].abs().min() > 1e-3
 
 
+def test_a_horizon_without_a_decision_is_refused() -> None:
+    experts = replace(experts_of([0.0, -1.0, 0.0]), total_steps=np.array([1]))
+    with pytest.raises(ValueError, match="`experts` must have horizons with a decision, got 1 st"):
+        imitate(TASK, SETTINGS, experts, **IMITATION, lstm_units=0)
+
+
 def test_states_after_a_divergence_have_no_weight() -> None:
     experts = replace(experts_of([0.0, -1.0, 0.0]), total_steps=np.array([24]))
     settings = replace(SETTINGS, initial_lr_factors=(1e30, 1e31))
