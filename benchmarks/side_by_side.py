@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lrpilot.evaluation.provenance import provenance_line
+from lrpilot.evaluation.runs.provenance import provenance_line
 
 Action = Callable[[], object]
 

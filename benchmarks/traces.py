@@ -26,9 +26,9 @@ from benchmarks.problems import IMAGES, available
 from benchmarks.side_by_side import print_origin, read_options
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.training import train as train_agent
-from lrpilot.evaluation.grid import Method, deployed, train
 from lrpilot.evaluation.methods import adaptive, schedules
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.grid import Method, deployed, train
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.tasks.images.models import mlp
 from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.nmf.task import NMFTask

@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
-from lrpilot.evaluation.grid import Method, Scheduler, deployed, train_grid
-from lrpilot.evaluation.provenance import provenance_line
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.cell import grid_of
+from lrpilot.evaluation.runs.grid import Method, Scheduler, deployed
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.provenance import provenance_line
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, unique
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
@@ -29,6 +31,8 @@ def evaluate(
     num_skipped_seeds: int = 0,
     total_steps: int | None = None,
     out_dir: Path,
+    store: Path | None = None,
+    num_workers: int = 0,
     show_progress: bool = True,
 ) -> Rows:
     """Train every method from every initial learning rate, on seeds that no agent sees.
@@ -45,6 +49,8 @@ def evaluate(
         num_skipped_seeds: unseen seeds to pass over, such as those on which a choice was made.
         total_steps: optimizer steps per run; default the task's.
         out_dir: the output folder; it is made if need be.
+        store: folder of finished runs, which are not trained again; default `cells` in `out_dir`.
+        num_workers: processes that train side by side; with 0, this one trains.
         show_progress: whether to draw a progress bar.
 
     Returns:
@@ -67,17 +73,14 @@ def evaluate(
     task = load_task(task)
     factors = [float(factor) for factor in initial_lr_factors]
     seeds = evaluation_seeds(num_skipped_seeds + num_seeds)[num_skipped_seeds:]
-    grid = train_grid(
-        task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps
-    )
-    num_runs = len(methods) * len(factors) * num_seeds
+    cells = grid_of(task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps)
     progress = partial(tqdm, unit=" runs", disable=not show_progress)
-    results = list(progress(grid, total=num_runs))
+    output = Output(out_dir, provenance_line(), progress, store=store, num_workers=num_workers)
+    results = output.train(cells, task.name)
     rows = [result.row for result in results]
-    out_dir.mkdir(parents=True, exist_ok=True)
     report.write_comparison(
         results,
-        report.Output(out_dir, provenance_line(), progress),
+        output,
         title_of(rows, task.name),
         details=[f"{total_steps or task.total_steps} steps per run", source],
     )

@@ -1,10 +1,8 @@
 """Tables and figures of a comparison."""
 
-import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lrpilot.evaluation.grid import Result
+from lrpilot.evaluation.runs.grid import Result
+from lrpilot.evaluation.runs.output import RUNS_FILE, Output
 from lrpilot.evaluation.statistics import (
     MIN_SEEDS,
     Rows,
@@ -29,48 +28,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 POLICY_COLOR = "#d62728"
-COMPARISON_FILES = ("runs.csv", "curves.csv", "curves.png", "table.md")
-QUICK_NOTE = "quick: shows that everything runs, means nothing"
-
-Progress = Callable[..., Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where and how an experiment reports.
-
-    Args:
-        folder: gets tables, figures and runs.
-        origin: machine, versions and commit, for the heads of tables.
-        progress: called as `progress(iterable, total=..., desc=...)`; shows how far it is.
-        is_quick: whether this is the experiment's quick version, which judges nothing.
-    """
-
-    folder: Path
-    origin: str
-    progress: Progress
-    is_quick: bool = False
-
-    def write_rows(self, rows: Rows, name: str) -> None:
-        """Write rows as a CSV file of this name."""
-        file = io.StringIO()
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.folder / name, file.getvalue())
-
-    def write_table(
-        self, title: str, *tables: str, name: str, details: Sequence[str] = (), verdict: str = ""
-    ) -> None:
-        """Write and print tables below a title, details and origin; a quick one has no verdict."""
-        parts = [f"{title}\n({'; '.join([*details, self.origin])})", *tables]
-        if self.is_quick:
-            parts.insert(0, QUICK_NOTE)
-        elif verdict:
-            parts.append(verdict)
-        text = "\n\n".join(parts) + "\n"
-        write_whole(self.folder / name, text)
-        print(f"\n{text}")
+COMPARISON_FILES = (RUNS_FILE, "runs.csv", "curves.csv", "curves.png", "table.md")
 
 
 def write_figure(figure: Figure, path: Path, *, num_legend_columns: int = 0) -> None:
@@ -228,13 +186,27 @@ def write_comparison(
     title: str,
     *,
     details: Sequence[str],
-    tuning_rows: Rows | None = None,
+    tuning: Sequence[Result] = (),
     verdict: str = "",
 ) -> None:
-    """Write the `COMPARISON_FILES` of a grid; for the arguments see `Output.write_table`."""
+    """Write the `COMPARISON_FILES` of a grid.
+
+    Args:
+        results: what is reported.
+        output: gets the files.
+        title: of the tables; for `details` and `verdict`, too, see `Output.write_table`.
+        details: what else the head says.
+        tuning: runs that the initial learning rates are chosen on; without them the choice is made
+            on `results`. They are written as tuning.csv.
+        verdict: a judgement in words.
+    """
     rows, curves = [result.row for result in results], curve_rows(results)
+    tuning_rows = [result.row for result in tuning] or None
+    output.write_runs([*results, *tuning])
     output.write_rows(rows, "runs.csv")
     output.write_rows(curves, "curves.csv")
+    if tuning_rows:
+        output.write_rows(tuning_rows, "tuning.csv")
     # placebos are in the tables; a figure with all of them is no longer legible
     shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
     draw_curves(shown, curves, output.folder / "curves.png", tuning_rows)

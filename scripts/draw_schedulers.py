@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lrpilot import Guard
-from lrpilot.evaluation.grid import Method, train
 from lrpilot.evaluation.methods.adaptive import greedy, guarded_cosine, hypergradient, line_search
 from lrpilot.evaluation.methods.schedules import cosine
-from lrpilot.evaluation.provenance import provenance_line
 from lrpilot.evaluation.report import format_table, write_figure
+from lrpilot.evaluation.runs.grid import Method, train
+from lrpilot.evaluation.runs.provenance import provenance_line
 from lrpilot.tasks.images.task import ImageRun, ImageTask
 
 

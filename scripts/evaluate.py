@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from lrpilot import Policy
 from lrpilot.evaluation.evaluate import evaluate as evaluate_methods
-from lrpilot.evaluation.grid import Method
 from lrpilot.evaluation.report import COMPARISON_FILES
+from lrpilot.evaluation.runs.grid import Method
 from scripts.jobs import run_job, run_script
 from scripts.overrides import plain
 from scripts.training import make_task
@@ -45,6 +45,8 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
         num_skipped_seeds=cfg.num_skipped_seeds,
         total_steps=cfg.total_steps,
         out_dir=out_dir,
+        store=Path(cfg.store) if cfg.store else None,
+        num_workers=cfg.num_workers,
         show_progress=cfg.show_progress,
     )
     for name in COMPARISON_FILES:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, settings_for
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
 from lrpilot.tasks.task import Task
@@ -33,7 +33,10 @@ from scripts.training import command_line, make_task
 
 EXPERTS_FILE = "experts.csv"
 METRICS_FILE = "metrics.csv"
-UNREAD = ("agent", "scheduler", "rival", "policy", "compare", "is_quick", "logger")
+UNREAD = (
+    *("agent", "scheduler", "rival", "policy"),
+    *("compare", "is_quick", "logger", "store", "num_workers"),
+)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="imitate")

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.evaluation.provenance import provenance_line
-from lrpilot.evaluation.report import Output
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.provenance import provenance_line
 from scripts.jobs import run_job, run_script
 from scripts.training import train_configured
 
@@ -52,6 +52,8 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
             origin,
             progress=partial(tqdm, disable=not cfg.show_progress, leave=False),
             is_quick=cfg.is_quick,
+            store=Path(cfg.store) if cfg.store else None,
+            num_workers=cfg.num_workers,
         ),
     )
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")

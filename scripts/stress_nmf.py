@@ -19,12 +19,16 @@ from tqdm import tqdm
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.nmf.stress import count_diverged, transfer_row
-from lrpilot.evaluation.provenance import provenance_line
-from lrpilot.evaluation.report import Output, format_table
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.report import format_table
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.provenance import provenance_line
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from scripts.jobs import run_job, run_script
 
-UNREAD = ("env", "agent", "logger", "scheduler", "rival", "seed", "compare", "is_quick")
+UNREAD = (
+    *("env", "agent", "logger", "scheduler", "rival"),
+    *("seed", "compare", "is_quick", "store", "num_workers"),
+)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="stress_nmf")

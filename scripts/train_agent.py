@@ -22,7 +22,7 @@ from scripts.overrides import as_argument, given_overrides, key_of
 from scripts.resuming import find_run_dir, resumed_config
 from scripts.training import command_line, train_configured
 
-UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick")
+UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick", "store", "num_workers")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")

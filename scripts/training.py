@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.envs.runners import fastest_runner
-from lrpilot.evaluation.provenance import describe_provenance
+from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
 from scripts.jobs import write_config
 from scripts.overrides import plain

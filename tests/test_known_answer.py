@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from lrpilot import Policy, PolicyLR
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, train
+from lrpilot.evaluation.runs.grid import Method, train
 from tests.best_return import best_return
 
 ROOT = Path(__file__).resolve().parents[1]

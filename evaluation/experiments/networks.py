@@ -13,9 +13,11 @@ import numpy as np
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
-from lrpilot.evaluation.grid import Method, Result, deployed, train_grid
-from lrpilot.evaluation.methods.placebos import placebos_of, record_policy
-from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
+from lrpilot.evaluation.methods.placebos import placebos_of, recording_of
+from lrpilot.evaluation.runs.cell import REPLAY, REPORT, TUNING, grid_of
+from lrpilot.evaluation.runs.grid import Method, Result, deployed
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.evaluation.statistics import Rows, select, tuned_rows, unique
 from lrpilot.tasks.task import Task
 
@@ -29,7 +31,7 @@ def compare_schedulers(
     num_seeds: int,
     num_replay: int,
     policy: Policy,
-    output: report.Output,
+    output: Output,
 ) -> None:
     """Train every method at every initial learning rate, and write table, figure and runs.
 
@@ -41,25 +43,27 @@ def compare_schedulers(
         num_seeds: seeds that are reported.
         num_replay: seeds that the policy is recorded on, for its placebos.
         policy: the learned policy.
-        output: gets runs.csv, tuning.csv, curves.csv, curves.png and table.md.
+        output: gets runs.parquet, runs.csv, tuning.csv, curves.csv, curves.png and table.md.
     """
-    recording = record_policy(
-        task, policy, initial_lr_factors=initial_lr_factors, seeds=replay_seeds(num_replay)
-    )
+    learned = Method("policy", partial(deployed, policy=policy))
+
+    def grid(methods: Sequence[Method], seeds: range, part: str) -> list[Result]:
+        cells = grid_of(
+            task, methods, initial_lr_factors=initial_lr_factors, seeds=seeds, part=part
+        )
+        return output.train(cells, f"{task.name}: {part}")
+
+    recorded = grid([learned], replay_seeds(num_replay), REPLAY)
+    recording = recording_of(recorded, task.total_steps)
     methods = [
-        Method("policy", partial(deployed, policy=policy)),
+        learned,
         *(Method(name, make) for name, make in schedulers.items()),
         *(Method(name, make) for name, make in placebos_of(policy, recording).items()),
     ]
 
-    def grid(seeds: range, desc: str) -> list[Result]:
-        runs = train_grid(task, methods, initial_lr_factors=initial_lr_factors, seeds=seeds)
-        total = len(methods) * len(initial_lr_factors) * len(seeds)
-        return list(output.progress(runs, total=total, desc=f"{task.name}: {desc}"))
-
-    tuning_rows = [result.row for result in grid(tuning_seeds(num_tuning), "tuning")]
-    output.write_rows(tuning_rows, "tuning.csv")
-    results = grid(evaluation_seeds(num_seeds), "unseen seeds")
+    tuning = grid(methods, tuning_seeds(num_tuning), TUNING)
+    tuning_rows = [result.row for result in tuning]
+    results = grid(methods, evaluation_seeds(num_seeds), REPORT)
     report.write_comparison(
         results,
         output,
@@ -69,7 +73,7 @@ def compare_schedulers(
             f"{task.total_steps} steps per run",
             describe_search(task, policy, len(initial_lr_factors) * num_tuning),
         ],
-        tuning_rows=tuning_rows,
+        tuning=tuning,
         verdict=verdict([result.row for result in results], tuning_rows),
     )
 

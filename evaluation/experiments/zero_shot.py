@@ -6,8 +6,8 @@ the rivals' best rates are known with hindsight where they are reported.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from matplotlib import pyplot as plt
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
-from lrpilot.evaluation.evaluate import read_rows
-from lrpilot.evaluation.grid import Method, deployed, train_grid
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.cell import grid_of
+from lrpilot.evaluation.runs.grid import Method, Result, deployed
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, select, unique
 from lrpilot.evaluation.tuning_cost import (
     MOST_RUNS,
@@ -44,13 +45,12 @@ def compare_unseen(
     initial_lr_factors: Sequence[float],
     num_seeds: int,
     policy: Policy,
-    output: report.Output,
-    earlier: str | None,
+    output: Output,
     only: Sequence[str] | None = None,
 ) -> None:
     """Train every method on every task, and write rows, a table and a figure.
 
-    Rows are written after every task, so that a run that breaks off keeps them.
+    Runs are written after every task.
 
     Args:
         tasks: trainings that the policy never saw, by name.
@@ -60,11 +60,7 @@ def compare_unseen(
         initial_lr_factors: initial learning rates over each task's `base_lr`.
         num_seeds: unseen seeds.
         policy: the learned policy.
-        output: gets runs.csv, zero_shot.png and table.md.
-        earlier: output folder of another run of this experiment. Its runs of a method on a task
-            are taken as they are, and not trained anew, if they have the initial learning rates,
-            seeds and steps that are asked for; that the task is otherwise the same is not checked.
-            The policy always trains.
+        output: gets runs.parquet, runs.csv, zero_shot.png and table.md.
         only: names of the tasks that are trained; default all.
 
     Raises:
@@ -85,24 +81,16 @@ def compare_unseen(
         given = dict(arguments)
         methods.append(Method(name, given.pop("scheduler"), **given))
     seeds = evaluation_seeds(num_seeds)
-    known = read_rows(Path(earlier) / "runs.csv") if earlier else []
-    rows: list[dict[str, Any]] = []
+    results: list[Result] = []
     for name, task in tasks.items():
-        to_train, of_task = [], []
-        for method in methods:
-            done = [row for row in known if (row["task"], row["scheduler"]) == (name, method.name)]
-            asked = _cells(task, method, initial_lr_factors, seeds)
-            if method.name != "policy" and sorted(map(_cell, done)) == asked:
-                of_task += done
-            else:
-                to_train.append(method)
-        grid = train_grid(task, to_train, initial_lr_factors=initial_lr_factors, seeds=seeds)
-        total = len(to_train) * len(initial_lr_factors) * num_seeds
-        for result in output.progress(grid, total=total, desc=name):
-            of_task.append({"task": name, **{column: result.row[column] for column in COLUMNS}})
-        names = [method.name for method in methods]
-        rows += sorted(of_task, key=lambda row: names.index(row["scheduler"]))
-        output.write_rows(rows, "runs.csv")
+        cells = grid_of(
+            replace(task, name=name), methods, initial_lr_factors=initial_lr_factors, seeds=seeds
+        )
+        results += output.train(cells, name)
+        output.write_runs(results)
+    rows = [result.row for result in results]
+    columns = ("task", *COLUMNS)
+    output.write_rows([{name: row[name] for name in columns} for row in rows], "runs.csv")
     draw_searches(rows, search_rivals, output)
     tables = [summary_table(rows, search_rivals)]
     for name in tasks:
@@ -114,20 +102,6 @@ def compare_unseen(
         *tables,
         name="table.md",
         details=[f"policy {policy.fingerprint[:12]}"],
-    )
-
-
-def _cell(row: Mapping[str, Any]) -> tuple[float, int, int]:
-    return row["initial_lr"], row["seed"], row["total_steps"]
-
-
-def _cells(
-    task: Task, method: Method, factors: Sequence[float], seeds: Sequence[int]
-) -> list[tuple[float, int, int]]:
-    """The `_cell` of every run of a method on a task, in order."""
-    base_lr = method.base_lr or task.base_lr
-    return sorted(
-        (base_lr * factor, seed, task.total_steps) for factor in factors for seed in seeds
     )
 
 
@@ -159,7 +133,7 @@ def summary_table(rows: Rows, search_rivals: Sequence[str]) -> str:
     return report.format_table([*header, "least of a rival"], lines)
 
 
-def draw_searches(rows: Rows, search_rivals: Sequence[str], output: report.Output) -> None:
+def draw_searches(rows: Rows, search_rivals: Sequence[str], output: Output) -> None:
     """A panel per training: expected best loss over the runs that were spent."""
     tasks = unique(rows, "task")
     num_columns = min(4, len(tasks))

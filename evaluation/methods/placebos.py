@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lrpilot import Policy, PolicyLR
-from lrpilot.evaluation.grid import Method, Scheduler, deployed, train
+from lrpilot import Policy
+from lrpilot.evaluation.runs.grid import Result, Scheduler, deployed
 from lrpilot.tasks.runs import Run
-from lrpilot.tasks.task import Task
+
+Floats = NDArray[np.float64]
 
 
 def untrained(policy: Policy, seed: int) -> Policy:
@@ -47,35 +49,22 @@ class Recording:
     actions: Sequence[float]
 
 
-def record_policy(
-    task: Task, policy: Policy, *, initial_lr_factors: Sequence[float], seeds: Sequence[int]
-) -> Recording:
-    """Train under the policy and keep its learning rates and actions.
+def recording_of(results: Sequence[Result], total_steps: int) -> Recording:
+    """What a policy did in these runs, whose seeds should be used for nothing else.
 
     A run that broke off keeps its last learning rate to the end.
 
     Args:
-        task: what is trained.
-        policy: the policy.
-        initial_lr_factors: initial learning rates over the task's `base_lr`.
-        seeds: of the runs; they should be used for nothing else.
+        results: runs of the policy.
+        total_steps: horizon of all of them.
     """
-    made: list[PolicyLR] = []
-
-    def make(optimizer: Optimizer, *, total_steps: int, run: Run) -> PolicyLR:
-        made.append(deployed(optimizer, policy=policy, total_steps=total_steps, run=run))
-        return made[-1]
-
-    curves, actions = {}, []
-    for factor in initial_lr_factors:
-        logs = []
-        for seed in seeds:
-            result = train(task, Method("policy", make), initial_lr_factor=factor, seed=seed)
-            lrs = np.array(result.lrs) / result.row["initial_lr"]
-            logs.append(np.log(np.pad(lrs, (0, task.total_steps - len(lrs)), mode="edge")))
-            actions += [entry.signal for entry in made.pop().log if entry.rule == "decision"]
-        curves[task.base_lr * factor] = np.exp(np.mean(logs, axis=0)).tolist()
-    return Recording(curves, actions)
+    logs: dict[float, list[Floats]] = {}
+    for result in results:
+        lrs = np.array(result.lrs) / result.row["initial_lr"]
+        whole = np.log(np.pad(lrs, (0, total_steps - len(lrs)), mode="edge"))
+        logs.setdefault(result.row["initial_lr"], []).append(whole)
+    curves = {lr: np.exp(np.mean(of_lr, axis=0)).tolist() for lr, of_lr in logs.items()}
+    return Recording(curves, [action for result in results for action in result.actions])
 
 
 def follow(optimizer: Optimizer, factors: Sequence[float], total_steps: int) -> LambdaLR:

@@ -10,7 +10,7 @@ import torch
 from lrpilot import Policy, PolicyLR
 from lrpilot.envs import LRControlEnv
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, train
+from lrpilot.evaluation.runs.grid import Method, train
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.quadratic import QuadraticTask
 from tests.scheduling import plain_action

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lrpilot import ActionSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.envs import LRControlEnv
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, Result, train
+from lrpilot.evaluation.runs.grid import Method, Result, train
 from tests.environments import OPTIMIZERS, TASKS, drive, episode, make_env, make_task, random_policy
 from tests.scheduling import plain_action
 

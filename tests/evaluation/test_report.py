@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
 from lrpilot.evaluation import report
-from lrpilot.evaluation.grid import Result
+from lrpilot.evaluation.runs.grid import Result
+from lrpilot.evaluation.runs.output import Output
 from tests.full_disk import full_disk
 
 SCHEDULERS = ("policy", "constant", "cosine")
@@ -173,7 +174,7 @@ def test_a_result_that_cannot_be_written_whole_leaves_the_old_one(
 ) -> None:
     path = tmp_path / name
     path.write_text("old")
-    rows, output = rows_of(make_results()), report.Output(tmp_path, "origin", iter)
+    rows, output = rows_of(make_results()), Output(tmp_path, "origin", iter)
     write: dict[str, Any] = {
         "rows.csv": lambda: output.write_rows(rows, name),
         "figure.png": lambda: draw(make_results(), path),
@@ -202,7 +203,7 @@ def test_the_printed_ends_of_an_interval_differ_and_enclose_the_printed_mean(
 
 def test_written_rows_are_read_back(tmp_path: Path) -> None:
     rows = rows_of(make_results())
-    report.Output(tmp_path, "origin", iter).write_rows(rows, "runs.csv")
+    Output(tmp_path, "origin", iter).write_rows(rows, "runs.csv")
     with (tmp_path / "runs.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
 

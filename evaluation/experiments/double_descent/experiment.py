@@ -13,9 +13,11 @@ from typing import Any
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.double_descent import report
-from lrpilot.evaluation.grid import Method, deployed, train
-from lrpilot.evaluation.report import Output, describe_spread
-from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
+from lrpilot.evaluation.report import describe_spread
+from lrpilot.evaluation.runs.cell import REPORT, TUNING, Cell
+from lrpilot.evaluation.runs.grid import Method, Result, deployed
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.evaluation.statistics import Rows, best_factor, select, unique
 from lrpilot.tasks.theory.width import WidthTask
 
@@ -46,26 +48,36 @@ def compare_widths(
         num_tuning: seeds that the initial learning rates are chosen on.
         num_seeds: seeds that are reported.
         policy: the learned policy.
-        output: gets tuning.csv, runs.csv, table_double_descent.md and double_descent.png.
+        output: gets runs.parquet, tuning.csv, runs.csv, table_double_descent.md and
+            double_descent.png.
     """
     methods = {name: Method(name, make) for name, make in schedulers.items()}
     methods["policy"] = Method("policy", partial(deployed, policy=policy))
 
-    def train_all(cases: Sequence[Case], seeds: range, desc: str) -> Rows:
-        runs = [(case, seed) for case in cases for seed in seeds]
-        rows = []
-        for (width, name, factor), seed in output.progress(runs, total=len(runs), desc=desc):
-            wide = replace(task, width=width)
-            result = train(wide, methods[name], initial_lr_factor=factor, seed=seed)
-            rows.append({"width": width, **result.row})
-        return rows
+    def train_all(cases: Sequence[Case], seeds: range, part: str) -> list[Result]:
+        cells = [
+            Cell(
+                replace(task, width=width),
+                methods[name],
+                factor,
+                seed,
+                part=part,
+                labels={"width": width},
+            )
+            for width, name, factor in cases
+            for seed in seeds
+        ]
+        return output.train(cells, part)
 
     grid = [(w, name, f) for w in widths for name in methods for f in initial_lr_factors]
-    tuning_rows = train_all(grid, tuning_seeds(num_tuning), "tuning")
+    tuning = train_all(grid, tuning_seeds(num_tuning), TUNING)
+    tuning_rows = [result.row for result in tuning]
     chosen = {criterion: choose(tuning_rows, column) for criterion, column in CRITERIA.items()}
     # where both criteria chose the same, the runs are the same
     cases = list(dict.fromkeys(case for cases in chosen.values() for case in cases))
-    unseen_rows = train_all(cases, evaluation_seeds(num_seeds), "unseen seeds")
+    unseen = train_all(cases, evaluation_seeds(num_seeds), REPORT)
+    output.write_runs([*unseen, *tuning])
+    unseen_rows = [result.row for result in unseen]
     rows = [
         {"chosen_by": criterion, **row}
         for criterion, cases in chosen.items()

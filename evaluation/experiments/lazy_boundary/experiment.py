@@ -15,8 +15,8 @@ import torch
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, draw, sweep_table
-from lrpilot.evaluation.report import Output
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import select
 from lrpilot.tasks.theory.lazy import LazyRun, LazyTask
 

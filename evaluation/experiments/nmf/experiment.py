@@ -26,8 +26,9 @@ from lrpilot.evaluation.experiments.nmf.trials import (
 )
 from lrpilot.evaluation.methods.placebos import untrained
 from lrpilot.evaluation.methods.schedules import constant
-from lrpilot.evaluation.report import Output, describe_spread
-from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
+from lrpilot.evaluation.report import describe_spread
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.tasks.nmf.task import NMFTask
 
 MODES = ("raw", "clipped", "fraction")

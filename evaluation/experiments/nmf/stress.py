@@ -10,7 +10,7 @@ from lrpilot.evaluation.experiments.nmf.experiment import run_schedule
 from lrpilot.evaluation.experiments.nmf.trials import PolicyControl, run_trial
 from lrpilot.evaluation.methods.schedules import linear
 from lrpilot.evaluation.report import format_interval
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask

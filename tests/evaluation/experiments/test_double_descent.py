@@ -13,8 +13,8 @@ from lrpilot import ClockSpec, Policy
 from lrpilot.evaluation.experiments.double_descent.experiment import choose, compare_widths
 from lrpilot.evaluation.experiments.double_descent.report import landmarks, peak_table
 from lrpilot.evaluation.methods import schedules
-from lrpilot.evaluation.report import Output
-from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.tasks.theory.width import WidthTask
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -55,7 +55,8 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_table_figure_and_runs_are_written(out_dir: Path) -> None:
-    names = {"double_descent.png", "runs.csv", "table_double_descent.md", "tuning.csv"}
+    tables = {"runs.csv", "runs.parquet", "table_double_descent.md", "tuning.csv"}
+    names = {"double_descent.png", "cells", *tables}
     assert {path.name for path in out_dir.iterdir()} == names
     assert "machine of this test" in (out_dir / "table_double_descent.md").read_text()
 

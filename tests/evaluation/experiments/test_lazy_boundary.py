@@ -15,7 +15,7 @@ from lrpilot.evaluation.experiments.lazy_boundary.experiment import (
     train,
 )
 from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, draw
-from lrpilot.evaluation.report import Output
+from lrpilot.evaluation.runs.output import Output
 from lrpilot.tasks.theory.lazy import LazyTask
 
 make_task = partial(

@@ -13,8 +13,8 @@ from lrpilot.evaluation.experiments.networks import (
     verdict,
 )
 from lrpilot.evaluation.methods import schedules
-from lrpilot.evaluation.report import Output
-from lrpilot.evaluation.seeds import evaluation_seeds, tuning_seeds
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.tasks.quadratic import QuadraticTask
 
 FACTORS = [0.1, 1.0]

@@ -18,10 +18,10 @@ from lrpilot.evaluation.experiments.nmf.trials import (
     run_trial,
     schedule_factors,
 )
-from lrpilot.evaluation.grid import Method, train
 from lrpilot.evaluation.methods import schedules
 from lrpilot.evaluation.report import format_interval
-from lrpilot.evaluation.seeds import evaluation_seeds, replay_seeds, tuning_seeds
+from lrpilot.evaluation.runs.grid import Method, train
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.tasks.nmf.batch import BatchedNMFRuns
 from lrpilot.tasks.nmf.task import NMFTask
 from tests.evaluation.policies import random_policy

@@ -12,8 +12,8 @@ from torch.optim import SGD
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.zero_shot import compare_unseen, summary_table
 from lrpilot.evaluation.methods import schedules
-from lrpilot.evaluation.report import Output
-from lrpilot.evaluation.seeds import evaluation_seeds
+from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.tasks.quadratic import QuadraticTask
 
 FACTORS = [0.1, 1.0, 10.0]
@@ -24,7 +24,13 @@ def no_bar(iterable: Any, **_: Any) -> Any:
     return iterable
 
 
-def compare(task: QuadraticTask, policy: Policy, folder: Path, **changes: Any) -> None:
+def compare(
+    task: QuadraticTask,
+    policy: Policy,
+    folder: Path,
+    store: Path | None = None,
+    **changes: Any,
+) -> None:
     arguments = {
         "tasks": {"shallow": task, "long": replace(task, total_steps=50)},
         "schedulers": SCHEDULES,
@@ -32,9 +38,8 @@ def compare(task: QuadraticTask, policy: Policy, folder: Path, **changes: Any) -
         "search_rivals": ["d2z"],
         "initial_lr_factors": FACTORS,
         "num_seeds": 2,
-        "earlier": None,
     }
-    output = Output(folder, "machine of this test", no_bar)
+    output = Output(folder, "machine of this test", no_bar, store=store)
     compare_unseen(policy=policy, output=output, **{**arguments, **changes})
 
 
@@ -55,32 +60,17 @@ def test_every_method_trains_every_task_from_every_lr_on_every_seed(out_dir: Pat
     assert sorted(of_rival) == pytest.approx([0.02, 0.2, 2.0])
 
 
-def test_runs_of_an_earlier_folder_are_taken_and_the_policy_trains_anew(
-    task: QuadraticTask, policy: Policy, out_dir: Path, tmp_path: Path
+def test_another_policy_trains_its_own_runs_alone(
+    task: QuadraticTask, policy: Policy, out_dir: Path
 ) -> None:
-    """The earlier folder lacks one run of one method, and has another loss in all of another."""
-    with (out_dir / "runs.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    marked = [{**row, "held_out_loss": "0.125"} for row in rows]
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    lacking = next(k for k, row in enumerate(marked) if row["scheduler"] == "constant")
-    with (earlier / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(marked[:lacking] + marked[lacking + 1 :])
-    compare(task, policy, tmp_path, earlier=str(earlier))
-    with (tmp_path / "runs.csv").open(newline="") as file:
-        again = list(csv.DictReader(file))
-    keys = ("task", "scheduler", "initial_lr_factor", "seed")
-    assert [[row[key] for key in keys] for row in again] == [
-        [row[key] for key in keys] for row in rows
-    ]
-    for old, new in zip(rows, again, strict=True):
-        is_taken = new["scheduler"] in ("d2z", "plain") or (
-            new["scheduler"] == "constant" and new["task"] != marked[lacking]["task"]
-        )
-        assert new["held_out_loss"] == ("0.125" if is_taken else old["held_out_loss"])
+    store = out_dir / "cells"
+    kept = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    other = replace(policy, layers=[(2.0 * weight, bias) for weight, bias in policy.layers])
+    compare(task, other, out_dir / "other", store)
+    new = {path.name for path in store.iterdir()} - kept.keys()
+    assert len(new) == 2 * 3 * 2
+    assert all("-policy-" in name for name in new)
+    assert {name: (store / name).stat().st_mtime_ns for name in kept} == kept
 
 
 def test_the_figure_and_the_table_are_written(out_dir: Path) -> None:

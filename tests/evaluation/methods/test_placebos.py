@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from lrpilot import Policy, PolicyLR
-from lrpilot.evaluation.grid import Method, train
 from lrpilot.evaluation.methods.placebos import (
     Recording,
     mean_schedule,
     placebos_of,
     random_walk,
-    record_policy,
+    recording_of,
     replay,
     untrained,
 )
+from lrpilot.evaluation.runs.cell import grid_of
+from lrpilot.evaluation.runs.grid import Method, Result, deployed, train
 from lrpilot.tasks.quadratic import QuadraticTask
 
 FACTORS = (0.1, 1.0)
@@ -27,7 +28,15 @@ SEEDS = (7, 8)
 
 @pytest.fixture(scope="module")
 def recording(task: QuadraticTask, policy: Policy) -> Recording:
-    return record_policy(task, policy, initial_lr_factors=FACTORS, seeds=SEEDS)
+    return recording_of(recorded(task, policy, FACTORS, SEEDS), task.total_steps)
+
+
+def recorded(
+    task: QuadraticTask, policy: Policy, factors: Sequence[float], seeds: Sequence[int]
+) -> list[Result]:
+    method = Method("policy", partial(deployed, policy=policy))
+    cells = grid_of(task, [method], initial_lr_factors=factors, seeds=seeds)
+    return [cell.train() for cell in cells]
 
 
 def lrs_of(make: Callable[..., Any], lr: float, **arguments: Any) -> list[float]:
@@ -68,14 +77,14 @@ def test_recording_holds_every_action_of_every_run(recording: Recording) -> None
 def test_run_that_broke_off_is_replayed_with_its_last_learning_rate(
     task: QuadraticTask, policy: Policy
 ) -> None:
-    recorded = record_policy(task, policy, initial_lr_factors=[1e38], seeds=SEEDS[:1])
+    broken = recording_of(recorded(task, policy, [1e38], SEEDS[:1]), task.total_steps)
     result = train(
         task,
         Method("policy", partial(PolicyLR, policy=policy)),
         initial_lr_factor=1e38,
         seed=SEEDS[0],
     )
-    (curve,) = recorded.curves.values()
+    (curve,) = broken.curves.values()
     assert len(result.lrs) < len(curve) == 40
     assert curve[-1] == pytest.approx(result.lrs[-1] / result.row["initial_lr"])
 

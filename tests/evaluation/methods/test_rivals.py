@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lrpilot import GreedyLR
-from lrpilot.evaluation.grid import Method, train
+from lrpilot.evaluation.runs.grid import Method, train
 from lrpilot.tasks.images.task import ImageTask
 
 CONF = Path(__file__).parents[3] / "conf" / "rival"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.envs import LRControlEnv
-from lrpilot.evaluation.grid import Method, train
+from lrpilot.evaluation.runs.grid import Method, train
 from lrpilot.policy.edge_distance import EdgeDistance
 from lrpilot.policy.observation import FEATURES
 from lrpilot.tasks.images.models import mlp, small_cnn

@@ -1,9 +1,9 @@
-"""Train under every scheduler, initial learning rate and seed, through the real schedulers."""
+"""Train one run under a scheduler, through the real scheduler on a real optimizer."""
 
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,11 +51,19 @@ def deployed(optimizer: Optimizer, *, policy: Policy, total_steps: int, run: Run
 
 @dataclass(frozen=True)
 class Result:
-    """One training: its row in `runs.csv`, and its curves (one value per optimizer step)."""
+    """One training.
+
+    Args:
+        row: its columns in tables.
+        lrs: learning rate of every optimizer step.
+        losses: minibatch loss of every optimizer step.
+        actions: of a policy, at every decision; else empty.
+    """
 
     row: dict[str, Any]
-    lrs: list[float]
-    losses: list[float]
+    lrs: Sequence[float]
+    losses: Sequence[float]
+    actions: Sequence[float] = ()
 
 
 def train(
@@ -135,7 +143,8 @@ def train(
         "diverged": int(diverged),
         "seconds": seconds,
     }
-    return Result(row, lrs, losses)
+    log = scheduler.log if isinstance(scheduler, PolicyLR) else ()
+    return Result(row, lrs, losses, [entry.signal for entry in log if entry.rule == "decision"])
 
 
 def _search_in(run: Run, scheduler: LineSearchLR) -> None:
@@ -147,20 +156,3 @@ def _search_in(run: Run, scheduler: LineSearchLR) -> None:
     run.differentiate_with(scheduler.search)
     # so that the trials of a search leave the statistics of batch normalization alone
     scheduler.model = getattr(run, "model", None)
-
-
-def train_grid(
-    task: Task,
-    methods: Sequence[Method],
-    *,
-    initial_lr_factors: Sequence[float],
-    seeds: Sequence[int],
-    total_steps: int | None = None,
-) -> Iterator[Result]:
-    """Every method at every initial learning rate, on the same seeds."""
-    for seed in seeds:
-        for factor in initial_lr_factors:
-            for method in methods:
-                yield train(
-                    task, method, initial_lr_factor=factor, seed=seed, total_steps=total_steps
-                )

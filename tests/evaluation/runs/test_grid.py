@@ -8,8 +8,9 @@ import torch
 
 from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
-from lrpilot.evaluation.grid import Method, Result, train, train_grid
 from lrpilot.evaluation.methods import schedules
+from lrpilot.evaluation.runs.cell import grid_of
+from lrpilot.evaluation.runs.grid import Method, Result, train
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.mixture import MixtureTask
 from lrpilot.tasks.nmf.task import NMFTask
@@ -66,7 +67,10 @@ def identity(result: Result) -> tuple[str, float, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_method_meets_the_same_seeds_and_the_same_first_loss(name: str) -> None:
-    results = list(train_grid(make_task(name), METHODS, initial_lr_factors=[0.5, 1.0], seeds=SEEDS))
+    results = [
+        c.train()
+        for c in grid_of(make_task(name), METHODS, initial_lr_factors=[0.5, 1.0], seeds=SEEDS)
+    ]
 
     for seed in SEEDS:
         first_losses = {r.losses[0] for r in results if r.row["seed"] == seed}
@@ -76,7 +80,10 @@ def test_every_method_meets_the_same_seeds_and_the_same_first_loss(name: str) ->
 
 def test_the_grid_is_the_full_product_in_a_fixed_order() -> None:
     methods = METHODS[:3]
-    results = train_grid(make_task("nmf"), methods, initial_lr_factors=[0.5, 1.0], seeds=SEEDS)
+    results = [
+        c.train()
+        for c in grid_of(make_task("nmf"), methods, initial_lr_factors=[0.5, 1.0], seeds=SEEDS)
+    ]
 
     assert [identity(result) for result in results] == [
         (method.name, factor, seed) for seed in SEEDS for factor in (0.5, 1.0) for method in methods
@@ -97,7 +104,7 @@ def test_a_training_repeats_exactly(name: str, method: Method) -> None:
 
 def test_a_run_of_the_grid_does_not_depend_on_its_neighbours() -> None:
     task = make_task("digits")
-    grid = list(train_grid(task, METHODS[:2], initial_lr_factors=[1.0], seeds=SEEDS))
+    grid = [c.train() for c in grid_of(task, METHODS[:2], initial_lr_factors=[1.0], seeds=SEEDS)]
     alone = train(task, METHODS[1], initial_lr_factor=1.0, seed=SEEDS[1])
 
     assert grid[-1].losses == alone.losses
@@ -184,7 +191,10 @@ def test_a_finite_loss_above_ten_times_the_first_is_divergence(
 
 
 def test_rows_of_one_task_have_the_same_columns_whether_or_not_they_diverged() -> None:
-    results = train_grid(make_task("digits"), METHODS[:2], initial_lr_factors=[1, 1e9], seeds=[0])
+    results = [
+        c.train()
+        for c in grid_of(make_task("digits"), METHODS[:2], initial_lr_factors=[1, 1e9], seeds=[0])
+    ]
 
     assert len({tuple(result.row) for result in results}) == 1
 

@@ -1,0 +1,61 @@
+"""An evaluation that is killed goes on from its finished runs, and ends with the same table."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.script_runs import ROOT
+
+GRID = ("task=digits", "scheduler=[constant,d2z]", "task.total_steps=60", "num_seeds=2")
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *GRID, *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(*arguments: str, cwd: Path) -> None:
+    process = start(*arguments, cwd=cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_evaluation_ends_with_the_same_table(tmp_path: Path, num_workers: int) -> None:
+    store = tmp_path / "kept"
+    given = ("policy=cifar", f"store={store}", f"num_workers={num_workers}")
+    process = start(*given, "hydra.run.dir=killed", cwd=tmp_path)
+    while len(list(store.glob("*.parquet"))) < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("*.parquet")}
+    assert 4 <= len(kept) < 30
+
+    finish(*given, "hydra.run.dir=again", cwd=tmp_path)
+    finish("policy=cifar", "hydra.run.dir=whole", cwd=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert rows_of(tmp_path / "again") == rows_of(tmp_path / "whole")
+    assert len(rows_of(tmp_path / "again")) == 3 * 5 * 2
+    curves = [(tmp_path / name / "curves.csv").read_bytes() for name in ("again", "whole")]
+    assert curves[0] == curves[1]
