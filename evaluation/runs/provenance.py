@@ -12,6 +12,8 @@ import torch
 
 from lrpilot.version import __version__
 
+_ROOT = Path(__file__).resolve().parents[2]
+
 
 def describe_provenance() -> dict[str, str]:
     """Command, processor, threads, versions and commit of this process, for reports.
@@ -38,19 +40,20 @@ def provenance_line() -> str:
 
 def _command() -> str:
     """The command line, with the last part alone of absolute paths."""
+    script = Path(sys.argv[0]).resolve()
     named = [
         "=".join(Path(part).name if os.path.isabs(part) else part for part in argument.split("="))
-        for argument in sys.argv
+        for argument in sys.argv[1:]
     ]
-    return shlex.join(["python", *named])
+    shown = script.relative_to(_ROOT) if script.is_relative_to(_ROOT) else script.name
+    return shlex.join(["python", str(shown), *named])
 
 
 @functools.cache
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    root = Path(__file__).resolve().parents[2]
     try:
-        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
