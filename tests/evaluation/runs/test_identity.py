@@ -42,7 +42,7 @@ def test_plain_values_have_one_fingerprint_where_they_are_the_same(a: Any, b: An
         {"initial_lr_factor": 0.10000000000000002},
         {"total_steps": 41},
         {"method": Method("cosine", schedules.linear)},
-        {"method": Method("cosine", partial(schedules.cosine, num_cycles=2))},
+        {"method": Method("cosine", partial(schedules.wsd, decay_share=0.5))},
         {"method": Method("cosine", schedules.cosine, base_lr=0.2)},
     ],
 )

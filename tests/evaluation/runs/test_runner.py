@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lrpilot import Policy
 from lrpilot.evaluation.methods import schedules
@@ -94,7 +94,7 @@ def test_a_killed_worker_keeps_the_finished_runs(
 
 
 def test_what_cannot_be_sent_to_a_process_is_named(task: QuadraticTask, tmp_path: Path) -> None:
-    made_here = Method("mine", lambda optimizer, total_steps: schedules.constant(optimizer))
+    made_here = Method("mine", lambda optimizer, total_steps: LambdaLR(optimizer, abs))
     runner = Runner(Store(tmp_path), no_bar, num_workers=1)
     with pytest.raises(ValueError, match=r"`num_workers` must be 0 for 'mine' on 'quadratic'"):
         runner.run([Cell(task, made_here, 1.0, 3)], "")
