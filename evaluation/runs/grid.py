@@ -3,8 +3,8 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -58,12 +58,14 @@ class Result:
         lrs: learning rate of every optimizer step.
         losses: minibatch loss of every optimizer step.
         actions: of a policy, at every decision; else empty.
+        origin: versions, commit, machine and command of a run that was read from a file.
     """
 
     row: dict[str, Any]
     lrs: Sequence[float]
     losses: Sequence[float]
     actions: Sequence[float] = ()
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(

@@ -9,7 +9,7 @@ from pathlib import Path
 from lrpilot.evaluation.runs.cell import Cell
 from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.runner import Progress, Runner
-from lrpilot.evaluation.runs.store import ORIGIN, Store, write_results
+from lrpilot.evaluation.runs.store import Store, write_results
 from lrpilot.evaluation.statistics import Rows
 from lrpilot.files import write_whole
 
@@ -47,10 +47,9 @@ class Output:
         write_results(results, self.folder / RUNS_FILE)
 
     def write_rows(self, rows: Rows, name: str) -> None:
-        """Write rows as a CSV file of this name, without the columns of their origin."""
+        """Write rows as a CSV file of this name."""
         file = io.StringIO()
-        names = [name for name in rows[0] if name not in ORIGIN]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.folder / name, file.getvalue())

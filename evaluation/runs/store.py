@@ -28,9 +28,10 @@ def write_results(results: Sequence[Result], path: Path) -> None:
         results: at least one; their rows may have different columns, which are then empty.
         path: the file; columns are those of the rows, `CURVES` (lists) and `ORIGIN`.
     """
-    origin = {name: describe_provenance()[name] for name in ORIGIN}
+    here = {name: describe_provenance()[name] for name in ORIGIN}
     records = [
-        {**origin, **r.row, **{name: list(getattr(r, name)) for name in CURVES}} for r in results
+        {**(r.origin or here), **r.row, **{name: list(getattr(r, name)) for name in CURVES}}
+        for r in results
     ]
     names = list(dict.fromkeys(name for record in records for name in record))
     table = pyarrow.table({name: [record.get(name) for record in records] for name in names})
@@ -55,10 +56,12 @@ def read_results(path: Path) -> list[Result]:
     if missing:
         raise ValueError(f"{path} must have the columns of runs, got none for {missing}")
     require_one_version(records, path)
+    others = (*CURVES, *ORIGIN)
     return [
         Result(
-            {k: v for k, v in record.items() if k not in CURVES and v is not None},
+            {k: v for k, v in record.items() if k not in others and v is not None},
             *(record[name] for name in CURVES),
+            origin={name: record[name] for name in ORIGIN},
         )
         for record in records
     ]
@@ -101,7 +104,7 @@ class Store:
         (result,) = read_results(path)
         here = describe_provenance()
         try:
-            require_one_version([here, result.row], f"`store` {self.folder}")
+            require_one_version([here, result.origin], f"`store` {self.folder}")
         except ValueError as error:
             raise ValueError(f"{error}, which runs now; name another folder") from None
         return result
