@@ -147,13 +147,14 @@ def _parse_digits() -> _ImagesAndLabels:
 
 
 def _parse_fashion_mnist(files: dict[str, bytes]) -> _ImagesAndLabels:
-    arrays = [_parse_idx(gzip.decompress(content)) for content in files.values()]
+    arrays = [parse_idx(gzip.decompress(content)) for content in files.values()]
     train_images, train_labels, test_images, test_labels = arrays
     images = np.concatenate([train_images, test_images])[:, None]
     return images, np.concatenate([train_labels, test_labels]).astype(np.int64)
 
 
-def _parse_idx(content: bytes) -> npt.NDArray[np.uint8]:
+def parse_idx(content: bytes) -> npt.NDArray[np.uint8]:
+    """The bytes of a file of MNIST's format, in the shape that its head states."""
     num_dimensions = content[3]
     shape = np.frombuffer(content, ">i4", num_dimensions, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)

@@ -1,5 +1,6 @@
 """Matrices to factorize: real ones by their name, and a user's own, checked and normalized."""
 
+import gzip
 import io
 import os
 import re
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from lrpilot.arguments import require_choice
 from lrpilot.tasks.data.files import read_files, search_folders
+from lrpilot.tasks.data.images import parse_idx
 
-REAL_MATRICES = ("olivetti", "digits", "shakespeare")
+REAL_MATRICES = ("olivetti", "digits", "shakespeare", "fashion_mnist")
+NUM_FASHION_IMAGES = 1000
 NUM_TERMS = 1000
 SUFFIXES = (".npy", ".npz", ".csv")
 Matrix = npt.NDArray[Any]
@@ -27,13 +30,14 @@ Matrix = npt.NDArray[Any]
 def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
     """A real non-negative matrix, float32, divided by its mean.
 
-    =========== ============ ==========================================================
-    name        shape        what
-    =========== ============ ==========================================================
-    olivetti    4096 x 400   faces: pixels x images (AT&T Laboratories Cambridge)
-    digits      61 x 1797    scikit-learn's digits: pixels x images
-    shakespeare 1000 x 301   Tiny Shakespeare: most frequent terms x speakers, counts
-    =========== ============ ==========================================================
+    ============= ============ ========================================================
+    name          shape        what
+    ============= ============ ========================================================
+    olivetti      4096 x 400   faces: pixels x images (AT&T Laboratories Cambridge)
+    digits        61 x 1797    scikit-learn's digits: pixels x images
+    shakespeare   1000 x 301   Tiny Shakespeare: most frequent terms x speakers, counts
+    fashion_mnist 784 x 1000   Fashion-MNIST: pixels x the first training images
+    ============= ============ ========================================================
 
     Pixels and terms that are zero everywhere are left out.
 
@@ -47,8 +51,11 @@ def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
 
         matrix = load_digits().data.T
     else:
-        (content,) = read_files(name, search_folders(data_dir)).values()
-        if name == "olivetti":
+        content, *_ = read_files(name, search_folders(data_dir)).values()
+        if name == "fashion_mnist":
+            images = parse_idx(gzip.decompress(content))[:NUM_FASHION_IMAGES]
+            matrix = images.reshape(NUM_FASHION_IMAGES, -1).T
+        elif name == "olivetti":
             from scipy.io import loadmat
 
             matrix = loadmat(io.BytesIO(content))["faces"]

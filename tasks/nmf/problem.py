@@ -54,10 +54,10 @@ class NMFProblem(Task):
         data_noise: standard deviation of E over the mean of W* H*.
         start_scale: W and H start so many times as large; at 1, W H starts at the mean of V.
         matrix: what to factorize instead of random matrices: "olivetti", "digits",
-            "shakespeare", the path of an .npy, .npz or .csv file (see `read_matrix`), or a
-            matrix of the user's own: a tensor, an array or a sparse one, a data frame or a list
-            of rows, of floats, integers or booleans, none negative. It is divided by its mean,
-            computed with in float32, and sets `shape`.
+            "shakespeare", "fashion_mnist", the path of an .npy, .npz or .csv file (see
+            `read_matrix`), or a matrix of the user's own: a tensor, an array or a sparse one, a
+            data frame or a list of rows, of floats, integers or booleans, none negative. It is
+            divided by its mean, computed with in float32, and sets `shape`.
         data_dir: folder of the data files (default: environment variable `LRPILOT_DATA`).
         noise: one of `NOISES`.
         noise_range: the level c, log-uniform.

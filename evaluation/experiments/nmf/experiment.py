@@ -27,6 +27,7 @@ from lrpilot.evaluation.experiments.nmf.trials import (
 from lrpilot.evaluation.methods.placebos import untrained
 from lrpilot.evaluation.methods.schedules import constant
 from lrpilot.evaluation.report import describe_spread
+from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, replay_seeds, tuning_seeds
 from lrpilot.tasks.nmf.task import NMFTask
@@ -64,8 +65,10 @@ def compare_on_problems(
         real_initial_lrs: the same on real matrices.
         cap_fractions: fractions of the cap that are tried.
         policy: the learned policy.
-        output: gets outcomes_<problem>.csv, table_<problem>.md and curves_<problem>.png.
+        output: gets runs.parquet and, for each problem, outcomes_<problem>.csv,
+            table_<problem>.md and curves_<problem>.png.
     """
+    results: list[Result] = []
 
     def compare_on(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
         outcomes = compare(
@@ -86,6 +89,8 @@ def compare_on_problems(
             verdict=report.verdict(outcomes),
         )
         output.write_rows(report.outcome_rows(outcomes, name), f"outcomes_{name}.csv")
+        results.extend(report.results_of(outcomes, name, evaluation_seeds(num_held_out)))
+        output.write_runs(results)
         report.draw_outcomes(outcomes, f"NMF, {name}", output.folder / f"curves_{name}.png")
 
     compare_on("random", task, num_tuning, num_held_out)

@@ -16,6 +16,8 @@ from lrpilot.evaluation.report import (
     line_style,
     write_figure,
 )
+from lrpilot.evaluation.runs.cell import REPORT
+from lrpilot.evaluation.runs.grid import Result
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,38 @@ def outcome_rows(outcomes: Sequence[Outcome], problem: str) -> list[dict[str, An
         for outcome in outcomes
         for i, score in enumerate(outcome.trial.scores)
     ]
+
+
+def results_of(outcomes: Sequence[Outcome], problem: str, seeds: Sequence[int]) -> list[Result]:
+    """Every run as those of other experiments; its held-out loss is the exact f(T).
+
+    What was tuned, the initial learning rate or the fraction of the cap, is the factor; it is 1
+    where nothing is.
+    """
+    results = []
+    for outcome in outcomes:
+        trial = outcome.trial
+        name = outcome.name if outcome.mode == "-" else f"{outcome.name} ({outcome.mode})"
+        for i, seed in enumerate(seeds):
+            diverged = bool(trial.diverged[i])
+            row = {
+                "task": problem,
+                "scheduler": "policy" if outcome is outcomes[0] else name,
+                "initial_lr_factor": 1.0 if np.isnan(outcome.tuned) else outcome.tuned,
+                "initial_lr": float(trial.lrs[0, i]),
+                "seed": seed,
+                "total_steps": len(trial.lrs),
+                "first_loss": float(trial.objectives[0, i]),
+                "train_loss": np.inf if diverged else float(trial.losses[-1, i]),
+                "held_out_loss": np.inf if diverged else float(trial.objectives[1, i]),
+                "diverged": int(diverged),
+                "part": REPORT,
+            }
+            actions = trial.decided[:, 1, i].tolist() if trial.decided.size else []
+            results.append(
+                Result(row, trial.lrs[:, i].tolist(), trial.losses[:, i].tolist(), actions)
+            )
+    return results
 
 
 def draw_outcomes(outcomes: Sequence[Outcome], title: str, path: Path) -> None:

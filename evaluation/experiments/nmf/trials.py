@@ -42,6 +42,9 @@ class Trial:
             task has one.
         decided: factor and action of a policy's decisions, (decisions, 2, runs); empty for other
             controls.
+        objectives: f(0) and f(T) of each run, (2, runs).
+        lrs: learning rates of every step, (T, runs).
+        losses: observed losses of every step, (T, runs).
     """
 
     scores: Floats
@@ -50,6 +53,9 @@ class Trial:
     curve: list[float]
     fractions: list[float]
     decided: Floats
+    objectives: Floats
+    lrs: Floats
+    losses: Floats
 
 
 class Control(ABC):
@@ -179,6 +185,7 @@ def run_trial(
     recorded = {round(x) for x in np.linspace(0, task.total_steps, NUM_CURVE_POINTS + 1)}
     broken = torch.zeros_like(everyone)
     steps, curve, fractions = [], [], []
+    all_lrs, all_losses = [], []
 
     def logs() -> Tensor:
         ratio = runs.privileged_losses().double() / start
@@ -192,7 +199,10 @@ def run_trial(
             steps.append(step)
             curve.append(float(logs().mean()))
             fractions.append(float((lrs if cap is None else lrs / cap).double().log10().mean()))
-        control.observe(runs.step(lrs, everyone))
+        losses = runs.step(lrs, everyone)
+        control.observe(losses)
+        all_lrs.append(lrs.double().cpu().numpy())
+        all_losses.append(losses.double().cpu().numpy())
     scores = logs()
     scores[broken] = math.log10(DIVERGENCE_FACTOR)
     return Trial(
@@ -202,6 +212,9 @@ def run_trial(
         curve=[*curve, float(scores.mean())],
         fractions=fractions,
         decided=np.array(getattr(control, "decided", [])),
+        objectives=torch.stack((start, runs.privileged_losses().double())).cpu().numpy(),
+        lrs=np.stack(all_lrs),
+        losses=np.stack(all_losses),
     )
 
 

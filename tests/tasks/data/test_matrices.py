@@ -12,11 +12,18 @@ from lrpilot.tasks.data.files import read_files
 from lrpilot.tasks.data.matrices import NUM_TERMS, REAL_MATRICES, count_terms, load_matrix
 from tests.tasks.data.real_files import FOLDER, Payload
 
-_SHAPES = {"digits": (61, 1797), "olivetti": (4096, 400), "shakespeare": (1000, 301)}
+_SHAPES = {
+    "digits": (61, 1797),
+    "olivetti": (4096, 400),
+    "shakespeare": (1000, 301),
+    "fashion_mnist": (784, 1000),
+}
 _FILES = {
     "olivetti": ("olivettifaces.mat", ("olivetti", "nmf", ".")),
     "shakespeare": ("input.txt", ("shakespeare", "text/tinyshakespeare", "tinyshakespeare")),
 }
+# its files are found and checked as those of the images
+_FASHION = "FashionMNIST/raw/train-images-idx3-ubyte.gz"
 _TEXT = "Ann:\nThe cat, the DOG.\n\nBob:\nthe end; don't\n\nAnn:\ncat\n"
 
 
@@ -30,6 +37,10 @@ def _empty_surroundings(no_files: None) -> Iterator[None]:
 
 def _file(name: str) -> Path:
     """The file of a matrix in the data folder; without it the test is skipped."""
+    if name == "fashion_mnist":
+        if not (FOLDER / _FASHION).is_file():
+            pytest.skip(f"needs {_FASHION}: set LRPILOT_DATA")
+        return FOLDER / _FASHION
     file, subfolders = _FILES[name]
     for subfolder in subfolders:
         if (FOLDER / subfolder / file).is_file():
