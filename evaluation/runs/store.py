@@ -60,7 +60,9 @@ def read_results(path: Path) -> list[Result]:
     return [
         Result(
             {k: v for k, v in record.items() if k not in others and v is not None},
-            *(record[name] for name in CURVES),
+            lrs=record["lrs"],
+            losses=record["losses"],
+            actions=record["actions"],
             origin={name: record[name] for name in ORIGIN},
         )
         for record in records

@@ -36,7 +36,7 @@ def load_matrix(name: str, data_dir: str | None = None) -> Tensor:
     olivetti      4096 x 400   faces: pixels x images (AT&T Laboratories Cambridge)
     digits        61 x 1797    scikit-learn's digits: pixels x images
     shakespeare   1000 x 301   Tiny Shakespeare: most frequent terms x speakers, counts
-    fashion_mnist 784 x 1000   Fashion-MNIST: pixels x the first training images
+    fashion_mnist 781 x 1000   Fashion-MNIST: pixels x the first training images
     ============= ============ ========================================================
 
     Pixels and terms that are zero everywhere are left out.

@@ -16,7 +16,7 @@ _SHAPES = {
     "digits": (61, 1797),
     "olivetti": (4096, 400),
     "shakespeare": (1000, 301),
-    "fashion_mnist": (784, 1000),
+    "fashion_mnist": (781, 1000),
 }
 _FILES = {
     "olivetti": ("olivettifaces.mat", ("olivetti", "nmf", ".")),
