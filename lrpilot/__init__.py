@@ -13,6 +13,7 @@ from lrpilot.policy.policy_file import PolicyFileError
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.decision_log import Decision, DecisionLog
+from lrpilot.schedulers.fixed import D2ZLR, WSDLR, CosineWarmupLR
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import DivergenceError, Guard
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
@@ -21,12 +22,15 @@ from lrpilot.schedulers.policy_lr import PolicyLR
 from lrpilot.version import __version__
 
 __all__ = [
+    "D2ZLR",
+    "WSDLR",
     "ActionSpec",
     "AdaptiveLR",
     "Cap",
     "ClockSpec",
     "ControlSettings",
     "Controller",
+    "CosineWarmupLR",
     "CurvatureCap",
     "Decision",
     "DecisionLog",

@@ -1,14 +1,17 @@
 """The fixed schedules that a policy is compared with: functions of (optimizer, total_steps).
 
-All but `wsd` and `d2z` are torch's own classes. Every one of them starts from, or peaks at, the
-optimizer's learning rate.
+Torch's own classes, and of lrpilot those that torch lacks. Every one of them starts from, or peaks
+at, the optimizer's learning rate.
 """
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler
+
+from lrpilot import D2ZLR, WSDLR, CosineWarmupLR
 
 
 def constant(optimizer: Optimizer, *, total_steps: int) -> LRScheduler:
@@ -62,40 +65,16 @@ def one_cycle(optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0
     )
 
 
-def wsd(
-    optimizer: Optimizer,
-    *,
-    total_steps: int,
-    warmup_share: float = 0.05,
-    decay_share: float = 0.2,
-) -> LRScheduler:
-    """Warm-up, stable, decay: linear to lr_0, constant, and linear to 0 in the last share of T.
-
-    References:
-        Hu et al. MiniCPM: Unveiling the potential of small language models with scalable
-        training strategies. 2024.
-    """
-    warmup_steps = warmup_share * total_steps
-    decay_steps = decay_share * total_steps
-
-    def factor(t: int) -> float:
-        warmup = (t + 1) / warmup_steps if warmup_steps > 0 else 1.0
-        decay = (total_steps - t) / decay_steps if decay_steps > 0 else 1.0
-        return max(0.0, min(1.0, warmup, decay))
-
-    return torch_schedulers.LambdaLR(optimizer, factor)
+def cosine_warmup(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> CosineWarmupLR:
+    """Cosine after a linear warm-up of a tenth."""
+    return CosineWarmupLR(optimizer, total_steps=total_steps, **arguments)
 
 
-def d2z(optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0.1) -> LRScheduler:
-    """Warm-up, then decay to zero: linear to lr_0 in the first share of T, and linear to 0.
+def wsd(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> WSDLR:
+    """Warm-up, stable, decay: linear to lr_0, constant, and linear to 0 in the last fifth."""
+    return WSDLR(optimizer, total_steps=total_steps, **arguments)
 
-    References:
-        Bergsma et al. Straight to zero: Why linearly decaying the learning rate to zero works best
-        for LLMs. 2025.
-    """
-    return wsd(
-        optimizer,
-        total_steps=total_steps,
-        warmup_share=warmup_share,
-        decay_share=1.0 - warmup_share,
-    )
+
+def d2z(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> D2ZLR:
+    """Warm-up over a tenth, then linear decay to zero."""
+    return D2ZLR(optimizer, total_steps=total_steps, **arguments)

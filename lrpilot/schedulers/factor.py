@@ -53,11 +53,14 @@ class FactorLR(AdaptiveLR):
         return [factor * eta_max * (float(base) / largest) for base in self.base_lrs]
 
     def _scaled(self, before: float | None, factor: float) -> list[float]:
-        """The learning rates when the factor changes from `before` (None: starts) to `factor`."""
+        """The learning rates when the factor changes from `before` (None: starts) to `factor`.
+
+        From 0, at which the changes of others are lost, it starts anew.
+        """
         return [
             float(base) * factor
             # exact, and free of rounding drift, unless somebody else sets the learning rate too
-            if before is None or bool(group["lr"] == float(base) * before)
+            if not before or bool(group["lr"] == float(base) * before)
             else float(group["lr"]) * (factor / before)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]

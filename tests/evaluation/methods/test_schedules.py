@@ -22,6 +22,7 @@ SCHEDULES: dict[str, Schedule] = {
         "exponential",
         "linear",
         "cosine",
+        "cosine_warmup",
         "cosine_restarts",
         "one_cycle",
         "wsd",
@@ -61,6 +62,12 @@ def wsd_factor(t: int, total_steps: int) -> float:
     return min(1.0, (total_steps - t) / (0.2 * total_steps))
 
 
+def cosine_warmup_factor(t: int, total_steps: int) -> float:
+    if t + 1 < 0.1 * total_steps:
+        return (t + 1) / (0.1 * total_steps)
+    return cosine_between(1.0, 0.0, max(0.0, (t - 0.1 * total_steps) / (0.9 * total_steps)))
+
+
 def d2z_factor(t: int, total_steps: int) -> float:
     if t + 1 < 0.1 * total_steps:
         return (t + 1) / (0.1 * total_steps)
@@ -73,6 +80,7 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
     "exponential": lambda t, T: 0.01 ** (t / T),
     "linear": lambda t, T: 1 - t / T,
     "cosine": lambda t, T: (1 + math.cos(math.pi * t / T)) / 2,
+    "cosine_warmup": cosine_warmup_factor,
     "cosine_restarts": lambda t, T: cosine_between(
         1.0, 0.0, (t % math.ceil(T / 3)) / math.ceil(T / 3)
     ),

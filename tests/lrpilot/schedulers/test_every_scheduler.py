@@ -22,7 +22,16 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from lrpilot import GreedyLR, Guard, HypergradientLR, LineSearchLR, PolicyLR
+from lrpilot import (
+    D2ZLR,
+    WSDLR,
+    CosineWarmupLR,
+    GreedyLR,
+    Guard,
+    HypergradientLR,
+    LineSearchLR,
+    PolicyLR,
+)
 from tests.scheduling import lrs_of
 
 MAKERS: dict[str, Callable[[Optimizer], Any]] = {
@@ -35,6 +44,9 @@ MAKERS: dict[str, Callable[[Optimizer], Any]] = {
     "HypergradientLR tensor": lambda o: HypergradientLR(o, hyper_lr=0.02, level="tensor"),
     "HypergradientLR entry": lambda o: HypergradientLR(o, hyper_lr=0.02, level="entry"),
     "LineSearchLR": lambda o: LineSearchLR(o, None),
+    "D2ZLR": lambda o: D2ZLR(o, total_steps=300),
+    "CosineWarmupLR": lambda o: CosineWarmupLR(o, total_steps=300),
+    "WSDLR": lambda o: WSDLR(o, total_steps=300),
     "Guard(Cosine)": lambda o: Guard(CosineAnnealingLR(o, 100)),
     "Guard(Greedy)": lambda o: Guard(GreedyLR(o, window_size=10, significance=2.0, patience=5)),
     "Guard(Greedy paper)": lambda o: Guard(GreedyLR(o, semantics="paper", min_lr=1e-6)),
@@ -327,6 +339,7 @@ CAPPED: dict[str, Callable[..., Any]] = {
     "LineSearchLR keep": partial(LineSearchLR, model=None, reset="keep", c=0.5),
     "LineSearchLR grow": partial(LineSearchLR, model=None, reset="grow", c=0.5),
     "LineSearchLR restart": partial(LineSearchLR, model=None, reset="restart", c=0.5),
+    "WSDLR": partial(WSDLR, total_steps=10**6, warmup_share=0.0),
     "Guard": lambda o, cap: Guard(ConstantLR(o, 1.0), cap=cap),
     "PolicyLR": partial(PolicyLR, policy="small_networks", interval_steps=10**6, total_steps=10**6),
 }
