@@ -4,9 +4,10 @@ from typing import Any
 
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot.caps.curvature import CurvatureCap
-from lrpilot.evaluation.methods.schedules import cosine
+from lrpilot.evaluation.methods.schedules import constant, cosine
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.guard.scheduler import Guard
 from lrpilot.schedulers.hypergradient.scheduler import HypergradientLR
@@ -43,6 +44,27 @@ def hypergradient(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -
 def line_search(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> LineSearchLR:
     """Armijo line search on each minibatch, from the initial lr down."""
     return LineSearchLR(optimizer, None, **arguments)
+
+
+def schedule_free(
+    optimizer: Optimizer, *, total_steps: int, warmup_share: float = 0.05
+) -> LRScheduler:
+    """No schedule, and the optimizer's own warm-up over a share of T, as its authors recommend.
+
+    Args:
+        optimizer: one of the package schedulefree, which reads `warmup_steps` of its groups.
+        total_steps: T.
+        warmup_share: warm-up steps over T.
+
+    Raises:
+        ValueError: if the optimizer has no warm-up of its own.
+    """
+    for group in optimizer.param_groups:
+        if "warmup_steps" not in group:
+            kind = type(optimizer).__name__
+            raise ValueError(f"`optimizer` must be one of schedulefree, got {kind}")
+        group["warmup_steps"] = round(warmup_share * total_steps)
+    return constant(optimizer, total_steps=total_steps)
 
 
 def curvature_cap(run: ImageRun, *, interval_steps: int, batch_size: int = 64) -> CurvatureCap:

@@ -1,6 +1,7 @@
 """The rivals' own packages, on convex problems whose optimum is known."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lrpilot import GreedyLR
+from lrpilot.evaluation.methods.adaptive import schedule_free
 from lrpilot.evaluation.runs.grid import Method, train
+from lrpilot.tasks.images.models import mlp
 from lrpilot.tasks.images.task import ImageTask
 
 CONF = Path(__file__).parents[3] / "conf" / "rival"
-PACKAGES = ("schedule_free", "prodigy", "d_adaptation")
+PACKAGES = ("schedule_free", "prodigy", "prodigy_cosine", "d_adaptation")
 Objective = Callable[[Tensor], Tensor]
 
 
@@ -105,12 +108,45 @@ def test_greedy_lr_reaches_the_known_optimum(
     assert float(objective(w).detach()) - best < 1e-4 * (start - best)
 
 
-@pytest.mark.parametrize("name", [*PACKAGES, "line_search", "guarded_cosine"])
+@pytest.mark.parametrize("name", [*PACKAGES, "line_search", "guarded_cosine", "range_test"])
 def test_a_rival_trains_in_the_comparison_at_its_own_scale(name: str) -> None:
     task = ImageTask(
         name="digits", data="digits", optimizer=torch.optim.SGD, base_lr=0.1, total_steps=30
     )
     result = train(task, rival(name), initial_lr_factor=1.0, seed=3)
-    assert result.row["initial_lr"] == (0.1 if name == "guarded_cosine" else 1.0)
+    assert result.row["initial_lr"] == (0.1 if name in ("guarded_cosine", "range_test") else 1.0)
     assert len(result.losses) == 30
     assert not result.row["diverged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PACKAGES, "range_test"])
+def test_a_rival_learns_digits_at_its_own_scale(name: str) -> None:
+    """At chance the loss is log 10 = 2.3: a rival that is misused stays there."""
+    task = ImageTask(
+        name="digits_mlp",
+        data="digits",
+        model=partial(mlp, width=32),
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        base_lr=0.1,
+        total_steps=300,
+    )
+    losses = [
+        train(task, rival(name), initial_lr_factor=1.0, seed=seed).row["held_out_loss"]
+        for seed in (3, 4)
+    ]
+    assert max(losses) < 0.5
+
+
+def test_schedule_free_warms_up_over_a_share_of_the_steps() -> None:
+    method = rival("schedule_free")
+    assert method.optimizer is not None
+    optimizer = method.optimizer([torch.zeros(1)], lr=1.0)
+    method.make(optimizer, total_steps=300)
+    assert optimizer.param_groups[0]["warmup_steps"] == 15
+
+
+def test_an_optimizer_without_a_warm_up_of_its_own_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    with pytest.raises(ValueError, match="`optimizer` must be one of schedulefree, got SGD"):
+        schedule_free(optimizer, total_steps=300)
