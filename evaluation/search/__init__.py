@@ -1,0 +1,1 @@
+"""Searches over the initial learning rate, at a cost that is counted in optimizer steps."""
