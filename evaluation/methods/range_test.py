@@ -50,9 +50,8 @@ class RangeTestLR(FactorLR):
     trains by `D2ZLR` with the peak `tenth_of_lowest`. The steps of the test are steps of the run: T
     in all.
 
-    The other common rule, the steepest descent of the loss over log lr, chose four to twenty times
-    too much in tests of 30 steps, where the loss lags behind the learning rate (digits_mlp and
-    digits, seeds 3 and 4; linear decay trained neither of them there).
+    The other common rule, the steepest descent of the loss over log lr, chooses several times more:
+    in a test of 30 steps the loss lags behind the learning rate, and digits did not train at it.
 
     Args:
         optimizer: of the run; its learning rates are those with the factor 1.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dadaptation import DAdaptSGD
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.datasets import load_breast_cancer
@@ -136,6 +137,22 @@ def test_a_rival_learns_digits_at_its_own_scale(name: str) -> None:
         for seed in (3, 4)
     ]
     assert max(losses) < 0.5
+
+
+def test_d_adaptation_at_its_defaults_overshoots_and_stays_at_chance() -> None:
+    task = ImageTask(
+        name="digits_mlp",
+        data="digits",
+        model=partial(mlp, width=32),
+        optimizer=partial(DAdaptSGD, momentum=0.9),
+        base_lr=1.0,
+        total_steps=300,
+    )
+    run = task.start(3)
+    for _ in range(50):
+        run.step()
+    assert run.optimizer.param_groups[0]["d"] > 0.5
+    assert run.privileged_loss() > 2.2
 
 
 def test_schedule_free_warms_up_over_a_share_of_the_steps() -> None:
