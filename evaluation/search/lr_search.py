@@ -72,7 +72,7 @@ class LRSearch:
     Args:
         task: what is trained.
         make: the schedule, called as `make(optimizer, total_steps=...)`, with `run=` if it has
-            that argument.
+            that argument; not a line search, which steps by a closure.
         lr_range: lowest and highest initial learning rate; they are drawn log-uniformly.
         budget_steps: most optimizer steps of all trials together, at least T.
         seed: of the run, and of what the search draws.

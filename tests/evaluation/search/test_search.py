@@ -93,6 +93,7 @@ def test_a_pruned_trial_ran_to_a_rung_and_no_further(name: str) -> None:
     assert steps <= {2, 6, 18}
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_hardly_trains_is_pruned_beside_good_ones() -> None:
     result = asha_search(search(budget_steps=1500))
     assert result.best.lr > 0.02
