@@ -6,7 +6,6 @@ a pair are of the same two runs, so they are no independent trials, and no inter
 proportion holds for them. Counted properly, a pair has one outcome, that at its end.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from lrpilot.evaluation.statistics.matrices import as_matrix, paired_differences
 from lrpilot.evaluation.statistics.significance import proportion_interval
 
-STAGES = (0.1, 0.5, 1.0)
-"""The fractions of the steps at which the paper compares losses."""
+STAGES = (10, 50, 100)
+"""At which percentages of the steps the paper compares losses."""
 
 MARGIN = 0.1
 """Losses of the paper's small models that differ by less differ insignificantly."""
@@ -67,9 +66,9 @@ class Outcomes(NamedTuple):
         Those of `final_outcomes` are, if no two pairs have a run in common; those of
         `stage_outcomes` are not.
 
-        >>> low, high = Outcomes(48, 64, 58, 26).intervals()["clearly better"]
+        >>> low, high = Outcomes(20, 10, 5, 5).intervals()["clearly better"]
         >>> round(low, 3), round(high, 3)
-        (0.19, 0.31)
+        (0.352, 0.648)
         """
         return {
             name: proportion_interval(count, sum(self), confidence=confidence, exact=exact)
@@ -78,7 +77,7 @@ class Outcomes(NamedTuple):
 
 
 def losses_at_stages(losses: ArrayLike) -> NDArray[np.float64]:
-    """The loss of each run after 10, 50 and 100 % of its steps: that of step ceil(f T).
+    """The loss of each run after 10, 50 and 100 % of its steps T: that of step ceil(p T / 100).
 
     The paper does not say whether it takes the loss of that step or a mean of the last ones; of
     noisy losses, pass means.
@@ -93,7 +92,8 @@ def losses_at_stages(losses: ArrayLike) -> NDArray[np.float64]:
     [[19.0, 11.0, 1.0]]
     """
     curves = as_matrix(losses, "losses")
-    return curves[:, [math.ceil(stage * curves.shape[1]) - 1 for stage in STAGES]]
+    # in integers, because 0.1 * 70 > 7
+    return curves[:, [(percent * curves.shape[1] + 99) // 100 - 1 for percent in STAGES]]
 
 
 def stage_outcomes(losses: ArrayLike, rival: ArrayLike, *, margin: float = MARGIN) -> Outcomes:

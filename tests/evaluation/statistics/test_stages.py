@@ -125,7 +125,7 @@ def test_a_head_start_is_no_win_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "steps"), [(1, [1, 1, 1]), (7, [1, 4, 7]), (100, [10, 50, 100])]
+    ("num_steps", "steps"), [(1, [1, 1, 1]), (7, [1, 4, 7]), (70, [7, 35, 70])]
 )
 def test_a_stage_is_the_first_step_that_completes_its_share(
     num_steps: int, steps: list[int]
