@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -83,6 +83,7 @@ def test_a_profile_is_that_of_rliable(seed: int) -> None:
     )
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float64, (5, 3), elements=st.floats(-10, 10)))
 def test_a_profile_falls_from_one_to_zero_whatever_the_order_of_the_runs(scores: Matrix) -> None:
     thresholds = np.linspace(-11, 11, 23)
@@ -99,6 +100,7 @@ def test_the_scores_are_those_that_algoperf_published() -> None:
     assert scores == pytest.approx(ALGOPERF_SCORES, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(TIMES)
 def test_the_score_is_close_to_the_exact_integral_of_the_profile(times: Matrix) -> None:
     """Of a task with ratio r the integral from 1 to 4 of [r <= tau] is max(0, 4 - r)."""
@@ -127,6 +129,7 @@ def test_the_profile_integrates_to_the_score_on_a_fine_grid() -> None:
     assert time_to_target_scores(times)["b"] == pytest.approx(score / 3, abs=0.5 / (NUM_POINTS - 1))
 
 
+@settings(deadline=None)
 @given(TIMES)
 def test_profiles_rise_within_zero_and_one_and_so_do_scores_lie(times: Matrix) -> None:
     for profile in time_to_target_profiles(named(times), np.linspace(1, 30, 50)).values():
@@ -135,6 +138,7 @@ def test_profiles_rise_within_zero_and_one_and_so_do_scores_lie(times: Matrix) -
     assert all(0 <= score <= 1 for score in time_to_target_scores(named(times)).values())
 
 
+@settings(deadline=None)
 @given(TIMES)
 def test_neither_the_order_of_runs_and_tasks_nor_the_unit_of_time_matters(times: Matrix) -> None:
     scores = time_to_target_scores(named(times))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -91,6 +91,7 @@ def test_a_margin_of_one_percent_is_that_of_the_ratio_to_the_rival() -> None:
     assert outcomes == Outcomes(1, 1, 0, 1)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_every_stage_of_every_pair_is_counted_once_in_any_order(pairs: Matrix) -> None:
     losses, rival = pairs
@@ -100,6 +101,7 @@ def test_every_stage_of_every_pair_is_counted_once_in_any_order(pairs: Matrix) -
     assert stage_outcomes(losses[::-1], rival[::-1]) == outcomes
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_the_rival_is_clearly_worse_where_the_method_is_clearly_better(pairs: Matrix) -> None:
     losses, rival = pairs
@@ -109,6 +111,7 @@ def test_the_rival_is_clearly_worse_where_the_method_is_clearly_better(pairs: Ma
     assert outcomes.clearly_worse == reverse.clearly_better
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_at_the_end_each_pair_has_one_outcome(pairs: Matrix) -> None:
     losses, rival = pairs
