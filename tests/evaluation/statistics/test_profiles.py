@@ -100,7 +100,7 @@ def test_the_scores_are_those_that_algoperf_published() -> None:
     assert scores == pytest.approx(ALGOPERF_SCORES, abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(TIMES)
 def test_the_score_is_close_to_the_exact_integral_of_the_profile(times: Matrix) -> None:
     """Of a task with ratio r the integral from 1 to 4 of [r <= tau] is max(0, 4 - r)."""
@@ -129,7 +129,7 @@ def test_the_profile_integrates_to_the_score_on_a_fine_grid() -> None:
     assert time_to_target_scores(times)["b"] == pytest.approx(score / 3, abs=0.5 / (NUM_POINTS - 1))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(TIMES)
 def test_profiles_rise_within_zero_and_one_and_so_do_scores_lie(times: Matrix) -> None:
     for profile in time_to_target_profiles(named(times), np.linspace(1, 30, 50)).values():
@@ -138,7 +138,7 @@ def test_profiles_rise_within_zero_and_one_and_so_do_scores_lie(times: Matrix) -
     assert all(0 <= score <= 1 for score in time_to_target_scores(named(times)).values())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(TIMES)
 def test_neither_the_order_of_runs_and_tasks_nor_the_unit_of_time_matters(times: Matrix) -> None:
     scores = time_to_target_scores(named(times))
