@@ -53,22 +53,21 @@ class Runner:
         known = {cell.name: self.store.read(cell.name) for cell in cells}
         missing = {cell.name: cell for cell in cells if known[cell.name] is None}
         train = self._train_here if self.num_workers == 0 else self._train_in_processes
-        for name in self.progress(train(missing), total=len(missing), desc=desc):
-            known[name] = self.store.read(name)
+        for name, result in self.progress(train(missing), total=len(missing), desc=desc):
+            known[name] = result
         results = []
         for cell in cells:
-            result = known[cell.name]
-            assert result is not None
-            row = {**cell.labels, **result.row, "part": cell.part}
-            results.append(dataclasses.replace(result, row=row))
+            finished = known[cell.name]
+            assert finished is not None
+            row = {**cell.labels, **finished.row, "part": cell.part}
+            results.append(dataclasses.replace(finished, row=row))
         return results
 
-    def _train_here(self, missing: dict[str, Cell]) -> Iterator[str]:
+    def _train_here(self, missing: dict[str, Cell]) -> Iterator[tuple[str, Result]]:
         for name, cell in missing.items():
-            _train(self.store, cell)
-            yield name
+            yield name, _train(self.store, cell)
 
-    def _train_in_processes(self, missing: dict[str, Cell]) -> Iterator[str]:
+    def _train_in_processes(self, missing: dict[str, Cell]) -> Iterator[tuple[str, Result]]:
         for cell in missing.values():
             try:
                 pickle.dumps(cell)
@@ -87,9 +86,9 @@ class Runner:
             num_done = 0
             try:
                 for future in as_completed(names):
-                    future.result()
+                    result = future.result()
                     num_done += 1
-                    yield names[future]
+                    yield names[future], result
             except BrokenProcessPool as error:
                 raise RuntimeError(
                     f"a worker process was killed; {num_done} of {len(missing)} runs are finished "
@@ -99,5 +98,7 @@ class Runner:
                 pool.shutdown(cancel_futures=True)
 
 
-def _train(store: Store, cell: Cell) -> None:
-    store.write(cell.name, cell.train())
+def _train(store: Store, cell: Cell) -> Result:
+    result = cell.train()
+    store.write(cell.name, result)
+    return result
