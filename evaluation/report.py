@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lrpilot.evaluation.palette import POLICY_STYLE, method_style
 from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.output import RUNS_FILE, Output
 from lrpilot.evaluation.statistics import (
@@ -27,30 +28,42 @@ from lrpilot.files import write_whole
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-POLICY_COLOR = "#d62728"
-COMPARISON_FILES = (RUNS_FILE, "runs.csv", "curves.csv", "curves.png", "table.md")
+COMPARISON_FILES = (
+    RUNS_FILE,
+    "runs.csv",
+    "curves.csv",
+    "curves.png",
+    "curves.svg",
+    "table.md",
+)
 
 
 def write_figure(figure: Figure, path: Path, *, num_legend_columns: int = 0) -> None:
-    """Write a figure as PNG, and close it; with columns, the first panel's legend is below all."""
+    """Write a figure as PNG and, of the same name, as SVG, and close it.
+
+    With columns, the first panel's legend is below all.
+    """
     if num_legend_columns:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncol=num_legend_columns, frameon=False)
         height = 0.02 + 0.04 * math.ceil(len(labels) / num_legend_columns)
         figure.tight_layout(rect=(0, height, 1, 1))
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    # without date and random ids, the same figure is the same file
+    with plt.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
-    write_whole(path, file.getvalue())
+    write_whole(path, png.getvalue())
+    write_whole(path.with_suffix(".svg"), svg.getvalue())
 
 
 def line_style(label: str, index: int, *, is_policy: bool) -> dict[str, Any]:
     """How a method's line is drawn: a policy's is thick, red, and in front of the others."""
-    if is_policy:
-        return {"label": label, "color": POLICY_COLOR, "linewidth": 2.5, "zorder": 3}
-    # the fourth color is the policy's
-    color = plt.get_cmap("tab10")((index + (index > 2)) % 10)
-    return {"label": label, "color": color, "linewidth": 1.2, "zorder": 2}
+    style = POLICY_STYLE if is_policy else method_style(index)
+    dash = (0, style.dash) if style.dash else "-"
+    kind = {"color": style.color, "linestyle": dash, "linewidth": style.width}
+    return {"label": label, **kind, "zorder": 3 if is_policy else 2}
 
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -116,8 +129,8 @@ def judge(differences: Sequence[float], *, lower: str, higher: str) -> str:
     return f"{mean:+.4f} {_format_spread(f'{low:+.4f}', f'{high:+.4f}', num_seeds)}, {verdict}"
 
 
-def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> str:
-    """One line per scheduler, at its best initial learning rate as `tuned_rows` chooses it.
+def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> list[list[str]]:
+    """A header, and a line per scheduler at its best initial LR as `tuned_rows` chooses it.
 
     Divergence is counted over all initial learning rates.
     """
@@ -137,26 +150,30 @@ def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> str:
         )
     header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
     header += [name.replace("_", " ") for name in accuracy]
-    return format_table([*header, "diverged", "seconds/run"], lines)
+    return [[*header, "diverged", "seconds/run"], *lines]
 
 
-def robustness_table(rows: Rows) -> str:
-    """Held-out loss (mean over seeds) of every scheduler at every initial learning rate."""
+def robustness_table(rows: Rows) -> list[list[str]]:
+    """A header, and a line per scheduler: held-out loss (mean over seeds) at every initial LR."""
     lines = []
     for name in unique(rows, "scheduler"):
         means = list(mean_at_factors(select(rows, scheduler=name)).values())
         lines.append([name, *(f"{mean:.4g}" for mean in (*means, np.median(means)))])
     lrs = [f"{_base_lr(rows) * factor:.3g}" for factor in unique(rows, "initial_lr_factor")]
-    return format_table(["held-out loss at initial lr", *lrs, "median"], lines)
+    return [["held-out loss at initial lr", *lrs, "median"], *lines]
 
 
-def comparison_tables(rows: Rows, tuning_rows: Rows | None = None) -> list[str]:
+def comparison_cells(rows: Rows, tuning_rows: Rows | None = None) -> list[list[list[str]]]:
     """The tuned table and, of several initial learning rates, robustness and cost of tuning."""
     tables = [tuned_table(rows, tuning_rows)]
     if len(unique(rows, "initial_lr_factor")) > 1:
-        header, *lines = tuning_table(rows)
-        tables += [robustness_table(rows), format_table(header, lines)]
+        tables += [robustness_table(rows), tuning_table(rows)]
     return tables
+
+
+def comparison_tables(rows: Rows, tuning_rows: Rows | None = None) -> list[str]:
+    """The `comparison_cells` in Markdown."""
+    return [format_table(header, lines) for header, *lines in comparison_cells(rows, tuning_rows)]
 
 
 def _base_lr(rows: Rows) -> float:

@@ -65,21 +65,17 @@ def rows_of(results: list[Result]) -> list[dict[str, Any]]:
     return [result.row for result in results]
 
 
-def cells(table: str) -> list[list[str]]:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return [lines[0], *lines[2:]]
-
-
 @pytest.mark.parametrize("table", [report.tuned_table, report.robustness_table])
 def test_a_table_has_one_line_per_scheduler(table: Any) -> None:
-    _, *lines = cells(table(rows_of(make_results())))
+    _, *lines = table(rows_of(make_results()))
 
     assert [line[0] for line in lines] == list(SCHEDULERS)
 
 
 @pytest.mark.parametrize("table", [report.tuned_table, report.robustness_table])
 def test_tables_are_aligned_markdown(table: Any) -> None:
-    lines = table(rows_of(make_results())).splitlines()
+    header, *cells = table(rows_of(make_results()))
+    lines = report.format_table(header, cells).splitlines()
 
     assert len({len(line) for line in lines}) == 1
     assert set(lines[1]) == {"|", "-"}
@@ -93,7 +89,7 @@ def test_the_tuned_table_takes_each_scheduler_at_its_own_best_held_out_loss() ->
         make_result("cosine", 0.1, 0, held_out_loss=0.8, test_accuracy=0.95).row,
         make_result("cosine", 1.0, 0, held_out_loss=0.7, test_accuracy=0.3).row,
     ]
-    header, policy, cosine = cells(report.tuned_table(rows))
+    header, policy, cosine = report.tuned_table(rows)
 
     lr, accuracy = header.index("best initial lr"), header.index("test accuracy")
     assert (policy[lr], policy[accuracy]) == ("0.005", "0.2")
@@ -109,7 +105,7 @@ def test_the_tuned_table_reports_at_the_initial_lr_that_the_tuning_rows_choose()
         make_result("policy", 0.1, 1, held_out_loss=0.9).row,
         make_result("policy", 1.0, 1, held_out_loss=0.1).row,
     ]
-    header, policy = cells(report.tuned_table(rows, tuning_rows))
+    header, policy = report.tuned_table(rows, tuning_rows)
 
     lr, loss = header.index("best initial lr"), header.index("held-out loss")
     assert (policy[lr], policy[loss]) == ("0.05", "0.6")
@@ -122,22 +118,22 @@ def test_the_tuned_table_counts_divergence_over_all_initial_lrs() -> None:
         else result
         for result in make_results()
     ]
-    header, *lines = cells(report.tuned_table(rows_of(results)))
+    header, *lines = report.tuned_table(rows_of(results))
 
     column = header.index("diverged")
     assert [line[column] for line in lines] == ["0/9", "0/9", "3/9"]
 
 
 def test_a_task_without_accuracy_has_no_accuracy_column() -> None:
-    header, *_ = cells(report.tuned_table(rows_of(make_results(accuracy=False))))
+    header, *_ = report.tuned_table(rows_of(make_results(accuracy=False)))
 
     assert "test accuracy" not in header
 
 
 def test_tables_of_runs_that_all_diverged_say_infinity_without_a_warning() -> None:
     rows = [diverged(result, 20).row for result in make_results()]
-    _, tuned, *_ = cells(report.tuned_table(rows))
-    _, robust, *_ = cells(report.robustness_table(rows))
+    _, tuned, *_ = report.tuned_table(rows)
+    _, robust, *_ = report.robustness_table(rows)
 
     assert tuned[2:4] == ["inf", "inf"]
     assert robust[1:] == ["inf"] * 4
@@ -150,7 +146,7 @@ def test_the_robustness_table_has_means_over_seeds_and_their_median() -> None:
         for factor, pair in losses.items()
         for seed, loss in enumerate(pair)
     ]
-    header, line = cells(report.robustness_table(rows))
+    header, line = report.robustness_table(rows)
 
     assert header == ["held-out loss at initial lr", "0.005", "0.05", "0.5", "median"]
     assert line == ["policy", "2", "0.5", "inf", "2"]
@@ -229,6 +225,32 @@ def test_curves_of_a_short_run_have_a_point_per_step() -> None:
     assert [(p["step"], p["lr"], p["train_loss"]) for p in curves] == list(
         zip((1, 2, 3), short.lrs, short.losses, strict=True)
     )
+
+
+def test_a_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
+    report.write_figure(plt.figure(), tmp_path / "curves.png")
+
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_the_same_figure_is_the_same_svg_file(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        figure, axis = plt.subplots()
+        axis.plot([0, 1], [0, 1], marker="o")
+        report.write_figure(figure, tmp_path / folder / "curves.png")
+
+    first, second = (tmp_path / folder / "curves.svg" for folder in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_line_of_the_policy_is_thick_red_and_in_front_of_the_others() -> None:
+    policy = report.line_style("policy", 0, is_policy=True)
+    others = [report.line_style("rival", i, is_policy=False) for i in range(30)]
+
+    assert policy["color"] == "#d62728"
+    assert all(policy["linewidth"] > 1.5 * other["linewidth"] for other in others)
+    assert all(policy["zorder"] > other["zorder"] for other in others)
 
 
 def draw(results: list[Result], path: Path) -> bytes:
