@@ -1,0 +1,234 @@
+"""The runs that a page shows, read from Parquet files and checked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lrpilot.evaluation.statistics import Rows, select, unique
+
+RUNS_FILE = "runs.parquet"
+TEXTS = ("task", "scheduler", "part", "command", "lrpilot", "torch", "commit", "machine")
+NUMBERS = (
+    "initial_lr_factor",
+    "initial_lr",
+    "seed",
+    "total_steps",
+    "first_loss",
+    "train_loss",
+    "held_out_loss",
+    "diverged",
+    "seconds",
+)
+LISTS = ("lrs", "losses")
+NUM_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training over its optimizer steps, at the ends of at most `NUM_POINTS` stretches.
+
+    Args:
+        steps: the last step of each stretch, from 1; shape (points,).
+        lrs: learning rate at that step; same shape.
+        losses: mean minibatch loss of the stretch; same shape.
+    """
+
+    steps: NDArray[np.int64]
+    lrs: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The trainings of a comparison.
+
+    Args:
+        rows: one per training that is a result, as in `runs.csv`, without the lists; sorted by
+            task, scheduler (the policy first), initial learning rate and seed.
+        curves: one per row.
+        tuning_rows: of the trainings that only chose learning rates.
+        files: what was read.
+    """
+
+    rows: Rows
+    curves: Sequence[Curve]
+    tuning_rows: Rows
+    files: Sequence[Path]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in order of first appearance."""
+        return unique(self.rows, "task")
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The schedulers, the policy first."""
+        return unique(self.rows, "scheduler")
+
+    def of_task(self, task: str) -> "Runs":
+        """The trainings of one task."""
+        kept = [i for i, row in enumerate(self.rows) if row["task"] == task]
+        return Runs(
+            [self.rows[i] for i in kept],
+            [self.curves[i] for i in kept],
+            select(self.tuning_rows, task=task),
+            self.files,
+        )
+
+    def curves_of(self, rows: Rows) -> list[Curve]:
+        """The curves of some of the rows, in their order."""
+        places = {id(row): i for i, row in enumerate(self.rows)}
+        return [self.curves[places[id(row)]] for row in rows]
+
+
+def read_runs(folders: Sequence[Path]) -> Runs:
+    """Read and check the `runs.parquet` of every folder.
+
+    Args:
+        folders: output folders of evaluations or experiments.
+
+    Raises:
+        ValueError: if a folder has no such file, a file is damaged, lacks columns or holds no
+            results, or the rows do not belong together: versions or commits differ, a training
+            stands there twice, or the schedulers of a task have other initial learning rates,
+            seeds or numbers of steps than each other.
+        OSError: if a file cannot be opened.
+    """
+    files = [Path(folder) / RUNS_FILE for folder in folders]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"`runs` must name folders with a {RUNS_FILE}, got {file.parent}")
+    if not files:
+        raise ValueError("`runs` must name one folder at least, got none")
+    pairs = [pair for file in files for pair in _read_file(file)]
+    if not any(row["part"] == "report" for row, _ in pairs):
+        raise ValueError(
+            f"`runs` must hold rows of the part 'report', got {len(pairs)} rows and none of it"
+        )
+    everything = [row for row, _ in pairs]
+    for column in ("lrpilot", "commit"):
+        if len(values := unique(everything, column)) > 1:
+            raise ValueError(f"`runs` must be of one {column}, got {', '.join(map(repr, values))}")
+    ranks = {
+        "task": {name: i for i, name in enumerate(unique(everything, "task"))},
+        "scheduler": {name: i for i, name in enumerate(unique(everything, "scheduler"))},
+    }
+    ranks["scheduler"]["policy"] = -1
+    pairs.sort(key=lambda pair: _order(pair[0], ranks))
+    reported = [(row, curve) for row, curve in pairs if row["part"] == "report"]
+    rows = [row for row, _ in reported]
+    _check_grid(rows)
+    tuning_rows = [row for row, _ in pairs if row["part"] == "tuning"]
+    return Runs(rows, [curve for _, curve in reported], tuning_rows, files)
+
+
+def _order(row: Mapping[str, Any], ranks: Mapping[str, Mapping[str, int]]) -> tuple[float, ...]:
+    names = [rank[row[column]] for column, rank in ranks.items()]
+    return *names, row["initial_lr_factor"], row["seed"]
+
+
+def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], Curve]]:
+    with path.open("rb") as opened:
+        try:
+            file = parquet.ParquetFile(opened)
+            _check_columns(file.schema_arrow, path)
+            lists = [field.name for field in file.schema_arrow if pa.types.is_nested(field.type)]
+            for batch in file.iter_batches(batch_size=64):
+                for name in (*TEXTS, *NUMBERS, *LISTS):
+                    if batch.column(name).null_count:
+                        raise ValueError(f"`runs` must have no gap, got one in {name} of {path}")
+                rows = batch.drop_columns(lists).to_pylist()
+                curves = zip(batch.column("lrs"), batch.column("losses"), strict=True)
+                for row, (lrs, losses) in zip(rows, curves, strict=True):
+                    # a column of one task alone is empty for the others
+                    row = {name: value for name, value in row.items() if value is not None}
+                    values = (np.asarray(x.values, dtype=np.float64) for x in (lrs, losses))
+                    yield row, downsample(*values, total_steps=row["total_steps"])
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"`runs` must name whole files, got {path}: {error}") from error
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    missing = [name for name in (*TEXTS, *NUMBERS, *LISTS) if name not in schema.names]
+    if missing:
+        raise ValueError(
+            f"`runs` must have the columns of this version, got {path} without "
+            f"{', '.join(missing)}; evaluate anew"
+        )
+    kinds = {
+        **dict.fromkeys(TEXTS, ("texts", _is_text)),
+        **dict.fromkeys(NUMBERS, ("numbers", _is_number)),
+        **dict.fromkeys(LISTS, ("lists of numbers", _is_list)),
+    }
+    for name, (kind, is_right) in kinds.items():
+        if not is_right(found := schema.field(name).type):
+            raise ValueError(f"`runs` must have {kind} in {name}, got {found} in {path}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def _check_grid(rows: Rows) -> None:
+    for task in unique(rows, "task"):
+        mine = select(rows, task=task)
+        if len(steps := unique(mine, "total_steps")) > 1:
+            raise ValueError(f"`runs` must train {task!r} for one number of steps, got {steps}")
+        grids = {}
+        for name in unique(mine, "scheduler"):
+            runs = select(mine, scheduler=name)
+            grids[name] = {(row["initial_lr_factor"], row["seed"]) for row in runs}
+            if len(grids[name]) < len(runs):
+                raise ValueError(
+                    f"`runs` must hold a training once, got {name!r} on {task!r} again"
+                )
+        first, *others = grids
+        for name in others:
+            if grids[name] != grids[first]:
+                raise ValueError(
+                    f"`runs` must hold the same initial learning rates and seeds of every "
+                    f"scheduler, got {len(grids[first])} trainings of {first!r} and "
+                    f"{len(grids[name])} of {name!r} on {task!r}, of which "
+                    f"{len(grids[name] & grids[first])} are the same"
+                )
+
+
+def downsample(lrs: NDArray[np.float64], losses: NDArray[np.float64], *, total_steps: int) -> Curve:
+    """The curve of one training at the ends of at most `NUM_POINTS` stretches of its horizon.
+
+    The stretches are those of the whole horizon also for a run that ended early, so that runs are
+    compared step by step; a last stretch that it did not finish is left out.
+
+    Args:
+        lrs: one per optimizer step.
+        losses: one per optimizer step.
+        total_steps: horizon T.
+
+    >>> curve = downsample(np.array([0.3, 0.2, 0.1]), np.array([3.0, 2.0, 1.0]), total_steps=3)
+    >>> curve.steps.tolist(), curve.losses.tolist()
+    ([1, 2, 3], [3.0, 2.0, 1.0])
+    """
+    num_points = min(NUM_POINTS, total_steps)
+    ends = np.arange(1, num_points + 1) * total_steps // num_points
+    starts = np.concatenate([[0], ends[:-1]])
+    is_whole = ends <= min(len(lrs), len(losses))
+    starts, ends = starts[is_whole], ends[is_whole]
+    sums = np.add.reduceat(losses[: ends[-1]], starts) if len(ends) else np.empty(0)
+    return Curve(ends, lrs[ends - 1], sums / (ends - starts))
