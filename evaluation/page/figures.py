@@ -43,8 +43,9 @@ def draw_schedules(runs: Runs, styles: Styles) -> go.Figure:
     least = min((y for trace in traces for y in trace.y if y > 0), default=0.0)
     if least:
         # the last steps of a decay to 0 would take most of the height
-        ends = math.log10(max(least, 1e-4 * largest)) - 0.1, math.log10(largest) + 0.1
-        figure.update_yaxes(type="log", range=ends)
+        least = max(least, 1e-4 * largest)
+        _use_log(figure.layout.yaxis, least, largest)
+        figure.update_yaxes(range=[math.log10(least) - 0.1, math.log10(largest) + 0.1])
     return figure
 
 
@@ -82,7 +83,8 @@ def draw_regrets(runs: Runs, styles: Styles) -> go.Figure:
         )
         traces.append(trace)
     figure = _figure(traces, x="initial learning rate", y="regret in held-out loss")
-    figure.update_xaxes(type="log")
+    lrs = unique(runs.rows, "initial_lr")
+    _use_log(figure.layout.xaxis, min(lrs), max(lrs))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -198,7 +200,9 @@ def _rounded(values: ArrayLike) -> list[Any]:
 
 
 def _figure(traces: Sequence[go.Scatter], *, x: str, y: str) -> go.Figure:
-    figure = go.Figure(list(traces), {"template": "none", "showlegend": False})
+    # what comes last is in front: the policy, and all lines before the bands
+    ordered = sorted(traces, key=lambda trace: (trace.fill is None, trace.meta == "policy"))
+    figure = go.Figure(ordered, {"template": "none", "showlegend": False})
     figure.update_layout(margin={"l": 64, "r": 12, "t": 8, "b": 44}, hovermode="closest")
     figure.update_xaxes(title={"text": x, "standoff": 8})
     figure.update_yaxes(title={"text": y, "standoff": 8})
@@ -208,4 +212,9 @@ def _figure(traces: Sequence[go.Scatter], *, x: str, y: str) -> go.Figure:
 def _use_log_if_wide(figure: go.Figure, values: Sequence[float]) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if finite and max(finite) > 5 * min(finite) > 0:
-        figure.update_yaxes(type="log")
+        _use_log(figure.layout.yaxis, min(finite), max(finite))
+
+
+def _use_log(axis: Any, least: float, largest: float) -> None:
+    """A logarithmic axis with ticks at powers of 10 or, where these are few, at 1, 2 and 5."""
+    axis.update(type="log", tickformat="~g", dtick=1 if largest > 100 * least else "D2")

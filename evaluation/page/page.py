@@ -22,34 +22,48 @@ from lrpilot.files import write_whole
 ORIGIN = ("command", "lrpilot", "torch", "commit", "machine")
 CAPTIONS = {
     "schedules": (
+        "Schedule",
         "Learning rate at each step, from the initial learning rate that is best for the "
-        "scheduler; mean over seeds."
+        "scheduler; mean over seeds.",
     ),
     "losses": (
+        "Training loss",
         "Minibatch loss in the same runs, as means over a two hundredth of them. The band reaches "
-        "from the least to the largest seed. Seeds that diverged are left out."
+        "from the least to the largest seed. Seeds that diverged are left out.",
     ),
     "regrets": (
+        "Regret",
         "Held-out loss minus the lowest of any method on this task: lower and flatter is better. A "
-        "run that diverged counts as one that was not trained; a cross marks where one did."
+        "run that diverged counts as one that was not trained; a cross marks where one did.",
     ),
     "searches": (
+        "Worth in runs",
         "Lowest held-out loss to expect of so many runs, at initial learning rates drawn from the "
         "grid. The policy, which is not tuned, is one point; where a line crosses the thin one, "
-        "the search equals it."
+        "the search equals it.",
     ),
     "tuned_profile": (
+        "Performance profile, tuned",
         "How often a scheduler is how close to the best, each at its best initial learning rate. 0 "
-        "is the best of any method on a task, 1 no training; further up and left is better."
+        "is the best of any method on a task, 1 no training; further up and left is better.",
     ),
-    "untuned_profile": "The same over all initial learning rates: one run without tuning.",
+    "untuned_profile": (
+        "Performance profile, untuned",
+        "The same over all initial learning rates: one run without tuning.",
+    ),
 }
 TABLE_CAPTIONS = (
-    "Each scheduler at its best initial learning rate; divergence is counted over all of them.",
-    "Held-out loss at every initial learning rate, mean over seeds.",
-    "What tuning costs: held-out loss over the initial learning rates, where a run that diverged "
-    "counts with the loss at its start. Sensitivity is the mean minus the best of any method; "
-    "worth is how many runs of the line's method equal one untuned run of the first.",
+    (
+        "Tuned",
+        "Each scheduler at its best initial learning rate; divergence is counted over all of them.",
+    ),
+    ("Robustness", "Held-out loss at every initial learning rate, mean over seeds."),
+    (
+        "Cost of tuning",
+        "Held-out loss over the initial learning rates, where a run that diverged counts with the "
+        "loss at its start. Sensitivity is the mean minus the best of any method; worth is how "
+        "many runs of the line's method equal one untuned run of the first.",
+    ),
 )
 
 
@@ -78,7 +92,7 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
     if len(tasks) > 1:
         names = ("tuned_profile", "untuned_profile")
         drawn |= dict(zip(names, figures.draw_profiles(runs, styles), strict=True))
-        profiles = [{"id": name, "caption": CAPTIONS[name]} for name in names]
+        profiles = [_plot(name, name) for name in names]
     here = files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
@@ -118,10 +132,15 @@ def _task(
         "spread": describe_spread(len(seeds)),
         "factors": factors,
         "is_tuned_elsewhere": bool(runs.tuning_rows),
-        "plots": [{"id": f"{index}-{kind}", "caption": CAPTIONS[kind]} for kind in mine],
+        "plots": [_plot(f"{index}-{kind}", kind) for kind in mine],
         # of one initial learning rate there is one table
-        "tables": list(zip(TABLE_CAPTIONS, tables, strict=False)),
+        "tables": [(*text, table) for text, table in zip(TABLE_CAPTIONS, tables, strict=False)],
     }
+
+
+def _plot(name: str, kind: str) -> dict[str, str]:
+    title, caption = CAPTIONS[kind]
+    return {"id": name, "title": title, "caption": caption}
 
 
 def _link(file: Path, page: Path) -> str:
