@@ -27,16 +27,17 @@ NUMBERS = (
 )
 LISTS = ("lrs", "losses")
 NUM_POINTS = 200
+NUM_WINDOWS = 50
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training over its optimizer steps, at the ends of at most `NUM_POINTS` stretches.
+    """One training at some of its optimizer steps, as `downsample` chooses them.
 
     Args:
-        steps: the last step of each stretch, from 1; shape (points,).
-        lrs: learning rate at that step; same shape.
-        losses: mean minibatch loss of the stretch; same shape.
+        steps: counted from 1; shape (points,).
+        lrs: learning rate at each; same shape.
+        losses: minibatch loss, a mean up to each; same shape.
     """
 
     steps: NDArray[np.int64]
@@ -211,10 +212,11 @@ def _check_grid(rows: Rows) -> None:
 
 
 def downsample(lrs: NDArray[np.float64], losses: NDArray[np.float64], *, total_steps: int) -> Curve:
-    """The curve of one training at the ends of at most `NUM_POINTS` stretches of its horizon.
+    """The curve of one training at `NUM_POINTS` steps of its horizon T, or at all if T is less.
 
-    The stretches are those of the whole horizon also for a run that ended early, so that runs are
-    compared step by step; a last stretch that it did not finish is left out.
+    A loss is the mean over the last T / `NUM_WINDOWS` steps (at least one), since that of a single
+    minibatch is noise. The steps are those of the whole horizon also for a run that ended early, so
+    that runs are compared step by step.
 
     Args:
         lrs: one per optimizer step.
@@ -226,9 +228,8 @@ def downsample(lrs: NDArray[np.float64], losses: NDArray[np.float64], *, total_s
     ([1, 2, 3], [3.0, 2.0, 1.0])
     """
     num_points = min(NUM_POINTS, total_steps)
-    ends = np.arange(1, num_points + 1) * total_steps // num_points
-    starts = np.concatenate([[0], ends[:-1]])
-    is_whole = ends <= min(len(lrs), len(losses))
-    starts, ends = starts[is_whole], ends[is_whole]
-    sums = np.add.reduceat(losses[: ends[-1]], starts) if len(ends) else np.empty(0)
-    return Curve(ends, lrs[ends - 1], sums / (ends - starts))
+    steps = np.arange(1, num_points + 1) * total_steps // num_points
+    steps = steps[steps <= min(len(lrs), len(losses))]
+    starts = np.maximum(steps - max(1, total_steps // NUM_WINDOWS), 0)
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    return Curve(steps, lrs[steps - 1], (sums[steps] - sums[starts]) / (steps - starts))

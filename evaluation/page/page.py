@@ -28,7 +28,7 @@ CAPTIONS = {
     ),
     "losses": (
         "Training loss",
-        "Minibatch loss in the same runs, as means over a two hundredth of them. The band reaches "
+        "Minibatch loss in the same runs, a moving mean over a fiftieth of them. The band reaches "
         "from the least to the largest seed. Seeds that diverged are left out.",
     ),
     "regrets": (
@@ -102,7 +102,7 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
         styles=styles,
         num_runs=len(runs.rows),
         origin={name: unique(runs.rows, name) for name in ORIGIN},
-        files=[(file.as_posix(), _link(file, path)) for file in runs.files],
+        files=[(link, quote(link)) for link in (_from(path, file) for file in runs.files)],
         css=(here / "style.css").read_text(encoding="utf-8"),
         script=(here / "script.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
@@ -143,8 +143,8 @@ def _plot(name: str, kind: str) -> dict[str, str]:
     return {"id": name, "title": title, "caption": caption}
 
 
-def _link(file: Path, page: Path) -> str:
-    return quote(Path(os.path.relpath(file, page.parent)).as_posix())
+def _from(page: Path, file: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
 def _as_json(drawn: dict[str, go.Figure], styles: dict[str, Style]) -> str:

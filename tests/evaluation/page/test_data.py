@@ -1,6 +1,5 @@
 """Files of runs are read whole and sorted, or refused with what is wrong with them."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +167,25 @@ def test_runs_of_one_task_that_are_not_of_one_length_are_refused(tmp_path: Path)
 
 
 @given(total_steps=st.integers(1, 2000), share=st.floats(0, 1))
-def test_a_curve_keeps_the_mean_loss_of_what_it_covers(total_steps: int, share: float) -> None:
-    losses = np.random.default_rng(total_steps).uniform(size=max(1, int(share * total_steps)))
-    curve = downsample(losses, losses, total_steps=total_steps)
-    widths = np.diff(curve.steps, prepend=0)
+def test_a_point_of_a_curve_has_the_lr_of_its_step_and_the_mean_loss_up_to_it(
+    total_steps: int, share: float
+) -> None:
+    values = np.random.default_rng(total_steps).uniform(size=max(1, int(share * total_steps)))
+    curve = downsample(values, values, total_steps=total_steps)
+    width = max(1, total_steps // 50)
 
     assert len(curve.steps) <= NUM_POINTS
-    covered = int(widths.sum())
-    assert len(losses) - covered < math.ceil(total_steps / NUM_POINTS)
-    assert widths @ curve.losses == pytest.approx(losses[:covered].sum())
+    assert curve.lrs.tolist() == values[curve.steps - 1].tolist()
+    means = [values[max(0, step - width) : step].mean() for step in curve.steps]
+    assert curve.losses == pytest.approx(means)
+
+
+@given(total_steps=st.integers(1, 2000))
+def test_the_last_point_of_a_whole_run_is_its_last_step(total_steps: int) -> None:
+    values = np.ones(total_steps)
+    steps = downsample(values, values, total_steps=total_steps).steps
+
+    assert (len(steps), steps[-1]) == (min(NUM_POINTS, total_steps), total_steps)
 
 
 def test_a_run_that_ended_early_has_the_points_of_one_that_did_not() -> None:
