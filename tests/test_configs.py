@@ -23,7 +23,7 @@ OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = sorted(f"quick/{path.stem}" for path in (CONF / "experiment" / "quick").glob("*.yaml"))
-SCRIPTS = ["train_agent", "evaluate", "reproduce", "stress_nmf"]
+SCRIPTS = ["train_agent", "evaluate", "reproduce", "report", "stress_nmf"]
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
 

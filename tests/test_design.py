@@ -196,7 +196,7 @@ def test_a_training_job_needs_three_packages() -> None:
 
 # what checks and builds the project, and need not work in its lowest version
 TOOLS = {"ruff", "mypy", "hatchling", "sphinx", "myst-parser", "furo"}
-TOOLS |= {"nbclient", "nbformat", "ipykernel"}
+TOOLS |= {"nbclient", "nbformat", "ipykernel", "playwright"}
 
 
 def pins(file: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ def test_the_policies_and_every_module_are_in_the_wheel(site: Path) -> None:
         kept = {
             path.relative_to(ROOT)
             for path in (ROOT / link).rglob("*")
-            if path.suffix in (".py", ".yaml")
+            if path.suffix in (".py", ".yaml", ".html", ".css", ".js")
         }
         assert kept
         assert not [path for path in kept if not (site / "lrpilot" / path).is_file()]

@@ -12,8 +12,15 @@ from jinja2 import Environment, StrictUndefined
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from lrpilot.evaluation.page import figures
 from lrpilot.evaluation.page.data import Runs, read_runs
+from lrpilot.evaluation.page.figures import (
+    draw_losses,
+    draw_profiles,
+    draw_regrets,
+    draw_schedules,
+    draw_searches,
+    styles_of,
+)
 from lrpilot.evaluation.palette import Style
 from lrpilot.evaluation.report import comparison_cells, describe_spread
 from lrpilot.evaluation.statistics import unique
@@ -85,13 +92,13 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
         >>> write_page(Path("outputs/evaluate/digits"), Path("report.html"))  # doctest: +SKIP
     """
     runs = read_runs([folders] if isinstance(folders, Path) else folders)
-    styles = figures.styles_of(runs.schedulers)
+    styles = styles_of(runs.schedulers)
     drawn: dict[str, go.Figure] = {}
     tasks = [_task(runs.of_task(task), task, i, styles, drawn) for i, task in enumerate(runs.tasks)]
     profiles: list[dict[str, str]] = []
     if len(tasks) > 1:
         names = ("tuned_profile", "untuned_profile")
-        drawn |= dict(zip(names, figures.draw_profiles(runs, styles), strict=True))
+        drawn |= dict(zip(names, draw_profiles(runs, styles), strict=True))
         profiles = [_plot(name, name) for name in names]
     here = files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -116,13 +123,13 @@ def _task(
 ) -> dict[str, Any]:
     """What the template shows of a task, whose figures are added to those that are drawn."""
     mine = {
-        "schedules": figures.draw_schedules(runs, styles),
-        "losses": figures.draw_losses(runs, styles),
+        "schedules": draw_schedules(runs, styles),
+        "losses": draw_losses(runs, styles),
     }
     factors, seeds = unique(runs.rows, "initial_lr_factor"), unique(runs.rows, "seed")
     if len(factors) > 1:
-        mine["regrets"] = figures.draw_regrets(runs, styles)
-        mine["searches"] = figures.draw_searches(runs, styles)
+        mine["regrets"] = draw_regrets(runs, styles)
+        mine["searches"] = draw_searches(runs, styles)
     drawn |= {f"{index}-{kind}": figure for kind, figure in mine.items()}
     tables = comparison_cells(runs.rows, runs.tuning_rows or None)
     return {

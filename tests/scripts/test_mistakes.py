@@ -53,6 +53,9 @@ MISTAKES = {
         "imitate.py",
         "imitation.lstm_units=-1",
     ): "`imitation.lstm_units` must be a whole number of at l",
+    ("report.py", "num_threads=1"): "`runs` must name one folder at least, got none",
+    ("report.py", "runs=nowhere"): "`runs` must name folders with a runs.parquet, got nowhere",
+    ("report.py", "task=quadratic"): "`task=quadratic` must be left out: report.py does not read",
     ("stress_nmf.py", "show_progress=false"): "`policy` must be a run folder of experiment=iclr202",
     ("stress_nmf.py", "policy=nowhere"): "no policy at nowhere",
 }
@@ -61,6 +64,7 @@ SMALL = {
     "evaluate.py": ["num_threads=1"],
     "reproduce.py": ["num_threads=1"],
     "imitate.py": ["num_threads=1", "show_progress=false"],
+    "report.py": ["num_threads=1"],
     "stress_nmf.py": ["num_threads=1"],
 }
 
