@@ -1,6 +1,6 @@
 """The runs that a page shows, read from Parquet files and checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lrpilot.evaluation.runs.cell import REPORT, TUNING
+from lrpilot.evaluation.runs.output import RUNS_FILE
+from lrpilot.evaluation.runs.store import ORIGIN, require_one_version
 from lrpilot.evaluation.statistics import Rows, select, unique
 
-RUNS_FILE = "runs.parquet"
-TEXTS = ("task", "scheduler", "part", "command", "lrpilot", "torch", "commit", "machine")
+TEXTS = ("task", "scheduler", "part", *ORIGIN)
 NUMBERS = (
     "initial_lr_factor",
     "initial_lr",
@@ -50,15 +52,13 @@ class Runs:
     """The trainings of a comparison.
 
     Args:
-        rows: one per training that is a result, as in `runs.csv`, without the lists; sorted by
-            task, scheduler (the policy first), initial learning rate and seed.
-        curves: one per row.
-        tuning_rows: of the trainings that only chose learning rates.
+        rows: one per training that is a result, as in `runs.csv`, and its `Curve` as "curve";
+            sorted by task, scheduler (the policy first), initial learning rate and seed.
+        tuning_rows: the same of the trainings that only chose learning rates.
         files: what was read.
     """
 
     rows: Rows
-    curves: Sequence[Curve]
     tuning_rows: Rows
     files: Sequence[Path]
 
@@ -74,18 +74,7 @@ class Runs:
 
     def of_task(self, task: str) -> "Runs":
         """The trainings of one task."""
-        kept = [i for i, row in enumerate(self.rows) if row["task"] == task]
-        return Runs(
-            [self.rows[i] for i in kept],
-            [self.curves[i] for i in kept],
-            select(self.tuning_rows, task=task),
-            self.files,
-        )
-
-    def curves_of(self, rows: Rows) -> list[Curve]:
-        """The curves of some of the rows, in their order."""
-        places = {id(row): i for i, row in enumerate(self.rows)}
-        return [self.curves[places[id(row)]] for row in rows]
+        return Runs(select(self.rows, task=task), select(self.tuning_rows, task=task), self.files)
 
 
 def read_runs(folders: Sequence[Path]) -> Runs:
@@ -107,34 +96,29 @@ def read_runs(folders: Sequence[Path]) -> Runs:
             raise ValueError(f"`runs` must name folders with a {RUNS_FILE}, got {file.parent}")
     if not files:
         raise ValueError("`runs` must name one folder at least, got none")
-    pairs = [pair for file in files for pair in _read_file(file)]
-    if not any(row["part"] == "report" for row, _ in pairs):
+    rows = _sorted([row for file in files for row in _read_file(file)])
+    results = select(rows, part=REPORT)
+    if not results:
         raise ValueError(
-            f"`runs` must hold rows of the part 'report', got {len(pairs)} rows and none of it"
+            f"`runs` must hold rows of the part {REPORT!r}, got {len(rows)} rows and none of it"
         )
-    everything = [row for row, _ in pairs]
-    for column in ("lrpilot", "commit"):
-        if len(values := unique(everything, column)) > 1:
-            raise ValueError(f"`runs` must be of one {column}, got {', '.join(map(repr, values))}")
-    ranks = {
-        "task": {name: i for i, name in enumerate(unique(everything, "task"))},
-        "scheduler": {name: i for i, name in enumerate(unique(everything, "scheduler"))},
-    }
-    ranks["scheduler"]["policy"] = -1
-    pairs.sort(key=lambda pair: _order(pair[0], ranks))
-    reported = [(row, curve) for row, curve in pairs if row["part"] == "report"]
-    rows = [row for row, _ in reported]
-    _check_grid(rows)
-    tuning_rows = [row for row, _ in pairs if row["part"] == "tuning"]
-    return Runs(rows, [curve for _, curve in reported], tuning_rows, files)
+    require_one_version(rows, "`runs`")
+    _check_grid(results)
+    return Runs(results, select(rows, part=TUNING), files)
 
 
-def _order(row: Mapping[str, Any], ranks: Mapping[str, Mapping[str, int]]) -> tuple[float, ...]:
-    names = [rank[row[column]] for column, rank in ranks.items()]
-    return *names, row["initial_lr_factor"], row["seed"]
+def _sorted(rows: Rows) -> Rows:
+    tasks, schedulers = unique(rows, "task"), unique(rows, "scheduler")
+
+    def place(row: dict[str, Any]) -> tuple[int, bool, int, float, int]:
+        name = row["scheduler"]
+        order = (name != "policy", schedulers.index(name))
+        return tasks.index(row["task"]), *order, row["initial_lr_factor"], row["seed"]
+
+    return sorted(rows, key=place)
 
 
-def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], Curve]]:
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as opened:
         try:
             file = parquet.ParquetFile(opened)
@@ -147,10 +131,11 @@ def _read_file(path: Path) -> Iterator[tuple[dict[str, Any], Curve]]:
                 rows = batch.drop_columns(lists).to_pylist()
                 curves = zip(batch.column("lrs"), batch.column("losses"), strict=True)
                 for row, (lrs, losses) in zip(rows, curves, strict=True):
-                    # a column of one task alone is empty for the others
-                    row = {name: value for name, value in row.items() if value is not None}
                     values = (np.asarray(x.values, dtype=np.float64) for x in (lrs, losses))
-                    yield row, downsample(*values, total_steps=row["total_steps"])
+                    curve = downsample(*values, total_steps=row["total_steps"])
+                    # a column of one task alone is empty for the others
+                    kept = {name: value for name, value in row.items() if value is not None}
+                    yield {**kept, "curve": curve}
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"`runs` must name whole files, got {path}: {error}") from error
 

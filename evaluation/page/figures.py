@@ -147,7 +147,7 @@ def _tuned_curves(runs: Runs) -> dict[str, list[Curve]]:
     curves = {}
     for name in unique(runs.rows, "scheduler"):
         rows = tuned_rows(runs.rows, name, runs.tuning_rows or None)
-        mine = runs.curves_of(select(rows, diverged=0) or rows)
+        mine: list[Curve] = [row["curve"] for row in select(rows, diverged=0) or rows]
         num_points = min(len(curve.steps) for curve in mine)
         if num_points:
             curves[name] = [

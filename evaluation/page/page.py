@@ -23,10 +23,10 @@ from lrpilot.evaluation.page.figures import (
 )
 from lrpilot.evaluation.palette import Style
 from lrpilot.evaluation.report import comparison_cells, describe_spread
+from lrpilot.evaluation.runs.store import ORIGIN
 from lrpilot.evaluation.statistics import unique
 from lrpilot.files import write_whole
 
-ORIGIN = ("command", "lrpilot", "torch", "commit", "machine")
 CAPTIONS = {
     "schedules": (
         "Schedule",

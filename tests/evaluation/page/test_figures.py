@@ -72,8 +72,8 @@ def test_the_band_of_losses_reaches_from_the_least_to_the_largest_seed(runs: Run
     figure = draw(runs, figures.draw_losses)
     band = of(figure, "cosine", fill="toself")
     curves = [
-        curve.losses
-        for row, curve in zip(runs.rows, runs.curves, strict=True)
+        row["curve"].losses
+        for row in runs.rows
         if (row["scheduler"], row["initial_lr_factor"]) == ("cosine", 1.0)
     ]
     assert len(curves) == 2

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from lrpilot import Policy
+from lrpilot.evaluation.evaluate import evaluate
+from lrpilot.evaluation.methods.schedules import cosine
 from lrpilot.evaluation.page import write_page
 from lrpilot.evaluation.page.data import read_runs
 from lrpilot.evaluation.report import comparison_cells
@@ -72,6 +75,25 @@ def test_tables_take_the_initial_lrs_that_the_tuning_rows_choose(tmp_path: Path)
     tuned, *_ = Cells(written(rows, tmp_path)).tables
 
     assert [line[1] for line in tuned[1:]] == ["0.005"] * 3
+
+
+@pytest.mark.slow
+def test_an_evaluation_has_its_page(tmp_path: Path) -> None:
+    rows = evaluate(
+        "quadratic",
+        policy=Policy.load("small_networks"),
+        schedulers={"cosine": cosine},
+        initial_lr_factors=[0.1, 1.0],
+        num_seeds=2,
+        total_steps=160,
+        out_dir=tmp_path,
+        show_progress=False,
+    )
+    write_page(tmp_path, tmp_path / "report.html")
+
+    page = (tmp_path / "report.html").read_text()
+    assert Cells(page).tables == comparison_cells(rows)
+    assert len(data_of(page)["figures"]) == 4
 
 
 def test_the_page_says_where_it_comes_from(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Performance profiles: shares of tasks over a regret that is the same on every scale of losses."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,7 +49,7 @@ def test_a_scheduler_has_a_regret_per_task_and_one_per_task_and_initial_lr() -> 
 
 
 def test_initial_lrs_are_chosen_on_the_tuning_rows() -> None:
-    changes = {"first_loss": 4.0, "task": "a"}
+    changes: dict[str, Any] = {"first_loss": 4.0, "task": "a"}
     rows = [
         make_row("policy", f, held_out_loss=loss, **changes) for f, loss in ((1, 0.0), (3, 2.0))
     ]
