@@ -19,7 +19,7 @@ def test_one_folder_and_several_become_a_page_whose_path_is_printed(tmp_path: Pa
     ]
     for (code, out, err), name in zip(run_scripts(commands, tmp_path), ("one", "two"), strict=True):
         assert code == 0, err
-        assert out.startswith(f"{name}/report.html (")
+        assert out.startswith(f"{tmp_path / name}/report.html (")
     texts = [(tmp_path / name / "report.html").read_text() for name in ("one", "two")]
     assert ['data-task="nmf"' in text for text in texts] == [False, True]
     assert all('href="../digits%20run/runs.parquet"' in text for text in texts)
