@@ -41,19 +41,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def said() -> list[str]:
     """What the page writes to the console or asks of others."""
     return []
 
 
-@pytest.fixture(params=[1280, 400])
+@pytest.fixture(scope="module", params=[1280, 400])
 def width(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture
-def page(browser: Browser, path: Path, width: int, said: list[str]) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def seen(browser: Browser, path: Path, width: int, said: list[str]) -> Iterator[Page]:
     """The page after a reader has seen all of it."""
     page = browser.new_page(
         viewport={"width": width, "height": 900}, color_scheme="light", offline=True
@@ -69,10 +69,12 @@ def page(browser: Browser, path: Path, width: int, said: list[str]) -> Iterator[
     page.close()
 
 
-def test_the_page_says_nothing_to_the_console_and_asks_for_nothing_but_itself(
-    page: Page, path: Path, said: list[str]
-) -> None:
-    assert {text for text in said if not text.startswith(("data:", "blob:"))} == {path.as_uri()}
+@pytest.fixture
+def page(seen: Page) -> Iterator[Page]:
+    """The page, which is then as it was."""
+    yield seen
+    seen.emulate_media(color_scheme="light")
+    seen.evaluate("filter.reset(); root.style.colorScheme = ''; applyFilter()")
 
 
 def test_all_plots_are_drawn_with_a_line_per_scheduler(page: Page) -> None:
@@ -143,3 +145,9 @@ def test_the_page_is_light_or_dark_as_the_system_is_and_as_the_button_says(page:
     assert look() == light
     button.click()
     assert look() == dark
+
+
+def test_the_page_says_nothing_to_the_console_and_asks_for_nothing_but_itself(
+    page: Page, path: Path, said: list[str]
+) -> None:
+    assert {text for text in said if not text.startswith(("data:", "blob:"))} == {path.as_uri()}
