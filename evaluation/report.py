@@ -155,11 +155,12 @@ def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> list[list[str]]:
 
 def robustness_table(rows: Rows) -> list[list[str]]:
     """A header, and a line per scheduler: held-out loss (mean over seeds) at every initial LR."""
-    lines = []
+    lines, factors = [], unique(rows, "initial_lr_factor")
     for name in unique(rows, "scheduler"):
-        means = list(mean_at_factors(select(rows, scheduler=name)).values())
-        lines.append([name, *(f"{mean:.4g}" for mean in (*means, np.median(means)))])
-    lrs = [f"{_base_lr(rows) * factor:.3g}" for factor in unique(rows, "initial_lr_factor")]
+        means = mean_at_factors(select(rows, scheduler=name))
+        shown = [f"{means[factor]:.4g}" if factor in means else "-" for factor in factors]
+        lines.append([name, *shown, f"{np.median(list(means.values())):.4g}"])
+    lrs = [f"{_base_lr(rows) * factor:.3g}" for factor in factors]
     return [["held-out loss at initial lr", *lrs, "median"], *lines]
 
 

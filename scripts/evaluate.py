@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from lrpilot import Policy
 from lrpilot.evaluation.evaluate import evaluate as evaluate_methods
+from lrpilot.evaluation.page import PAGE_FILE, write_page
 from lrpilot.evaluation.report import COMPARISON_FILES
 from lrpilot.evaluation.runs.grid import Method
 from scripts.jobs import run_job, run_script
@@ -49,7 +50,8 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
         num_workers=cfg.num_workers,
         show_progress=cfg.show_progress,
     )
-    for name in COMPARISON_FILES:
+    write_page(out_dir, out_dir / PAGE_FILE)
+    for name in (*COMPARISON_FILES, PAGE_FILE):
         print(out_dir / name)
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hydra
 from omegaconf import DictConfig
 
-from lrpilot.evaluation.page import write_page
+from lrpilot.evaluation.page import PAGE_FILE, write_page
 from scripts.jobs import run_job, run_script
 from scripts.overrides import plain
 
@@ -29,6 +29,8 @@ UNREAD = (
     "compare",
     "is_quick",
     "show_progress",
+    "store",
+    "num_workers",
 )
 
 
@@ -43,7 +45,7 @@ def report(cfg: DictConfig, out_dir: Path) -> None:
     folders = plain(cfg.runs)
     if not isinstance(folders, list):
         folders = [] if folders is None else [folders]
-    path = out_dir / "report.html"
+    path = out_dir / PAGE_FILE
     write_page([Path(str(folder)) for folder in folders], path)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lrpilot import Policy
-from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.page import PAGE_FILE, write_page
+from lrpilot.evaluation.runs.output import RUNS_FILE, Output
 from lrpilot.evaluation.runs.provenance import provenance_line
 from scripts.jobs import run_job, run_script
 from scripts.training import train_configured
@@ -56,6 +57,9 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
             num_workers=cfg.num_workers,
         ),
     )
+    if (out_dir / RUNS_FILE).exists():
+        write_page(out_dir, out_dir / PAGE_FILE)
+        print(out_dir / PAGE_FILE)
     print(f"{time.perf_counter() - start:.0f} seconds; tables, figures and runs in {out_dir}")
 
 

@@ -1,5 +1,5 @@
 """One HTML page of a comparison: figures that answer to the reader, and all tables."""
 
-from lrpilot.evaluation.page.page import write_page
+from lrpilot.evaluation.page.page import PAGE_FILE, write_page
 
-__all__ = ["write_page"]
+__all__ = ["PAGE_FILE", "write_page"]

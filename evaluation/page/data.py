@@ -86,8 +86,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     Raises:
         ValueError: if a folder has no such file, a file is damaged, lacks columns or holds no
             results, or the rows do not belong together: versions or commits differ, a training
-            stands there twice, or the schedulers of a task have other initial learning rates,
-            seeds or numbers of steps than each other.
+            stands there twice, or the schedulers of a task have other seeds or numbers of steps
+            than each other.
         OSError: if a file cannot be opened.
     """
     files = [Path(folder) / RUNS_FILE for folder in folders]
@@ -177,23 +177,21 @@ def _check_grid(rows: Rows) -> None:
         mine = select(rows, task=task)
         if len(steps := unique(mine, "total_steps")) > 1:
             raise ValueError(f"`runs` must train {task!r} for one number of steps, got {steps}")
-        grids = {}
+        seeds = set(unique(mine, "seed"))
         for name in unique(mine, "scheduler"):
             runs = select(mine, scheduler=name)
-            grids[name] = {(row["initial_lr_factor"], row["seed"]) for row in runs}
-            if len(grids[name]) < len(runs):
-                raise ValueError(
-                    f"`runs` must hold a training once, got {name!r} on {task!r} again"
-                )
-        first, *others = grids
-        for name in others:
-            if grids[name] != grids[first]:
-                raise ValueError(
-                    f"`runs` must hold the same initial learning rates and seeds of every "
-                    f"scheduler, got {len(grids[first])} trainings of {first!r} and "
-                    f"{len(grids[name])} of {name!r} on {task!r}, of which "
-                    f"{len(grids[name] & grids[first])} are the same"
-                )
+            for factor in unique(runs, "initial_lr_factor"):
+                found = [row["seed"] for row in select(runs, initial_lr_factor=factor)]
+                if len(set(found)) < len(found):
+                    raise ValueError(
+                        f"`runs` must hold a training once, got {name!r} on {task!r} again"
+                    )
+                if set(found) != seeds:
+                    raise ValueError(
+                        f"`runs` must hold the same seeds of every scheduler at every initial "
+                        f"learning rate, got {len(found)} of {len(seeds)} of {name!r} at "
+                        f"{factor:g} on {task!r}"
+                    )
 
 
 def downsample(lrs: NDArray[np.float64], losses: NDArray[np.float64], *, total_steps: int) -> Curve:

@@ -27,6 +27,7 @@ from lrpilot.evaluation.runs.store import ORIGIN
 from lrpilot.evaluation.statistics import unique
 from lrpilot.files import write_whole
 
+PAGE_FILE = "report.html"
 CAPTIONS = {
     "schedules": (
         "Schedule",

@@ -57,7 +57,7 @@ def compare_widths(
     def train_all(cases: Sequence[Case], seeds: range, part: str) -> list[Result]:
         cells = [
             Cell(
-                replace(task, width=width),
+                replace(task, width=width, name=f"{task.name} {width}"),
                 methods[name],
                 factor,
                 seed,

@@ -120,6 +120,7 @@ def results_of(outcomes: Sequence[Outcome], problem: str, seeds: Sequence[int]) 
                 "train_loss": np.inf if diverged else float(trial.losses[-1, i]),
                 "held_out_loss": np.inf if diverged else float(trial.objectives[1, i]),
                 "diverged": int(diverged),
+                "seconds": trial.seconds / len(seeds),
                 "part": REPORT,
             }
             actions = trial.decided[:, 1, i].tolist() if trial.decided.size else []

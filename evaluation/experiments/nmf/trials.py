@@ -5,6 +5,7 @@ hold equal to single runs under real torch optimizers and schedulers.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Trial:
         objectives: f(0) and f(T) of each run, (2, runs).
         lrs: learning rates of every step, (T, runs).
         losses: observed losses of every step, (T, runs).
+        seconds: of all runs together.
     """
 
     scores: Floats
@@ -56,6 +58,7 @@ class Trial:
     objectives: Floats
     lrs: Floats
     losses: Floats
+    seconds: float
 
 
 class Control(ABC):
@@ -176,6 +179,7 @@ def run_trial(
         seeds: one run each.
         needs_cap: whether to compute the cap at every step.
     """
+    began = time.perf_counter()
     runs = task.start_batch(len(seeds))
     assert isinstance(runs, BatchedNMFRuns)
     runs.reset(list(range(len(seeds))), list(seeds))
@@ -215,6 +219,7 @@ def run_trial(
         objectives=torch.stack((start, runs.privileged_losses().double())).cpu().numpy(),
         lrs=np.stack(all_lrs),
         losses=np.stack(all_losses),
+        seconds=time.perf_counter() - began,
     )
 
 

@@ -56,7 +56,7 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_table_figure_and_runs_are_written(out_dir: Path) -> None:
     tables = {"runs.csv", "runs.parquet", "table_double_descent.md", "tuning.csv"}
-    names = {"double_descent.png", "cells", *tables}
+    names = {"double_descent.png", "double_descent.svg", "cells", *tables}
     assert {path.name for path in out_dir.iterdir()} == names
     assert "machine of this test" in (out_dir / "table_double_descent.md").read_text()
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrpilot.evaluation.page import write_page
 from lrpilot.evaluation.page.data import NUM_POINTS, downsample, read_runs
 from tests.evaluation.page.made_up_runs import make_row, make_rows, write_runs
 
@@ -163,7 +164,15 @@ def test_a_training_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
 def test_a_grid_with_a_hole_is_refused(tmp_path: Path) -> None:
     rows = make_rows(["policy"]) + make_rows(["cosine"])[1:]
     said = refused(rows, tmp_path)
-    assert "got 6 trainings of 'policy' and 5 of 'cosine' on 'digits', of which 5" in said
+    assert "the same seeds of every scheduler at every initial learning rate, got 1 of 2" in said
+
+
+def test_a_scheduler_may_have_fewer_initial_learning_rates(tmp_path: Path) -> None:
+    rows = make_rows(["policy"], factors=[0.1, 1.0]) + make_rows(["cosine"], factors=[1.0])
+    runs = read_runs([write_runs(rows, tmp_path)])
+    write_page(tmp_path, tmp_path / "report.html")
+    assert len(runs.rows) == len(rows)
+    assert "report.html" in {path.name for path in tmp_path.iterdir()}
 
 
 def test_runs_of_one_task_that_are_not_of_one_length_are_refused(tmp_path: Path) -> None:
