@@ -25,6 +25,26 @@ class Ends:
     num_outputs: int
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large the networks are: ranges, and the most that they may cost."""
+
+    mlp_widths: tuple[int, int]
+    half_channels: tuple[int, int]
+    num_heads: tuple[int, int]
+    half_head_widths: tuple[int, int]
+    rnn_widths: tuple[int, int]
+    num_parameters: tuple[int, int]
+    max_multiplications: int
+    """Of one minibatch's forward pass; it keeps a million steps affordable."""
+
+
+SIZES = {
+    "small": Size((8, 64), (2, 8), (1, 2), (3, 6), (8, 32), (500, 10_000), 250_000),
+    "wide": Size((64, 256), (8, 24), (2, 4), (4, 16), (32, 96), (10_000, 100_000), 4_000_000),
+}
+
+
 class Family(ABC):
     """Networks of one kind."""
 
@@ -33,8 +53,8 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def draw(cls, dice: Dice) -> Self:
-        """A random network of this family."""
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """A random network of this family and size."""
 
     @abstractmethod
     def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
@@ -53,11 +73,11 @@ class MLP(Family):
     is_residual: bool
 
     @classmethod
-    def draw(cls, dice: Dice) -> Self:
-        """1 to 5 hidden layers of 8 to 64 units."""
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """1 to 5 hidden layers, small ones of 8 to 64 units."""
         return cls(
             depth=dice.integer((1, 5)),
-            width=dice.log_uniform_integer((8, 64)),
+            width=dice.log_uniform_integer(size.mlp_widths),
             activation=dice.choice(tuple(ACTIVATIONS)),
             normalization=dice.choice(("none", "layer", "batch")),
             is_residual=dice.uniform((0, 1)) < 0.3,
@@ -89,11 +109,11 @@ class CNN(Family):
     has_mean: bool
 
     @classmethod
-    def draw(cls, dice: Dice) -> Self:
-        """1 to 4 convolutions with 4 to 16 channels."""
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """1 to 4 convolutions, small ones with 4 to 16 channels."""
         return cls(
             depth=dice.integer((1, 4)),
-            width=2 * dice.log_uniform_integer((2, 8)),
+            width=2 * dice.log_uniform_integer(size.half_channels),
             activation=dice.choice(tuple(ACTIVATIONS)),
             normalization=dice.choice(("none", "batch", "group")),
             is_residual=dice.uniform((0, 1)) < 0.5,
@@ -133,12 +153,12 @@ class Transformer(Family):
     is_pre_normalized: bool
 
     @classmethod
-    def draw(cls, dice: Dice) -> Self:
-        """1 or 2 blocks, 1 or 2 heads of width 6 to 12."""
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """1 or 2 blocks; small ones of 1 or 2 heads of width 6 to 12."""
         return cls(
             depth=dice.integer((1, 2)),
-            num_heads=dice.integer((1, 2)),
-            head_width=2 * dice.integer((3, 6)),
+            num_heads=dice.integer(size.num_heads),
+            head_width=2 * dice.integer(size.half_head_widths),
             activation=dice.choice(tuple(ACTIVATIONS)),
             is_pre_normalized=dice.uniform((0, 1)) < 0.7,
         )
@@ -172,11 +192,11 @@ class RNN(Family):
     is_normalized: bool
 
     @classmethod
-    def draw(cls, dice: Dice) -> Self:
-        """A plain cell (tanh), GRU or LSTM with 8 to 32 units."""
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """A plain cell (tanh), GRU or LSTM, small ones with 8 to 32 units."""
         return cls(
             cell=dice.choice(("tanh", "gru", "lstm")),
-            width=dice.log_uniform_integer((8, 32)),
+            width=dice.log_uniform_integer(size.rnn_widths),
             is_normalized=dice.uniform((0, 1)) < 0.3,
         )
 

@@ -11,7 +11,7 @@ from lrpilot.arguments import require_count
 from lrpilot.tasks.runs import OptimizerFactory
 from lrpilot.tasks.small_networks.instance import NUM_TEST, Dice, Split
 from lrpilot.tasks.small_trainings.data import draw_examples
-from lrpilot.tasks.small_trainings.families import FAMILIES
+from lrpilot.tasks.small_trainings.families import FAMILIES, SIZES
 from lrpilot.tasks.small_trainings.optimizer import DrawnOptimizer, OptimizerDraws
 from lrpilot.tasks.small_trainings.setup import BATCH_SIZES, NUM_MASKS, Network, Setup, draw_setup
 from lrpilot.tasks.task import Task
@@ -44,8 +44,7 @@ class SmallTrainingProblem(Task):
     """Trainings of many kinds, each of a small network; every seed is another one.
 
     The task draws `num_setups` setups, equally many of each family. A setup is what fixes the
-    shapes of tensors and what is computed of them: the network (of 500 to 10,000 parameters), its
-    inputs and loss, batch size (8 to 256, log-uniform) and number of training examples, and whether
+    shapes of tensors and what is computed of them: the network, its inputs and loss, batch size (8 to 256, log-uniform) and number of training examples, and whether
     there is dropout. Runs of one setup are computed together.
 
     | family      | networks                                  | trained on                      |
@@ -65,6 +64,8 @@ class SmallTrainingProblem(Task):
     Args:
         optimizer: `OptimizerDraws`, or one optimizer for all runs.
         families: some of "mlp", "cnn", "transformer" and "rnn".
+        sizes: some of "small" (500 to 10,000 parameters) and "wide" (10,000 to 100,000, which cost
+            up to ten times as much); with both, half of each family's setups are wide.
         num_train_range: training examples, log-uniform. With few, a long run learns them by
             heart, and the best that it can do is to stop.
         label_noise_range: share of random labels, uniform.
@@ -79,6 +80,7 @@ class SmallTrainingProblem(Task):
 
     optimizer: OptimizerFactory = field(default_factory=OptimizerDraws)
     families: Sequence[str] = tuple(FAMILIES)
+    sizes: Sequence[str] = ("small",)
     num_train_range: Sequence[int] = (2048, 16384)
     label_noise_range: Sequence[float] = (0.0, 0.1)
     num_privileged: int = 128
@@ -90,6 +92,8 @@ class SmallTrainingProblem(Task):
         super().__post_init__()
         is_met = bool(self.families) and set(self.families) <= set(FAMILIES)
         self._require("families", is_met, f"be some of {tuple(FAMILIES)}")
+        is_met = bool(self.sizes) and set(self.sizes) <= set(SIZES)
+        self._require("sizes", is_met, f"be some of {tuple(SIZES)}")
         fewest, most = self.num_train_range
         is_met = BATCH_SIZES[1] <= fewest <= most
         self._require("num_train_range", is_met, f"be {BATCH_SIZES[1]} <= low <= high")
@@ -103,8 +107,11 @@ class SmallTrainingProblem(Task):
     def setups(self) -> list[Setup]:
         """What the runs draw from."""
         dice = Dice(torch.Generator().manual_seed(self.setup_seed))
-        families = [self.families[k % len(self.families)] for k in range(self.num_setups)]
-        return [draw_setup(dice, family, self.num_train_range) for family in families]
+        kinds = [(family, size) for size in self.sizes for family in self.families]
+        return [
+            draw_setup(dice, *kinds[k % len(kinds)], self.num_train_range)
+            for k in range(self.num_setups)
+        ]
 
     def draw_setup(self, generator: torch.Generator) -> int:
         """The index of a run's setup: the first that its generator draws."""

@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 from lrpilot.tasks.networks.batch import cross_entropies
 from lrpilot.tasks.small_networks.instance import Dice
-from lrpilot.tasks.small_trainings.families import FAMILIES, Ends, Family
+from lrpilot.tasks.small_trainings.families import FAMILIES, SIZES, Ends, Family
 from lrpilot.tasks.small_trainings.layers import Blueprint, Layers
 
-_PARAMETERS = (500, 10_000)
 BATCH_SIZES = (8, 256)
 _DROPOUT_SHARE = 0.3
-# keeps a million steps affordable: of one minibatch's forward pass
-_MAX_MULTIPLICATIONS = 250_000
 NUM_MASKS = 2**20
 # odd, so that the windows of the steps do not come back before all of the table was used
 _STRIDE = 648_055
@@ -120,11 +117,12 @@ class Network(nn.Module):
             self.register_buffer(f"variance_{k}", torch.ones(size, dtype=dtype))
 
 
-def draw_setup(dice: Dice, family: str, num_train_range: Sequence[int]) -> Setup:
-    """A random setup of this family, small enough."""
+def draw_setup(dice: Dice, family: str, size: str, num_train_range: Sequence[int]) -> Setup:
+    """A random setup of this family and size."""
+    kind, limits = FAMILIES[family], SIZES[size]
+    fewest, most = limits.num_parameters
     while True:
-        kind = FAMILIES[family]
-        network = kind.draw(dice)
+        network = kind.draw(dice, limits)
         batch_size = dice.log_uniform_integer(BATCH_SIZES)
         setup = Setup(
             family=network,
@@ -134,8 +132,8 @@ def draw_setup(dice: Dice, family: str, num_train_range: Sequence[int]) -> Setup
             has_dropout=dice.uniform((0, 1)) < _DROPOUT_SHARE,
         )
         cost = batch_size * setup.blueprint.num_multiplications
-        is_small = _PARAMETERS[0] <= setup.blueprint.num_parameters <= _PARAMETERS[1]
-        if is_small and cost <= _MAX_MULTIPLICATIONS:
+        is_within = fewest <= setup.blueprint.num_parameters <= most
+        if is_within and cost <= limits.max_multiplications:
             return setup
 
 
