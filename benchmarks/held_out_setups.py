@@ -56,6 +56,7 @@ def main() -> None:
         horizons=[300],
         num_trainings=48,
         num_setups=24,
+        sizes=["small"],
         setup_seed=7,
         seed=0,
     )
@@ -64,11 +65,13 @@ def main() -> None:
         base_lr=0.2,
         total_steps=max(options.horizons),
         num_setups=options.num_setups,
+        sizes=options.sizes,
         setup_seed=options.setup_seed,
         calibrate=False,
     )
     print_origin(
-        f"{options.num_trainings} trainings of {options.num_setups} setups of setup_seed "
+        f"{options.num_trainings} trainings of {options.num_setups} {' and '.join(options.sizes)} "
+        f"setups of setup_seed "
         f"{options.setup_seed}, seed {options.seed}"
     )
     for total_steps in options.horizons:

@@ -44,8 +44,9 @@ class SmallTrainingProblem(Task):
     """Trainings of many kinds, each of a small network; every seed is another one.
 
     The task draws `num_setups` setups, equally many of each family. A setup is what fixes the
-    shapes of tensors and what is computed of them: the network, its inputs and loss, batch size (8 to 256, log-uniform) and number of training examples, and whether
-    there is dropout. Runs of one setup are computed together.
+    shapes of tensors and what is computed of them: the network, its inputs and loss, batch size (8
+    to 256, log-uniform) and number of training examples, and whether there is dropout. Runs of one
+    setup are computed together.
 
     | family      | networks                                  | trained on                      |
     |-------------|-------------------------------------------|---------------------------------|

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lrpilot.tasks.small_trainings.batch import BatchedSmallTrainings
+from lrpilot.tasks.small_trainings.families import SIZES
 from lrpilot.tasks.small_trainings.optimizer import KINDS, OptimizerDraws
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 from tests.running import check_batched_environments, check_batched_runs, through_file
@@ -128,6 +129,26 @@ def test_setups_are_small() -> None:
         assert 300 <= setup.num_train <= 400
 
 
+def test_half_of_each_familys_setups_are_wide_where_both_sizes_are_asked_for() -> None:
+    setups = make_task(sizes=("small", "wide"), num_setups=16).setups
+    small, wide = SIZES["small"].num_parameters, SIZES["wide"].num_parameters
+    for k, setup in enumerate(setups):
+        fewest, most = small if k % 8 < 4 else wide
+        assert fewest <= setup.blueprint.num_parameters <= most
+    assert [type(setup.family) for setup in setups[:4]] == [type(s.family) for s in setups[4:8]]
+
+
+def test_small_setups_are_the_same_without_wide_ones() -> None:
+    assert make_task(sizes=("small",)).setups == make_task().setups
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_runs_of_wide_networks_equal_single_runs(family: str) -> None:
+    task = make_task(families=(family,), sizes=("wide",), num_setups=2)
+    check_batched_runs(task, SEEDS[:4], num_steps=10)
+
+
 def test_families_can_be_left_out() -> None:
     names = {type(setup.family).__name__ for setup in make_task(families=("cnn", "rnn")).setups}
     assert names == {"CNN", "RNN"}
@@ -202,6 +223,7 @@ def test_rewards_without_calibration_are_scaled_alike() -> None:
     [
         ({"families": ("mlp", "gnn")}, r"`families` must be some of .* got \('mlp', 'gnn'\)"),
         ({"families": ()}, r"`families` must be some of .* got \(\)"),
+        ({"sizes": ("large",)}, r"`sizes` must be some of .* got \('large',\)"),
         ({"num_setups": 0}, "`num_setups` must be at least 1, got 0"),
         ({"num_privileged": 0}, "`num_privileged` must be at least 1, got 0"),
         ({"dtype": "half"}, "`dtype` must be float32 or float64, got 'half'"),
