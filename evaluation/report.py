@@ -165,10 +165,20 @@ def robustness_table(rows: Rows) -> list[list[str]]:
 
 
 def comparison_cells(rows: Rows, tuning_rows: Rows | None = None) -> list[list[list[str]]]:
-    """The tuned table and, of several initial learning rates, robustness and cost of tuning."""
+    """The tables of a comparison.
+
+    The tuned one; of several initial learning rates, robustness and cost of tuning; and, of
+    `MIN_SEEDS` seeds or more, paired differences to the first method.
+    """
     tables = [tuned_table(rows, tuning_rows)]
+    names = unique(rows, "scheduler")
     if len(unique(rows, "initial_lr_factor")) > 1:
         tables += [robustness_table(rows), tuning_table(rows)]
+    if len(names) > 1 and len(unique(rows, "seed")) >= MIN_SEEDS:
+        # its libraries take seconds to be imported
+        from lrpilot.evaluation.statistics.paired import paired_table
+
+        tables.append(paired_table(rows, names[0], tuning_rows))
     return tables
 
 
