@@ -50,20 +50,20 @@ class QuadraticRun(Run):
         direction *= math.sqrt(task.initial_power) / direction.norm()
         self.x = torch.nn.Parameter(direction)
         super().__init__([self.x], optimizer=task.optimizer, lr=task.base_lr, generator=generator)
-        self._curvature = task.curvature
+        self.curvature = task.curvature
         self._noise_std = math.sqrt(task.noise_power / task.dimension) / task.curvature
 
     def _set_gradients(self) -> Tensor:
         with torch.no_grad():
             noise = torch.randn(self.x.shape, generator=self.generator)
             difference = self.x - noise.mul_(self._noise_std)
-            self.x.grad = self._curvature * difference
-            return self._curvature / 2 * difference.dot(difference)
+            self.x.grad = self.curvature * difference
+            return self.curvature / 2 * difference.dot(difference)
 
     def privileged_loss(self) -> float:
         """The noise-free objective lambda/2 ||x||^2."""
         x = self.x.detach()
-        return float(self._curvature / 2 * x.dot(x))
+        return float(self.curvature / 2 * x.dot(x))
 
     def evaluate(self) -> dict[str, float]:
         """The noise-free objective, as the held-out loss."""

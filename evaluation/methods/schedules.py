@@ -78,3 +78,8 @@ def wsd(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> WSDLR:
 def d2z(optimizer: Optimizer, *, total_steps: int, **arguments: Any) -> D2ZLR:
     """Warm-up over a tenth, then linear decay to zero."""
     return D2ZLR(optimizer, total_steps=total_steps, **arguments)
+
+
+def polynomial(optimizer: Optimizer, *, total_steps: int, power: float = 2.0) -> LRScheduler:
+    """Lr = lr_0 (1 - t/T)^power."""
+    return torch_schedulers.PolynomialLR(optimizer, total_iters=total_steps, power=power)

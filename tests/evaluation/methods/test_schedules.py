@@ -27,6 +27,7 @@ SCHEDULES: dict[str, Schedule] = {
         "one_cycle",
         "wsd",
         "d2z",
+        "polynomial",
     )
 }
 LR = 0.2
