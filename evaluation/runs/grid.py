@@ -54,7 +54,8 @@ class Result:
     """One training.
 
     Args:
-        row: its columns in tables.
+        row: its columns in tables; `num_trials`, forward passes besides those of the steps, is
+            among them if a line search made some.
         lrs: learning rate of every optimizer step.
         losses: minibatch loss of every optimizer step.
         actions: of a policy, at every decision; else empty.
@@ -145,6 +146,8 @@ def train(
         "diverged": int(diverged),
         "seconds": seconds,
     }
+    if isinstance(scheduler, LineSearchLR):
+        row["num_trials"] = scheduler.total_trials
     log = scheduler.log if isinstance(scheduler, PolicyLR) else ()
     return Result(row, lrs, losses, [entry.signal for entry in log if entry.rule == "decision"])
 

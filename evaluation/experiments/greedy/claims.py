@@ -7,6 +7,7 @@ import numpy as np
 
 from lrpilot.evaluation.report import format_table, judge
 from lrpilot.evaluation.runs.output import Output
+from lrpilot.evaluation.statistics import MIN_SEEDS
 
 TABLE_FILE = "table.md"
 NO_FIGURE = "no figure"
@@ -49,12 +50,15 @@ def write_claims(
     output.write_table(title, table, name=TABLE_FILE, details=details)
 
 
-def against_best(losses: Sequence[float], best: Sequence[float]) -> str:
-    """How losses compare with those of the best method, paired by seed, in words.
+def compared(losses: Sequence[float], others: Sequence[float], name: str) -> tuple[str, str]:
+    """Losses minus those of another method, paired: the mean with its interval, and in words.
 
-    >>> against_best([0.5, 0.6, 0.7, 0.6, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1])
-    'worse than the best'
+    >>> compared([0.5, 0.6, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.2, 0.1], "cosine")
+    ('+0.4000 [+0.4000, +0.4000]', 'worse than cosine')
     """
-    differences = [float(d) for d in np.subtract(losses, best)]
-    word = judge(differences, lower="better", higher="worse").rsplit(", ", 1)[-1]
-    return f"{word} than the best" if word == "worse" else "not different from the best"
+    differences = [float(d) for d in np.subtract(losses, others)]
+    judged = judge(differences, lower="better", higher="worse")
+    if len(differences) < MIN_SEEDS:
+        return judged.partition(",")[0], "too few for a verdict"
+    interval, _, word = judged.rpartition(", ")
+    return interval, f"{word} {'from' if word == 'not different' else 'than'} {name}"

@@ -11,7 +11,7 @@ from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import (
     NO_FIGURE,
     Claim,
-    against_best,
+    compared,
     write_claims,
 )
 from lrpilot.evaluation.experiments.greedy.protocols import (
@@ -120,7 +120,9 @@ def factor_claims(
         first = runs.result_as_in_paper(task.name, name)
         mine = losses[is_capped, factor]
         num_diverged, num_searched = diverged(runs, task, name)
-        verdict = "best" if (is_capped, factor) == best else against_best(mine, losses[best])
+        _, verdict = compared(mine, losses[best], "the best")
+        if (is_capped, factor) == best:
+            verdict = "best"
         if num_diverged == num_searched:
             verdict = "diverges at every initial learning rate"
         claims.append(

@@ -1,6 +1,7 @@
 """The forms of GreedyLR that the paper's claims are about, as `Method.make`."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch.optim import Optimizer
 
 from lrpilot.caps.cap import Cap
 from lrpilot.evaluation.methods.adaptive import curvature_cap
-from lrpilot.loss import read_loss
 from lrpilot.schedulers.greedy.scheduler import GreedyLR
 from lrpilot.schedulers.loss_driven import LossDrivenLR
 from lrpilot.tasks.images.task import ImageRun
@@ -25,6 +25,7 @@ def practical(
     total_steps: int,
     min_factor: float = 0.01,
     max_factor: float = 10.0,
+    make: Callable[..., GreedyLR] = GreedyLR,
     **arguments: Any,
 ) -> GreedyLR:
     """The paper's practical form: factor 0.95, patience 10, smoothed over 50 calls.
@@ -37,10 +38,11 @@ def practical(
         total_steps: not used; the rule knows no horizon.
         min_factor: lowest learning rate over the initial one.
         max_factor: highest learning rate over the initial one.
+        make: the class.
         **arguments: of `GreedyLR`.
     """
     lrs = [float(group["lr"]) for group in optimizer.param_groups]
-    return GreedyLR(
+    return make(
         optimizer,
         semantics="paper",
         min_lr=[lr * min_factor for lr in lrs],
