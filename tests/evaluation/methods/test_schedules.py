@@ -88,6 +88,7 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
     "one_cycle": lambda t, T: one_cycle_factor(t, T, 0.3),
     "wsd": wsd_factor,
     "d2z": d2z_factor,
+    "polynomial": lambda t, T: (1 - t / T) ** 2,
 }
 
 

@@ -87,7 +87,7 @@ def test_stages_after_a_run_broke_off_are_infinite() -> None:
 
 
 def test_a_claimed_training_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`claimed` must be one of .*, got 'none'"):
+    with pytest.raises(ValueError, match=r"`claimed` must be one of .*, got 'none'"):
         factor.sweep_factor(
             trainings={},
             claimed="none",
