@@ -105,13 +105,13 @@ def fine_tuning_claims(runs: Runs, task: Task) -> list[Claim]:
     leads = (1.0 - greedy / rival)[0]
     claims += [
         Claim(
-            f"lead at {100 * stage:.0f} % of the steps",
+            f"lead at {percent} % of the steps",
             PAPER_LEADS,
             f"{100 * lead:+.1f} %",
             "at the end alone",
             "one run",
         )
-        for stage, lead in zip(STAGES, leads, strict=True)
+        for percent, lead in zip(STAGES, leads, strict=True)
     ]
     difference, verdict = compared(tuned, tuned_rival, RIVAL)
     ends = [

@@ -1,7 +1,6 @@
 """Two ways to compare methods: as the paper does, and with every initial learning rate tuned."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from lrpilot.evaluation.statistics import best_factor
 from lrpilot.evaluation.statistics.stages import STAGES
 from lrpilot.tasks.task import Task
 
-PAPER = {"protocol": "paper"}
-FAIR = {"protocol": "fair"}
+AS_IN_PAPER = "as in paper"
+"""The part of runs of the paper's protocol; those of the fair one are tuning and report."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Contest:
 
     Args:
         task: with a name that no other contest's has.
-        methods: with different names; a step costs all alike unless `total_steps` says otherwise.
+        methods: with different names.
     """
 
     task: Task
@@ -49,7 +48,7 @@ class Runs:
     fair: Sequence[Result]
 
     def all(self) -> list[Result]:
-        """All of them, for `Output.write_runs`."""
+        """All of them, for `Output.write_runs`; one of both protocols is there twice."""
         return [*self.as_in_paper, *self.tuning, *self.fair]
 
     def result_as_in_paper(self, task: str, method: str) -> Result:
@@ -73,7 +72,6 @@ def train_protocols(
     num_tuning: int,
     num_seeds: int,
     output: Output,
-    total_steps: Mapping[tuple[str, str], int] | None = None,
 ) -> Runs:
     """Train every method of every contest under both protocols, and write all runs.
 
@@ -87,7 +85,6 @@ def train_protocols(
         num_tuning: seeds that they are chosen on.
         num_seeds: seeds that the fair protocol reports.
         output: trains the cells, and gets runs.parquet.
-        total_steps: by (task, method), for those whose steps do not cost the same.
 
     Raises:
         ValueError: if two contests have a task of one name.
@@ -107,22 +104,21 @@ def train_protocols(
                 [method],
                 initial_lr_factors=own,
                 seeds=seeds,
-                total_steps=(total_steps or {}).get((task.name, method.name)),
                 **arguments,
             )
         ]
 
     untuned, everywhere = [[1.0]] * len(entries), [initial_lr_factors] * len(entries)
     as_in_paper = output.train(
-        cells(untuned, evaluation_seeds(1), labels=PAPER), "the paper's protocol"
+        cells(untuned, evaluation_seeds(1), part=AS_IN_PAPER), "the paper's protocol"
     )
-    searches = cells(everywhere, tuning_seeds(num_tuning), part=TUNING, labels=FAIR)
+    searches = cells(everywhere, tuning_seeds(num_tuning), part=TUNING)
     tuning = output.train(searches, "tuning")
     best = [
         [best_factor([result.row for result in _of(tuning, task.name, method.name)])]
         for task, method in entries
     ]
-    fair = output.train(cells(best, evaluation_seeds(num_seeds), labels=FAIR), "fair protocol")
+    fair = output.train(cells(best, evaluation_seeds(num_seeds)), "fair protocol")
     runs = Runs(as_in_paper, tuning, fair)
     output.write_runs(runs.all())
     return runs
@@ -162,9 +158,11 @@ def mean_losses_at_stages(result: Result, num_steps: int) -> NDArray[np.float64]
     width = max(1, num_steps // 30)
     losses = np.full(num_steps, np.inf)
     losses[: len(result.losses)] = result.losses
-    ends = [max(width, math.ceil(stage * num_steps)) for stage in STAGES]
-    means = np.array([losses[end - width : end].mean() for end in ends])
-    return np.nan_to_num(means, nan=np.inf, posinf=np.inf)
+    # in integers, as `losses_at_stages` finds them
+    ends = [max(width, (percent * num_steps + 99) // 100) for percent in STAGES]
+    means = np.array([losses[end - width : end].mean() for end in ends], dtype=np.float64)
+    means[~np.isfinite(means)] = np.inf
+    return means
 
 
 def _of(results: Sequence[Result], task: str, method: str) -> list[Result]:

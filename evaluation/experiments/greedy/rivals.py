@@ -6,6 +6,7 @@ asked for also trains on as many steps as GreedyLR's passes pay for.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,30 +70,25 @@ def compare_rivals(
         if name not in methods:
             raise ValueError(f"`equal_cost` must be among {list(methods)}, got {name!r}")
     made = {name: Method(name=name, **arguments) for name, arguments in methods.items()}
-    shortened = {name: Method(name=f"{name}, equal cost", **methods[name]) for name in equal_cost}
+    contests = [Contest(task, list(made.values())) for task in tasks.values()]
     (seed,) = replay_seeds(1)
-    pilots = output.train(
-        [Cell(task, made[name], 1.0, seed) for task in tasks.values() for name in equal_cost],
-        "cost of a step",
-    )
-    total_steps = {
-        (pilot.row["task"], shortened[pilot.row["scheduler"]].name): affordable_steps(pilot)
-        for pilot in pilots
-    }
+    pilots = [Cell(task, made[name], 1.0, seed) for task in tasks.values() for name in equal_cost]
+    for cell, pilot in zip(pilots, output.train(pilots, "cost of a step"), strict=True):
+        name = f"{cell.task.name}, {cell.method.name} at equal cost"
+        shortened = replace(cell.task, name=name, total_steps=affordable_steps(pilot))
+        contests.append(Contest(shortened, [cell.method]))
     runs = train_protocols(
-        [Contest(task, [*made.values(), *shortened.values()]) for task in tasks.values()],
+        contests,
         initial_lr_factors=initial_lr_factors,
         num_tuning=num_tuning,
         num_seeds=num_seeds,
         output=output,
-        total_steps=total_steps,
     )
-    names = [*made, *(method.name for method in shortened.values())]
-    claims = [claim for task in tasks.values() for claim in rival_claims(runs, task, names)]
-    draw(runs, list(tasks.values()), names, output)
+    claims = [claim for task in tasks.values() for claim in rival_claims(runs, task, contests)]
+    draw(runs, list(tasks.values()), contests, output)
     write_claims(
         output,
-        f"GreedyLR and {len(names) - 1} rivals on {len(tasks)} trainings",
+        f"GreedyLR and {len(made) - 1} rivals on {len(tasks)} trainings",
         claims,
         details=[
             *describe_protocols(initial_lr_factors, num_tuning, num_seeds),
@@ -104,21 +100,36 @@ def compare_rivals(
 
 def passes_per_step(result: Result) -> float:
     """Mean cost of a step of a run in forward passes."""
-    return PASSES_PER_STEP + result.row.get("num_trials", 0) / len(result.losses)
+    return PASSES_PER_STEP + int(result.row.get("num_trials", 0)) / len(result.losses)
 
 
 def affordable_steps(result: Result) -> int:
     """Steps of this cost that are paid for by as many steps without a search as the run had."""
-    return max(1, round(result.row["total_steps"] * PASSES_PER_STEP / passes_per_step(result)))
+    return max(1, round(int(result.row["total_steps"]) * PASSES_PER_STEP / passes_per_step(result)))
 
 
-def rival_claims(runs: Runs, task: Task, names: Sequence[str]) -> list[Claim]:
+def entries_of(task: Task, contests: Sequence[Contest]) -> dict[str, tuple[str, str]]:
+    """What has trained a task or a shortened version of it: (task, method) by the name of a line.
+
+    The names of shortened versions begin with the task's.
+    """
+    entries: dict[str, tuple[str, str]] = {}
+    for contest in contests:
+        name = contest.task.name
+        if name == task.name:
+            entries |= {method.name: (name, method.name) for method in contest.methods}
+        elif name.startswith(f"{task.name}, "):
+            (method,) = contest.methods
+            entries[name.removeprefix(f"{task.name}, ")] = (name, method.name)
+    return entries
+
+
+def rival_claims(runs: Runs, task: Task, contests: Sequence[Contest]) -> list[Claim]:
     """A line per method on one task; the paper compared GreedyLR with none of these."""
     reference = runs.fair_losses(task.name, GREEDY)
     claims = []
-    for name in names:
-        first = runs.result_as_in_paper(task.name, name)
-        losses = runs.fair_losses(task.name, name)
+    for name, entry in entries_of(task, contests).items():
+        first, losses = runs.result_as_in_paper(*entry), runs.fair_losses(*entry)
         difference, verdict = compared(losses, reference, GREEDY)
         costs = f"{passes_per_step(first):.2f} passes, {first.row['total_steps']} steps"
         claims.append(
@@ -133,12 +144,12 @@ def rival_claims(runs: Runs, task: Task, names: Sequence[str]) -> list[Claim]:
     return claims
 
 
-def draw(runs: Runs, tasks: Sequence[Task], names: Sequence[str], output: Output) -> None:
+def draw(runs: Runs, tasks: Sequence[Task], contests: Sequence[Contest], output: Output) -> None:
     """Smoothed training loss over forward passes, of the runs of the paper's protocol."""
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for i, name in enumerate(names):
-            result = runs.result_as_in_paper(task.name, name)
+        for i, (name, entry) in enumerate(entries_of(task, contests).items()):
+            result = runs.result_as_in_paper(*entry)
             width = max(1, len(result.losses) // 30)
             smooth = np.convolve(result.losses, np.ones(width) / width, mode="valid")
             passes = passes_per_step(result) * np.arange(width, len(result.losses) + 1)

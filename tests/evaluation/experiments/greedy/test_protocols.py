@@ -11,6 +11,7 @@ import torch
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy import factor, noise, pairs, rescue, rivals
 from lrpilot.evaluation.experiments.greedy.protocols import (
+    AS_IN_PAPER,
     Contest,
     Runs,
     bounded_loss,
@@ -19,6 +20,7 @@ from lrpilot.evaluation.experiments.greedy.protocols import (
 )
 from lrpilot.evaluation.experiments.greedy.schedulers import practical, theory
 from lrpilot.evaluation.methods import schedules
+from lrpilot.evaluation.page import write_page
 from lrpilot.evaluation.runs.grid import Method, Result
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
@@ -160,7 +162,10 @@ def add_noise(task: QuadraticTask, policy: Policy, output: Output) -> None:
 
 
 def compare(task: QuadraticTask, policy: Policy, output: Output) -> None:
-    methods = {"greedy": {"make": practical}, "sgd": {"make": schedules.constant}}
+    methods: dict[str, dict[str, Any]] = {
+        "greedy": {"make": practical},
+        "sgd": {"make": schedules.constant},
+    }
     rivals.compare_rivals(
         tasks={"quadratic": task},
         methods=methods,
@@ -199,6 +204,7 @@ def test_an_experiment_ends_in_one_table_a_figure_and_its_runs(
     (figure,) = tmp_path.glob("*.png")
     assert figure.stat().st_size > 5000
     assert read_results(tmp_path / "runs.parquet")
+    write_page(tmp_path, tmp_path / "page.html")
 
 
 @pytest.mark.slow
@@ -207,7 +213,7 @@ def test_every_pair_has_a_network_of_its_own(tmp_path: Path) -> None:
     pair_up(None, None, output)  # type: ignore[arg-type]
     firsts: dict[str, set[float]] = {}
     for result in read_results(tmp_path / "runs.parquet"):
-        if result.row["protocol"] == "paper":
+        if result.row["part"] == AS_IN_PAPER:
             firsts.setdefault(result.row["task"], set()).add(result.row["first_loss"])
     # both sides of a pair start from the same network, and no two pairs do
     assert [len(losses) for losses in firsts.values()] == [1, 1]
