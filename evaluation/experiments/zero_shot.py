@@ -56,7 +56,7 @@ def compare_unseen(
         tasks: trainings that the policy never saw, by name.
         schedulers: by name; called as `make(optimizer, total_steps=...)`.
         rivals: arguments of a `Method` by name; `scheduler` is its `make`.
-        search_rivals: names of the schedulers whose search the policy is compared with.
+        search_rivals: names of the schedulers and rivals whose search the policy is compared with.
         initial_lr_factors: initial learning rates over each task's `base_lr`.
         num_seeds: unseen seeds.
         policy: the learned policy.
@@ -64,16 +64,17 @@ def compare_unseen(
         only: names of the tasks that are trained; default all.
 
     Raises:
-        ValueError: if a search rival is not among the schedulers, or `only` names no task.
+        ValueError: if a search rival is not among the schedulers and rivals, or `only` names no task.
     """
     for name in only or ():
         if name not in tasks:
             raise ValueError(f"`only` must be among the tasks {list(tasks)}, got {name!r}")
     tasks = {name: tasks[name] for name in only or tasks}
+    names = [*schedulers, *rivals]
     for name in search_rivals:
-        if name not in schedulers:
+        if name not in names:
             raise ValueError(
-                f"`search_rivals` must be among the schedulers {list(schedulers)}, got {name!r}"
+                f"`search_rivals` must be among the schedulers and rivals {names}, got {name!r}"
             )
     methods = [Method("policy", partial(deployed, policy=policy))]
     methods += [Method(name, make) for name, make in schedulers.items()]

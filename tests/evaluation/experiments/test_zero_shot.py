@@ -89,7 +89,7 @@ def test_tasks_can_be_chosen(task: QuadraticTask, policy: Policy, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search_rivals": ["wsd"]}, "`search_rivals` must be among the schedulers"),
+        ({"search_rivals": ["wsd"]}, "`search_rivals` must be among the schedulers and rivals"),
         ({"only": ["cnn"]}, "`only` must be among the tasks"),
     ],
 )
