@@ -64,7 +64,8 @@ def compare_unseen(
         only: names of the tasks that are trained; default all.
 
     Raises:
-        ValueError: if a search rival is not among the schedulers and rivals, or `only` names no task.
+        ValueError: if a search rival is not among the schedulers and rivals, or `only` names no
+            task.
     """
     for name in only or ():
         if name not in tasks:
