@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
+from lrpilot.evaluation.methods.recorded import with_placebos
 from lrpilot.evaluation.runs.cell import grid_of
 from lrpilot.evaluation.runs.grid import Method, Scheduler, deployed
 from lrpilot.evaluation.runs.output import Output
@@ -29,6 +30,7 @@ def evaluate(
     initial_lr_factors: Sequence[float],
     num_seeds: int,
     num_skipped_seeds: int = 0,
+    num_replay: int = 0,
     total_steps: int | None = None,
     out_dir: Path,
     store: Path | None = None,
@@ -47,6 +49,8 @@ def evaluate(
         initial_lr_factors: initial learning rates over the task's `base_lr`.
         num_seeds: runs of each method from each initial learning rate.
         num_skipped_seeds: unseen seeds to pass over, such as those on which a choice was made.
+        num_replay: seeds that a policy's placebos are made on (see `with_placebos`), which stand
+            below everything else in the tables; with 0 there are none.
         total_steps: optimizer steps per run; default the task's.
         out_dir: the output folder; it is made if need be.
         store: folder of finished runs, which are not trained again; default `cells` in `out_dir`.
@@ -72,10 +76,20 @@ def evaluate(
         raise ValueError("`scheduler` must name one at least where no policy and no rival is given")
     task = load_task(task)
     factors = [float(factor) for factor in initial_lr_factors]
-    seeds = evaluation_seeds(num_skipped_seeds + num_seeds)[num_skipped_seeds:]
-    cells = grid_of(task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps)
     progress = partial(tqdm, unit=" runs", disable=not show_progress)
     output = Output(out_dir, provenance_line(), progress, store=store, num_workers=num_workers)
+    if policy is not None and num_replay:
+        learned = with_placebos(
+            policy,
+            task,
+            initial_lr_factors=factors,
+            num_replay=num_replay,
+            output=output,
+            total_steps=total_steps,
+        )
+        methods += learned.methods[1:]
+    seeds = evaluation_seeds(num_skipped_seeds + num_seeds)[num_skipped_seeds:]
+    cells = grid_of(task, methods, initial_lr_factors=factors, seeds=seeds, total_steps=total_steps)
     results = output.train(cells, task.name)
     rows = [result.row for result in results]
     report.write_comparison(

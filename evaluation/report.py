@@ -235,9 +235,7 @@ def write_comparison(
     output.write_rows(curves, "curves.csv")
     if tuning_rows:
         output.write_rows(tuning_rows, "tuning.csv")
-    # placebos are in the tables; a figure with all of them is no longer legible
-    shown = [row for row in rows if not row["scheduler"].startswith("placebo")]
-    draw_curves(shown, curves, output.folder / "curves.png", tuning_rows)
+    draw_curves(rows, curves, output.folder / "curves.png", tuning_rows)
     tables = comparison_tables(rows, tuning_rows)
     output.write_table(title, *tables, name="table.md", details=details, verdict=verdict)
 
@@ -245,12 +243,15 @@ def write_comparison(
 def draw_curves(rows: Rows, curves: Rows, path: Path, tuning_rows: Rows | None = None) -> None:
     """LR and loss over steps at each scheduler's best initial LR; held-out loss over it.
 
+    Placebos are in the tables; a figure with all of them is no longer legible.
+
     Args:
         rows: as in `runs.csv`.
         curves: as in `curves.csv`.
         path: the PNG file.
         tuning_rows: as for `tuned_rows`.
     """
+    rows = [row for row in rows if not row["scheduler"].startswith("placebo")]
     has_sweep = len(unique(rows, "initial_lr_factor")) > 1
     figure, axes = plt.subplots(1, 2 + has_sweep, figsize=(15, 4.5))
     names = unique(rows, "scheduler")

@@ -44,6 +44,7 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
         initial_lr_factors=cfg.initial_lr_factors,
         num_seeds=cfg.num_seeds,
         num_skipped_seeds=cfg.num_skipped_seeds,
+        num_replay=cfg.num_replay if cfg.placebos else 0,
         total_steps=cfg.total_steps,
         out_dir=out_dir,
         store=Path(cfg.store) if cfg.store else None,

@@ -91,6 +91,33 @@ class Run(Stateful, ABC):
         """
         raise ValueError(f"`cap` must be asked of a task that has one, got {type(self).__name__}")
 
+    def scale_batch_size(self, factor: float) -> None:
+        """Draw minibatches of `factor` times as many examples, rounded, from the next step on.
+
+        It is a disturbance of a run, and no part of its state.
+
+        Raises:
+            ValueError: if the run draws no minibatches whose size can change, or there are fewer
+                examples.
+        """
+        raise ValueError(
+            "`scale_batch_size` must be asked of a run whose minibatches can have another size, "
+            f"got {type(self).__name__}"
+        )
+
+    def shift_labels(self, shift: int) -> None:
+        """Rename the classes of all data, from the next step on: y becomes (y + shift) mod C.
+
+        Held-out and test examples have the new classes, too. It is a disturbance of a run, and no
+        part of its state.
+
+        Raises:
+            ValueError: if the run does not classify.
+        """
+        raise ValueError(
+            f"`shift_labels` must be asked of a run that classifies, got {type(self).__name__}"
+        )
+
     @abstractmethod
     def privileged_loss(self) -> float:
         """The noise-free or held-out loss that only a simulator knows; never the test split."""

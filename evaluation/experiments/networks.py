@@ -13,11 +13,11 @@ import numpy as np
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
-from lrpilot.evaluation.methods.placebos import placebos_of, recording_of
-from lrpilot.evaluation.runs.cell import REPLAY, REPORT, TUNING, grid_of
-from lrpilot.evaluation.runs.grid import Method, Result, deployed
+from lrpilot.evaluation.methods.recorded import with_placebos
+from lrpilot.evaluation.runs.cell import REPORT, TUNING, grid_of
+from lrpilot.evaluation.runs.grid import Method, Result
 from lrpilot.evaluation.runs.output import Output
-from lrpilot.evaluation.runs.seeds import evaluation_seeds, replay_seeds, tuning_seeds
+from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.evaluation.statistics import Rows, select, tuned_rows, unique
 from lrpilot.tasks.task import Task
 
@@ -41,11 +41,10 @@ def compare_schedulers(
         initial_lr_factors: initial learning rates over the task's `base_lr`.
         num_tuning: seeds that the initial learning rate of each method is chosen on.
         num_seeds: seeds that are reported.
-        num_replay: seeds that the policy is recorded on, for its placebos.
+        num_replay: seeds that the policy's placebos are made on.
         policy: the learned policy.
         output: gets runs.parquet, runs.csv, tuning.csv, curves.csv, curves.png and table.md.
     """
-    learned = Method("policy", partial(deployed, policy=policy))
 
     def grid(methods: Sequence[Method], seeds: range, part: str) -> list[Result]:
         cells = grid_of(
@@ -53,13 +52,11 @@ def compare_schedulers(
         )
         return output.train(cells, f"{task.name}: {part}")
 
-    recorded = grid([learned], replay_seeds(num_replay), REPLAY)
-    recording = recording_of(recorded, task.total_steps)
-    methods = [
-        learned,
-        *(Method(name, make) for name, make in schedulers.items()),
-        *(Method(name, make) for name, make in placebos_of(policy, recording).items()),
-    ]
+    learned, *placebos = with_placebos(
+        policy, task, initial_lr_factors=initial_lr_factors, num_replay=num_replay, output=output
+    ).methods
+    schedules = [Method(name, make) for name, make in schedulers.items()]
+    methods = [learned, *schedules, *placebos]
 
     tuning = grid(methods, tuning_seeds(num_tuning), TUNING)
     tuning_rows = [result.row for result in tuning]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -12,9 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lrpilot import Policy
 from lrpilot.evaluation.runs.grid import Result, Scheduler, deployed
+from lrpilot.policy.action import anchor_factor
 from lrpilot.tasks.runs import Run
 
 Floats = NDArray[np.float64]
+
+STATIC_MULTIPLIERS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""What the static placebo's multiplier is chosen from."""
 
 
 def untrained(policy: Policy, seed: int) -> Policy:
@@ -38,15 +42,19 @@ def untrained(policy: Policy, seed: int) -> Policy:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a policy did on some seeds.
+    """What a policy did on some seeds, and what no policy does best on them.
 
     Args:
-        curves: initial learning rate -> lr / initial lr at every step, geometric mean over seeds.
+        curves: initial learning rate -> lr / initial lr at every step, geometric mean over seeds;
+            empty where every seed is another training, with a learning rate of its own.
         actions: all actions.
+        multipliers: initial learning rate -> the best multiplier of `static`; empty where `curves`
+            is, or none was looked for.
     """
 
     curves: Mapping[float, Sequence[float]]
     actions: Sequence[float]
+    multipliers: Mapping[float, float] = field(default_factory=dict)
 
 
 def recording_of(results: Sequence[Result], total_steps: int) -> Recording:
@@ -91,11 +99,16 @@ def replay(
     Raises:
         ValueError: if there is no curve for this initial learning rate and horizon.
     """
+    return follow(optimizer, curves[_key_of(optimizer, curves, "curves")], total_steps)
+
+
+def _key_of(optimizer: Optimizer, values: Mapping[float, object], name: str) -> float:
+    """The key that is the optimizer's learning rate, to rounding."""
     lr = float(optimizer.param_groups[0]["lr"])
-    curve = next((curve for key, curve in curves.items() if math.isclose(key, lr)), None)
-    if curve is None:
-        raise ValueError(f"`curves` must hold one for lr {lr}, got {list(curves)}")
-    return follow(optimizer, curve, total_steps)
+    key = next((key for key in values if math.isclose(key, lr)), None)
+    if key is None:
+        raise ValueError(f"`{name}` must hold one for lr {lr}, got {list(values)}")
+    return key
 
 
 def mean_schedule(
@@ -104,6 +117,37 @@ def mean_schedule(
     """One schedule, the geometric mean of the policy's curves over all initial learning rates."""
     curve = np.exp(np.mean([np.log(curve) for curve in curves.values()], axis=0)).tolist()
     return follow(optimizer, curve, total_steps)
+
+
+def static(optimizer: Optimizer, *, total_steps: int, multiplier: float, anchor: str) -> LambdaLR:
+    """lr_t = initial lr x m x b(t / T), with a multiplier m that nothing changes.
+
+    Args:
+        optimizer: its learning rate is the initial one.
+        total_steps: T.
+        multiplier: m.
+        anchor: the base schedule b of the policy's actions; see `anchor_factor`.
+    """
+    anchors = [float(anchor_factor(anchor, t / total_steps)) for t in range(total_steps)]
+    return follow(optimizer, [multiplier * factor for factor in anchors], total_steps)
+
+
+def best_static(
+    optimizer: Optimizer, *, total_steps: int, multipliers: Mapping[float, float], anchor: str
+) -> LambdaLR:
+    """`static` at the multiplier of this initial learning rate: one good choice, and no feedback.
+
+    Args:
+        optimizer: its learning rate must be among those of `multipliers`.
+        total_steps: T.
+        multipliers: as in `Recording`.
+        anchor: of the policy's actions.
+
+    Raises:
+        ValueError: if there is no multiplier for this initial learning rate.
+    """
+    multiplier = multipliers[_key_of(optimizer, multipliers, "multipliers")]
+    return static(optimizer, total_steps=total_steps, multiplier=multiplier, anchor=anchor)
 
 
 def random_walk(
@@ -127,10 +171,24 @@ def random_walk(
 
 
 def placebos_of(policy: Policy, recording: Recording, *, seed: int = 0) -> dict[str, Scheduler]:
-    """The four placebos of a policy, by name, as `Method.make`."""
-    return {
-        "placebo: replay": partial(replay, curves=recording.curves),
-        "placebo: mean schedule": partial(mean_schedule, curves=recording.curves),
-        "placebo: untrained": partial(deployed, policy=untrained(policy, seed)),
-        "placebo: random walk": partial(random_walk, policy=policy, actions=recording.actions),
-    }
+    """The placebos of a policy, by name, as `Method.make`; those that the recording allows.
+
+    Args:
+        policy: the learned policy.
+        recording: what it did on seeds that are used for nothing else.
+        seed: of the untrained policy's weights.
+    """
+    curves, multipliers = recording.curves, recording.multipliers
+    placebos: dict[str, Scheduler] = {}
+    if curves:
+        placebos["placebo: replay"] = partial(replay, curves=curves)
+        placebos["placebo: mean schedule"] = partial(mean_schedule, curves=curves)
+    if multipliers:
+        placebos["placebo: static best multiplier"] = partial(
+            best_static, multipliers=multipliers, anchor=policy.action.anchor
+        )
+    placebos["placebo: untrained"] = partial(deployed, policy=untrained(policy, seed))
+    placebos["placebo: random walk"] = partial(
+        random_walk, policy=policy, actions=recording.actions
+    )
+    return placebos

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from lrpilot.evaluation.runs.disturbance import UNDISTURBED, Disturbance
 from lrpilot.evaluation.runs.grid import Method, Result, train
 from lrpilot.evaluation.runs.identity import fingerprint
 from lrpilot.tasks.task import Task
@@ -28,6 +29,7 @@ class Cell:
         part: what the run is for: "report" (a result), "tuning" (a choice is made on it) or
             "replay" (a policy is recorded for its placebos).
         labels: columns of its row besides, such as {"width": 8}.
+        disturbance: what changes midway.
     """
 
     task: Task
@@ -37,6 +39,7 @@ class Cell:
     total_steps: int | None = None
     part: str = REPORT
     labels: Mapping[str, Any] = field(default_factory=dict)
+    disturbance: Disturbance = UNDISTURBED
 
     @cached_property
     def name(self) -> str:
@@ -54,6 +57,7 @@ class Cell:
             initial_lr_factor=self.initial_lr_factor,
             seed=self.seed,
             total_steps=self.total_steps,
+            disturbance=self.disturbance,
         )
 
 
@@ -66,10 +70,11 @@ def grid_of(
     total_steps: int | None = None,
     part: str = REPORT,
     labels: Mapping[str, Any] | None = None,
+    disturbance: Disturbance = UNDISTURBED,
 ) -> list[Cell]:
     """Every method at every initial learning rate, on the same seeds; see `Cell`."""
     return [
-        Cell(task, method, float(factor), seed, total_steps, part, labels or {})
+        Cell(task, method, float(factor), seed, total_steps, part, labels or {}, disturbance)
         for seed in seeds
         for factor in initial_lr_factors
         for method in methods

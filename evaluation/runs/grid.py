@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot import Policy, PolicyLR
+from lrpilot.evaluation.runs.disturbance import UNDISTURBED, Disturbance
 from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
@@ -56,7 +58,7 @@ class Result:
     Args:
         row: its columns in tables; `num_trials`, forward passes besides those of the steps, is
             among them if a line search made some.
-        lrs: learning rate of every optimizer step.
+        lrs: learning rate of every optimizer step, as the optimizer made it.
         losses: minibatch loss of every optimizer step.
         actions: of a policy, at every decision; else empty.
         origin: versions, commit, machine and command of a run that was read from a file.
@@ -76,6 +78,7 @@ def train(
     initial_lr_factor: float,
     seed: int,
     total_steps: int | None = None,
+    disturbance: Disturbance = UNDISTURBED,
 ) -> Result:
     """Train one run to its end, or to divergence, and measure its final state.
 
@@ -89,9 +92,10 @@ def train(
         initial_lr_factor: initial learning rate over the task's `base_lr`.
         seed: of the run.
         total_steps: horizon T; default the task's.
+        disturbance: what changes midway, of which the scheduler is not told.
 
     Raises:
-        ValueError: if `total_steps` is below 1.
+        ValueError: if `total_steps` is below 1, or the run cannot be disturbed so.
     """
     task = task.member_of_seed(seed)
     total_steps = task.total_steps if total_steps is None else total_steps
@@ -110,10 +114,14 @@ def train(
         _search_in(run, scheduler)
     lrs, losses = [], []
     start = time.perf_counter()
-    for _ in range(total_steps):
-        loss = run.step()
-        # a search, or a hypergradient, sets it within the step
-        lrs.append(float(optimizer.param_groups[0]["lr"]))
+    first_disturbed = disturbance.first_step(total_steps)
+    for t in range(total_steps):
+        if t == first_disturbed:
+            disturbance.begin(run)
+        with disturbance.around_step(optimizer) if t >= first_disturbed else nullcontext():
+            loss = run.step()
+            # a search, or a hypergradient, sets it within the step
+            lrs.append(float(optimizer.param_groups[0]["lr"]))
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             break
@@ -140,6 +148,7 @@ def train(
         "initial_lr": initial_lr,
         "seed": seed,
         "total_steps": total_steps,
+        "disturbance": disturbance.name,
         "first_loss": losses[0],
         "train_loss": train_loss,
         **metrics,

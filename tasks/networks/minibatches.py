@@ -25,6 +25,19 @@ class MinibatchSampler(Stateful):
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
+    def resize(self, batch_size: int) -> None:
+        """Draw minibatches of another size, from where the epoch is.
+
+        Raises:
+            ValueError: if there are fewer examples.
+        """
+        if batch_size > self._num_examples:
+            raise ValueError(
+                f"`batch_size` must be at most the {self._num_examples} training examples, got "
+                f"{batch_size}"
+            )
+        self._batch_size = batch_size
+
     def next(self) -> Tensor:
         """Indices of the next minibatch, (batch_size,), on the CPU."""
         if self._position + self._batch_size > len(self._order):

@@ -19,7 +19,13 @@ from lrpilot.tasks.data.splits import Splits
 from lrpilot.tasks.networks.batch import BatchedTaskRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
 from lrpilot.tasks.networks.randomness import generator_states, seeded
-from lrpilot.tasks.networks.task import NetworkRun, NetworkTask, forward, measuring
+from lrpilot.tasks.networks.task import (
+    NetworkRun,
+    NetworkTask,
+    forward,
+    measuring,
+    scaled_size,
+)
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,6 +124,24 @@ class SupervisedRun(NetworkRun):
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self._task.loss(self._outputs(inputs), targets)
+
+    def scale_batch_size(self, factor: float) -> None:
+        """Draw minibatches of another size; what is left of the epoch is cut into such."""
+        self._sampler.resize(scaled_size(self._task.batch_size, factor))
+        super().scale_batch_size(factor)
+
+    def shift_labels(self, shift: int) -> None:
+        """Rename the classes of all data.
+
+        Raises:
+            ValueError: if the loss is not torch's cross-entropy of class numbers.
+        """
+        if not self._task.is_classification:
+            raise ValueError(
+                "`shift_labels` must be asked of a classification by cross-entropy, got task "
+                f"{self._task.name!r}"
+            )
+        super().shift_labels(shift)
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss, and accuracy of a classification, on the whole held-out and test splits."""

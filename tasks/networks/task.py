@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class NetworkRun(ClosureRun):
             generator=torch.Generator().manual_seed(seed),
         )
         self._task = task
+        self._label_shift = 0
         dropouts = [part for part in self.model.modules() if isinstance(part, RunDropout)]
         self._has_dropout = any(dropout.probability > 0.0 for dropout in dropouts)
         for dropout in dropouts:
@@ -82,7 +83,17 @@ class NetworkRun(ClosureRun):
         """Mean loss of a batch, of shape ()."""
 
     def _outputs(self, inputs: Tensor) -> Tensor:
-        return forward(self.model, inputs, self._task.precision)
+        outputs = forward(self.model, inputs, self._task.precision)
+        # the loss of class y + k at these logits is that of y at the logits moved back by k
+        return outputs.roll(-self._label_shift, -1) if self._label_shift else outputs
+
+    def scale_batch_size(self, factor: float) -> None:
+        """Draw minibatches of another size from the next step on."""
+        self._task = replace(self._task, batch_size=scaled_size(self._task.batch_size, factor))
+
+    def shift_labels(self, shift: int) -> None:
+        """Rename the classes of all data from the next step on."""
+        self._label_shift += shift
 
     def _seeded(self, seed: int) -> AbstractContextManager[None]:
         return seeded(seed, self._task.device) if self._task.draws_globally else nullcontext()
@@ -113,6 +124,15 @@ class NetworkRun(ClosureRun):
         """Mean loss of `num_privileged` held-out examples, the same in all runs."""
         with measuring(self.model), self._seeded(0):
             return float(self._loss(*self._task.privileged_batch()))
+
+
+def scaled_size(batch_size: int, factor: float) -> int:
+    """`factor` times a batch size, rounded, and at least 1.
+
+    >>> scaled_size(64, 1 / 8), scaled_size(4, 1 / 8)
+    (8, 1)
+    """
+    return max(1, round(factor * batch_size))
 
 
 def forward(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:

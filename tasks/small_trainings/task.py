@@ -1,7 +1,7 @@
 """Random small trainings of many kinds: what an agent learns from to control any training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from lrpilot.state import state_fields
 from lrpilot.tasks.networks.minibatches import MinibatchSampler
+from lrpilot.tasks.networks.task import scaled_size
 from lrpilot.tasks.runs import Closure, ClosureRun
 from lrpilot.tasks.small_networks.instance import Split
 from lrpilot.tasks.small_trainings.batch import BatchedSmallTrainings
 from lrpilot.tasks.small_trainings.calibration import typical_gain
 from lrpilot.tasks.small_trainings.layers import Layers
 from lrpilot.tasks.small_trainings.problem import SmallTrainingProblem
+from lrpilot.tasks.small_trainings.setup import NUM_MASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,42 @@ class SmallTrainingRun(ClosureRun):
     def step(self, lr: float | None = None) -> Tensor:
         """Make one optimizer step, at `lr` times the factor of the run's optimizer."""
         return super().step(None if lr is None else lr * self.lr_factor)
+
+    def scale_batch_size(self, factor: float) -> None:
+        """Draw minibatches of another size; what is left of the epoch is cut into such.
+
+        Raises:
+            ValueError: if there are fewer examples, or dropout would need more random numbers than
+                its table holds.
+        """
+        setup = self.instance.setup
+        batch_size = scaled_size(setup.batch_size, factor)
+        if setup.has_dropout and batch_size * setup.blueprint.num_dropped > NUM_MASKS:
+            raise ValueError(
+                f"`factor` must leave dropout at most {NUM_MASKS} random numbers a step, got "
+                f"{factor}"
+            )
+        self._epoch.resize(batch_size)
+        self.instance = self.instance._replace(setup=replace(setup, batch_size=batch_size))
+
+    def shift_labels(self, shift: int) -> None:
+        """Rename the classes, or the next symbols, of all data.
+
+        Raises:
+            ValueError: if the run of this seed predicts values.
+        """
+        ends = self.instance.setup.ends
+        if ends.loss == "values":
+            raise ValueError(
+                "`shift_labels` must be asked of a run that classifies, got a small training that "
+                f"predicts values, of seed {self._seed}"
+            )
+        shifted = {
+            name: Split(split.x, (split.y + shift) % ends.num_outputs)
+            for name, split in self.instance._asdict().items()
+            if isinstance(split, Split)
+        }
+        self.instance = self.instance._replace(**shifted)
 
     def _layers(self, *, masks: Tensor | None = None, is_training: bool) -> Layers:
         parameters = [parameter.unsqueeze(0) for parameter in self.parameters]

@@ -1,0 +1,1 @@
+"""Does a policy steer, or does it only know a good schedule?"""
