@@ -8,6 +8,7 @@ from lrpilot import Policy
 from lrpilot.command.main import main
 from lrpilot.evaluation.evaluate import evaluate, read_rows
 from lrpilot.evaluation.methods.schedules import constant, cosine
+from lrpilot.evaluation.statistics import unique
 from lrpilot.tasks.shipped import load_task
 
 
@@ -22,6 +23,7 @@ def test_evaluation_writes_what_it_returns_and_the_command_reports_it_anew(
         initial_lr_factors=[0.1, 1.0],
         num_seeds=2,
         num_skipped_seeds=3,
+        num_replay=1,
         total_steps=160,
         out_dir=tmp_path / "out",
         show_progress=False,
@@ -29,6 +31,8 @@ def test_evaluation_writes_what_it_returns_and_the_command_reports_it_anew(
     assert read_rows(tmp_path / "out" / "runs.csv") == rows
     assert sorted({row["seed"] - 2**30 for row in rows}) == [3, 4]
     assert {row["total_steps"] for row in rows} == {160}
+    names = [name for name in unique(rows, "scheduler") if name.startswith("placebo: ")]
+    assert len(names) == 5
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
     figure = tmp_path / "out" / "curves.png"

@@ -60,7 +60,9 @@ def test_policy_card_names_task_seed_and_budget(run_dir: Any) -> None:
     assert (card["task"]["name"], card["seed"], card["num_env_steps"]) == ("digits", 0, 116)
 
 
-def test_evaluation_compares_the_policy_with_all_schedules(run_dir: Any, tmp_path: Path) -> None:
+def test_evaluation_compares_the_policy_with_all_schedules_and_its_placebos(
+    run_dir: Any, tmp_path: Path
+) -> None:
     result = script(
         "evaluate.py",
         "task=digits",
@@ -74,8 +76,9 @@ def test_evaluation_compares_the_policy_with_all_schedules(run_dir: Any, tmp_pat
     )
     with (tmp_path / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 13 * 2 * 2
-    assert {row["scheduler"] for row in rows} >= {"policy", "cosine", "wsd", "one_cycle"}
+    assert len(rows) == 18 * 2 * 2
+    names = {row["scheduler"] for row in rows}
+    assert names >= {"policy", "cosine", "wsd", "one_cycle", "placebo: replay"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| policy" in result.stdout
 
@@ -235,6 +238,7 @@ def test_policy_alone_is_evaluated_on_seeds_beyond_the_skipped(tmp_path: Path) -
         "task.total_steps=5",
         "policy=small_networks",
         "scheduler=[]",
+        "placebos=false",
         "initial_lr_factors=[1]",
         "num_seeds=2",
         "num_skipped_seeds=3",

@@ -47,7 +47,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_every_method_is_run_at_every_initial_lr_on_every_seed(out_dir: Path) -> None:
     rows = rows_of(out_dir / "runs.csv")
-    assert len(rows) == 7 * len(FACTORS) * 2
+    assert len(rows) == 8 * len(FACTORS) * 2
     assert len({(r["scheduler"], r["initial_lr_factor"], r["seed"]) for r in rows}) == len(rows)
 
 

@@ -11,11 +11,13 @@ import torch
 from lrpilot import Policy, PolicyLR
 from lrpilot.evaluation.methods.placebos import (
     Recording,
+    best_static,
     mean_schedule,
     placebos_of,
     random_walk,
     recording_of,
     replay,
+    static,
     untrained,
 )
 from lrpilot.evaluation.runs.cell import grid_of
@@ -28,7 +30,8 @@ SEEDS = (7, 8)
 
 @pytest.fixture(scope="module")
 def recording(task: QuadraticTask, policy: Policy) -> Recording:
-    return recording_of(recorded(task, policy, FACTORS, SEEDS), task.total_steps)
+    recording = recording_of(recorded(task, policy, FACTORS, SEEDS), task.total_steps)
+    return replace(recording, multipliers={0.001: 3.0, 0.01: 0.3})
 
 
 def recorded(
@@ -137,6 +140,7 @@ def test_every_placebo_trains_at_its_own_learning_rates(
     expected: dict[str, Callable[..., Any]] = {
         "placebo: replay": partial(replay, curves=curves),
         "placebo: mean schedule": partial(mean_schedule, curves=curves),
+        "placebo: static best multiplier": partial(static, multiplier=0.3, anchor="constant"),
         "placebo: untrained": partial(PolicyLR, policy=untrained(policy, 0)),
         "placebo: random walk": partial(
             random_walk, run=task.start(1), policy=policy, actions=actions
@@ -146,4 +150,19 @@ def test_every_placebo_trains_at_its_own_learning_rates(
     untrained_lrs = train(task, method, initial_lr_factor=1.0, seed=1).lrs
     assert found.pop("placebo: untrained") == untrained_lrs
     assert found == {name: lrs_of(make, task.base_lr) for name, make in expected.items()}
-    assert len({tuple(lrs) for lrs in (*found.values(), untrained_lrs)}) == 4
+    assert len({tuple(lrs) for lrs in (*found.values(), untrained_lrs)}) == 5
+
+
+def test_static_multiplies_the_anchor() -> None:
+    lrs = lrs_of(partial(static, multiplier=3.0, anchor="linear"), 0.1)
+    assert lrs == pytest.approx([0.3 * (1 - t / 40) for t in range(40)], rel=1e-12)
+
+
+def test_best_static_takes_the_multiplier_of_its_initial_lr() -> None:
+    make = partial(best_static, multipliers={0.1: 3.0, 1.0: 0.3}, anchor="constant")
+    assert [lrs_of(make, lr)[7] for lr in (0.1, 1.0)] == pytest.approx([0.3, 0.3])
+
+
+def test_best_static_of_an_unknown_initial_lr_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`multipliers` must hold one for lr 0.5, got \[0.1\]"):
+        lrs_of(partial(best_static, multipliers={0.1: 3.0}, anchor="constant"), 0.5)
