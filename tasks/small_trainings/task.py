@@ -110,12 +110,14 @@ class SmallTrainingRun(ClosureRun):
                 "`shift_labels` must be asked of a run that classifies, got a small training that "
                 f"predicts values, of seed {self._seed}"
             )
-        shifted = {
-            name: Split(split.x, (split.y + shift) % ends.num_outputs)
-            for name, split in self.instance._asdict().items()
-            if isinstance(split, Split)
-        }
-        self.instance = self.instance._replace(**shifted)
+
+        def shifted(split: Split) -> Split:
+            return Split(split.x, (split.y + shift) % ends.num_outputs)
+
+        train, held_out, test = self.instance.train, self.instance.held_out, self.instance.test
+        self.instance = self.instance._replace(
+            train=shifted(train), held_out=shifted(held_out), test=shifted(test)
+        )
 
     def _layers(self, *, masks: Tensor | None = None, is_training: bool) -> Layers:
         parameters = [parameter.unsqueeze(0) for parameter in self.parameters]

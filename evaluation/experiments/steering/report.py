@@ -93,8 +93,8 @@ def lr_ratio(results: Sequence[Result], disturbance: str) -> float:
         if r.row["scheduler"] == "policy"
     }
     logs = []
-    for (name, *run), lrs in curves.items():
-        plain = curves[(UNDISTURBED.name, *run)]
+    for (name, factor, seed), lrs in curves.items():
+        plain = curves[(UNDISTURBED.name, factor, seed)]
         if name == disturbance and len(lrs) == len(plain):  # none broke off
             tail = slice(len(lrs) * 3 // 4, None)
             logs.append(float(np.mean(np.log(lrs[tail]) - np.log(plain[tail]))))
