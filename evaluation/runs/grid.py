@@ -141,6 +141,7 @@ def train(
     if diverged:
         train_loss = math.inf
         metrics = {name: 0.0 if "accuracy" in name else math.inf for name in metrics}
+    log = scheduler.log if isinstance(scheduler, PolicyLR) else ()
     row = {
         "task": task.name,
         "scheduler": method.name,
@@ -153,11 +154,11 @@ def train(
         "train_loss": train_loss,
         **metrics,
         "diverged": int(diverged),
+        "brake_alarms": sum(entry.rule == "brake" for entry in log),
         "seconds": seconds,
     }
     if isinstance(scheduler, LineSearchLR):
         row["num_trials"] = scheduler.total_trials
-    log = scheduler.log if isinstance(scheduler, PolicyLR) else ()
     return Result(row, lrs, losses, [entry.signal for entry in log if entry.rule == "decision"])
 
 

@@ -102,24 +102,30 @@ def lr_ratio(results: Sequence[Result], disturbance: str) -> float:
 
 
 def steering_table(results: Sequence[Result]) -> str:
-    """A line per disturbance, of one task."""
+    """A line per disturbance, of one task; counts are of the policy's runs.
+
+    Where the brake of `PolicyLR` cut the learning rate, the credit is not the network's alone.
+    """
     rows = [result.row for result in results]
     lines, rivals = [], list(differences(select(rows, disturbance=UNDISTURBED.name)))
     for name in unique(rows, "disturbance"):
         mine = select(rows, disturbance=name)
         found = differences(mine)
-        diverged = [row["diverged"] for row in select(mine, scheduler="policy")]
+        policy = select(mine, scheduler="policy")
+        diverged = [row["diverged"] for row in policy]
+        braked = [row["brake_alarms"] > 0 for row in policy]
         lines.append(
             [
                 name,
                 report.format_interval(seed_losses(mine, "policy")),
                 *(report.format_interval(found[rival]) for rival in rivals),
                 f"{lr_ratio(results, name):.3g}",
+                f"{sum(braked)}/{len(braked)}",
                 f"{sum(diverged)}/{len(diverged)}",
             ]
         )
     header = [rows[0]["task"], "policy", *(f"minus {rival[len(PREFIX) :]}" for rival in rivals)]
-    return report.format_table([*header, "lr over undisturbed", "diverged"], lines)
+    return report.format_table([*header, "lr over undisturbed", "braked", "diverged"], lines)
 
 
 def verdict(found: Mapping[str, Sequence[float]]) -> str:
