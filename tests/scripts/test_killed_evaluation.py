@@ -12,8 +12,13 @@ import pytest
 
 from tests.script_runs import ROOT
 
-GRID = ("task=digits", "scheduler=[constant,d2z]", "placebos=false")
-GRID += ("task.total_steps=60", "num_seeds=2")
+GRID = (
+    "task=digits",
+    "scheduler=[constant,d2z]",
+    "task.total_steps=60",
+    "num_seeds=2",
+    "placebos=false",
+)
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
