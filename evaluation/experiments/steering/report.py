@@ -161,15 +161,16 @@ def draw_differences(rows: Rows, output: Output) -> None:
     for axis, task in zip(axes[0], tasks, strict=True):
         axis.axvline(0.0, color="0.6", linewidth=0.8)
         for i, rival in enumerate(DRAWN):
-            style = report.line_style(f"policy minus {rival[len(PREFIX) :]}", i, is_policy=False)
-            for k, name in enumerate(names):
-                values = differences(select(rows, task=task, disturbance=name))[rival]
-                mean, low, high = mean_and_spread(values)
-                style["label"] = style["label"] if k == 0 else None
-                place = k + 0.22 * (i - 1)
-                axis.plot([low, high], [place] * 2, color=style["color"])
-                axis.plot([mean], [place], marker="o", linestyle="", **style)
-        axis.set(title=task, yticks=range(len(names)), xlabel="difference of held-out loss")
+            color = report.line_style(rival, i, is_policy=False)["color"]
+            found = [
+                mean_and_spread(differences(select(rows, task=task, disturbance=name))[rival])
+                for name in names
+            ]
+            means, lows, highs = np.array(found).T
+            places = np.arange(len(names)) + 0.22 * (i - 1)
+            axis.hlines(places, lows, highs, color=color)
+            axis.plot(means, places, "o", color=color, label=f"minus {rival[len(PREFIX) :]}")
+        axis.set(title=task, yticks=range(len(names)), xlabel="policy minus placebo, held-out loss")
         axis.set_yticklabels(names if axis is axes[0, 0] else [])
         axis.invert_yaxis()
     path = output.folder / "steering.png"
