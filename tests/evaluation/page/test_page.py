@@ -68,6 +68,13 @@ def test_the_page_has_the_tables_of_every_task(tmp_path: Path) -> None:
     assert Cells(page).tables == [table for of_task in tables for table in of_task]
 
 
+def test_five_seeds_have_a_table_of_paired_differences(tmp_path: Path) -> None:
+    page = written(make_rows(["policy", "cosine"], num_seeds=5), tmp_path)
+    assert [table[0][0] for table in Cells(page).tables][-1] == "policy minus"
+    assert "Paired differences" in page
+    assert "Paired differences" not in written(make_rows(["policy", "cosine"]), tmp_path)
+
+
 def test_tables_take_the_initial_lrs_that_the_tuning_rows_choose(tmp_path: Path) -> None:
     rows = make_rows() + [
         {**row, "held_out_loss": row["initial_lr"]} for row in make_rows(part="tuning")
