@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrpilot.evaluation.methods import adaptive, schedules
@@ -61,6 +61,7 @@ def test_a_schedule_is_not_told(disturbance: Disturbance) -> None:
     assert run(disturbance).lrs == PLAIN.lrs
 
 
+@settings(deadline=None, max_examples=25)
 @given(multiple=st.floats(1e-3, 1e3).filter(lambda value: value != 1.0))
 def test_the_optimizer_steps_at_a_multiple_of_what_the_scheduler_says(multiple: float) -> None:
     lrs = run(LRScaling(multiple=multiple)).lrs
