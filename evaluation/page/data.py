@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lrpilot.evaluation.runs.cell import REPORT, TUNING
+from lrpilot.evaluation.runs.disturbance import UNDISTURBED
 from lrpilot.evaluation.runs.output import RUNS_FILE
 from lrpilot.evaluation.runs.store import ORIGIN, require_one_version
 from lrpilot.evaluation.statistics import Rows, select, unique
@@ -52,8 +53,9 @@ class Runs:
     """The trainings of a comparison.
 
     Args:
-        rows: one per training that is a result, as in `runs.csv`, and its `Curve` as "curve";
-            sorted by task, scheduler (the policy first), initial learning rate and seed.
+        rows: one per training that is a result, as in `runs.csv`, and its `Curve` as "curve"; a
+            disturbance is a part of the task's name; sorted by task, scheduler (the policy first),
+            initial learning rate and seed.
         tuning_rows: the same of the trainings that only chose learning rates.
         files: what was read.
     """
@@ -135,6 +137,9 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
                     curve = downsample(*values, total_steps=row["total_steps"])
                     # a column of one task alone is empty for the others
                     kept = {name: value for name, value in row.items() if value is not None}
+                    disturbance = kept.get("disturbance", UNDISTURBED.name)
+                    if disturbance != UNDISTURBED.name:
+                        kept["task"] = f"{kept['task']}, {disturbance}"
                     yield {**kept, "curve": curve}
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"`runs` must name whole files, got {path}: {error}") from error

@@ -167,6 +167,12 @@ def test_a_grid_with_a_hole_is_refused(tmp_path: Path) -> None:
     assert "the same seeds of every scheduler at every initial learning rate, got 1 of 2" in said
 
 
+def test_disturbed_trainings_are_those_of_another_task(tmp_path: Path) -> None:
+    rows = make_rows(disturbance="none") + make_rows(disturbance="lr x 10 at 0.5 T")
+    runs = read_runs([write_runs(rows, tmp_path)])
+    assert runs.tasks == ["digits", "digits, lr x 10 at 0.5 T"]
+
+
 def test_a_scheduler_may_have_fewer_initial_learning_rates(tmp_path: Path) -> None:
     rows = make_rows(["policy"], factors=[0.1, 1.0]) + make_rows(["cosine"], factors=[1.0])
     runs = read_runs([write_runs(rows, tmp_path)])
