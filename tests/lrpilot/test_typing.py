@@ -41,6 +41,9 @@ def schedulers(optimizer: Optimizer, cap: lrpilot.Cap) -> Iterator[LRScheduler]:
     yield lrpilot.GreedyLR(optimizer, window_size=50, min_factor=0.1, cap=cap)
     yield lrpilot.HypergradientLR(optimizer, hyper_lr=0.02, level="tensor")
     yield lrpilot.LineSearchLR(optimizer, torch.nn.Linear(1, 1), condition="goldstein")
+    yield lrpilot.D2ZLR(optimizer, total_steps=500, cap=cap)
+    yield lrpilot.CosineWarmupLR(optimizer, total_steps=500)
+    yield lrpilot.WSDLR(optimizer, total_steps=500)
     yield lrpilot.PolicyLR(optimizer, lrpilot.Policy.load("cifar"), total_steps=500)
     yield HalfLR(optimizer, cap=cap)
 

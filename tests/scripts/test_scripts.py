@@ -76,7 +76,7 @@ def test_evaluation_compares_the_policy_with_all_schedules_and_its_placebos(
     )
     with (tmp_path / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 18 * 2 * 2
+    assert len(rows) == 19 * 2 * 2
     names = {row["scheduler"] for row in rows}
     assert names >= {"policy", "cosine", "wsd", "one_cycle", "placebo: replay"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -163,8 +163,8 @@ def test_asking_for_the_cap_does_not_change_what_follows(cap_kind: str) -> None:
         ),
         (
             {"matrix": "faces"},
-            "`matrix` must be one of ('olivetti', 'digits', 'shakespeare'), an array or a path "
-            "that ends in one of ('.npy', '.npz', '.csv'), got 'faces'",
+            "`matrix` must be one of ('olivetti', 'digits', 'shakespeare', 'fashion_mnist'), an "
+            "array or a path that ends in one of ('.npy', '.npz', '.csv'), got 'faces'",
         ),
         *(
             (
