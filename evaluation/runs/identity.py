@@ -31,8 +31,8 @@ def describe(value: Any) -> Any:
     """Plain values that are equal where, and only where, two objects are made alike.
 
     Dataclasses, `functools.partial` and other objects are described by their class and what they
-    hold; functions by their name and, where they are made within another one, by code and closure;
-    arrays and policies by a hash of their content.
+    hold; functions of this package by their name, since the commit tells the rest, and others by
+    their code, defaults and closure, too; arrays and policies by a hash of their content.
 
     >>> describe(functools.partial(max, 1, key=abs))
     {'partial': 'builtins.max', 'args': [1], 'keywords': {'key': 'builtins.abs'}}
@@ -74,15 +74,28 @@ def describe(value: Any) -> Any:
 
 def _describe_function(function: FunctionType) -> Any:
     name = f"{function.__module__}.{function.__qualname__}"
-    if "<" not in function.__qualname__:
+    is_fixed = "<" not in function.__qualname__
+    if is_fixed and function.__module__.split(".")[0] == "lrpilot":
         return name
-    cells = [describe(cell.cell_contents) for cell in function.__closure__ or ()]
-    return {"function": name, "code": _describe_code(function.__code__), "closure": cells}
+    return {
+        "function": name,
+        "code": _describe_code(function.__code__),
+        "defaults": describe(function.__defaults__),
+        "keyword defaults": describe(function.__kwdefaults__),
+        "closure": [describe(cell.cell_contents) for cell in function.__closure__ or ()],
+    }
 
 
 def _describe_code(code: CodeType) -> list[Any]:
-    constants = [
-        _describe_code(constant) if isinstance(constant, CodeType) else repr(constant)
-        for constant in code.co_consts
+    return [
+        code.co_code.hex(),
+        list(code.co_names),
+        [_describe_constant(value) for value in code.co_consts],
     ]
-    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _describe_constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _describe_code(value)
+    # the order of a set is another one in every process
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

@@ -1,6 +1,7 @@
 """Where a number comes from: command, machine, versions and commit."""
 
 import functools
+import hashlib
 import os
 import platform
 import shlex
@@ -51,9 +52,15 @@ def _command() -> str:
 
 @functools.cache
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit, and a digest of what is changed since: two dirty trees are not one version."""
     try:
-        found = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+        name = _git("describe", "--always", "--dirty", "--abbrev=12").decode().strip()
+        if not name.endswith("-dirty"):
+            return name
+        return f"{name}-{hashlib.sha256(_git('diff', 'HEAD')).hexdigest()[:8]}"
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+
+
+def _git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, check=True).stdout

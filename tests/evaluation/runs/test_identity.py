@@ -87,6 +87,21 @@ def test_functions_made_within_others_are_told_apart_by_what_they_hold() -> None
     assert fingerprint(lambda t: t + 1) != fingerprint(lambda t: t + 2)
 
 
+def test_functions_are_told_apart_by_their_defaults() -> None:
+    positional = [lambda t, gamma=gamma: gamma**t for gamma in (0.5, 0.6)]
+    by_name = [lambda t, *, gamma=gamma: gamma**t for gamma in (0.5, 0.6)]
+    assert len({fingerprint(function) for function in (*positional, *by_name)}) == 4
+
+
+def test_a_users_function_of_the_same_name_is_another_one_when_its_code_is() -> None:
+    made: list[Any] = []
+    for factor in (1, 2):
+        namespace: dict[str, Any] = {"__name__": "mine"}
+        exec(f"def make(lr):\n    return lr * {factor} in {{'a', 'b'}}", namespace)
+        made.append(namespace["make"])
+    assert fingerprint(made[0]) != fingerprint(made[1])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arrays_are_told_apart_by_content_shape_and_type(dtype: Any) -> None:
     array = np.arange(6, dtype=dtype)
@@ -103,7 +118,9 @@ def test_the_name_is_the_same_in_another_process() -> None:
         "from lrpilot.evaluation.runs.grid import Method\n"
         "from lrpilot.tasks.quadratic import QuadraticTask\n"
         "task = QuadraticTask(name='q', optimizer=torch.optim.SGD, base_lr=.1, total_steps=3)\n"
-        "print(Cell(task, Method('wsd', schedules.wsd), 0.1, 7).name)\n"
+        "def make(optimizer, total_steps):\n"
+        "    return schedules.wsd(optimizer, total_steps=total_steps + (optimizer in {'a', 'b'}))\n"
+        "print(Cell(task, Method('wsd', make), 0.1, 7).name)\n"
     )
     root = Path(__file__).resolve().parents[3]
     names = {
