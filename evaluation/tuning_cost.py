@@ -5,21 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrpilot.evaluation.statistics import Rows, select, unique
+from lrpilot.evaluation.statistics import Rows, bounded_loss, select, unique
 
 MOST_RUNS = 64
 """Where a search of so many runs is still worse, the worth is not looked for any further."""
 
 
 def bounded_losses(rows: Rows) -> dict[float, float]:
-    """Mean over seeds of min(held-out loss, loss at the start), at each initial-LR factor.
-
-    So a run that diverged counts as one that was not trained.
-    """
+    """Mean over seeds of the `bounded_loss`, at each initial-LR factor."""
     losses: dict[float, list[float]] = {}
     for row in rows:
-        loss = min(row["held_out_loss"], row["first_loss"])
-        losses.setdefault(row["initial_lr_factor"], []).append(loss)
+        losses.setdefault(row["initial_lr_factor"], []).append(bounded_loss(row))
     return {factor: float(np.mean(values)) for factor, values in losses.items()}
 
 

@@ -5,6 +5,7 @@ the experiment says. The output folder holds the agent's run folder, and tables,
 `experiment=quick/...` is a small version that takes about two minutes.
 """
 
+import inspect
 import sys
 import time
 from functools import partial
@@ -38,16 +39,20 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     start = time.perf_counter()
     # reads the commit now, not after hours of training
     origin = provenance_line()
+    compare = instantiate(cfg.compare, _convert_="all")
     path = cfg.policy
+    takes_policy = "policy" in inspect.signature(compare).parameters
+    if takes_policy != (path is not None or "agent" in cfg):
+        need = "name the policy that is compared" if takes_policy else "be left out"
+        raise ValueError(f"`policy` must {need} in this experiment, got {path}")
     if path is None and "agent" in cfg:
         path = out_dir / "agent"
         path.mkdir()
         summary = train_configured(cfg, path)
         if summary["stopped_by"]:
             raise SystemExit(f"stopped by {summary['stopped_by']}; the agent's run is {path}")
-    compare = instantiate(cfg.compare, _convert_="all")
     compare(
-        policy=None if path is None else Policy.load(path),
+        **({} if path is None else {"policy": Policy.load(path)}),
         output=Output(
             out_dir,
             origin,

@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
+from lrpilot.evaluation.experiments.searches import Searched, draw_searches
 from lrpilot.evaluation.runs.cell import REPORT, TUNING, Cell, grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
-from lrpilot.evaluation.statistics import Rows, best_factor, mean_at_factors, select, unique
+from lrpilot.evaluation.statistics import Rows, best_factor, bounded_loss, mean_at_factors, select
 from lrpilot.evaluation.statistics.profiles import steps_to_target
-from lrpilot.evaluation.tuning_cost import MOST_RUNS, bounded_losses, expected_best
+from lrpilot.evaluation.tuning_cost import MOST_RUNS, losses_by_scheduler, worth_in_runs
 from lrpilot.tasks.task import Task
 
 POLICY = "policy"
@@ -75,7 +75,7 @@ def compare_pairs(
     learned = Method(POLICY, partial(deployed, policy=policy))
     methods = {POLICY: learned, **pairs}
     results: list[Result] = []
-    summary, tables = [], []
+    summary, tables, panels = [], [], {}
     chosen_names = list(only or tasks)
     for name in chosen_names:
         task = tasks[name]
@@ -87,7 +87,7 @@ def compare_pairs(
             part=TUNING,
         )
         tuning = output.train(grid, f"{name}: grid")
-        tuning_rows = [{**result.row, "task": name} for result in tuning]
+        tuning_rows = [result.row for result in tuning]
         tuned = {m: best_factor(select(tuning_rows, scheduler=m)) for m in methods}
         cells = [
             Cell(task, methods[m], factor, seed, part=REPORT)
@@ -99,13 +99,15 @@ def compare_pairs(
         results += [*unseen, *tuning]
         lines = summarize(unseen, tuned, target_scheduler)
         tables.append(report.format_table([name, *COLUMNS], lines))
-        summary.append(grid_search_line(name, unseen, tuning_rows, tuned))
+        panels[name] = searched_in(tuning_rows)
+        summary.append(grid_search_line(name, unseen, tuning_rows, tuned, panels[name]))
         output.write_runs(results)
-    draw_searches(results, [tasks[name].name for name in chosen_names], output)
+    num_trainings = len(pairs) * len(initial_lr_factors)
+    draw_searches(panels, output.folder / "grid_search.png", most_runs=num_trainings)
     steps = policy.card.get("num_inner_steps", 0)
     output.write_table(
         f"{len(chosen_names)} tasks: policy against {len(pairs)} pairs of optimizer and scheduler "
-        f"and a grid search over {len(pairs) * len(initial_lr_factors)} trainings; {num_seeds} "
+        f"and a grid search over {num_trainings} trainings; {num_seeds} "
         f"unseen seeds, {report.describe_spread(num_seeds)}, choices on {num_tuning} others",
         report.format_table(SEARCH_COLUMNS, summary),
         *tables,
@@ -177,51 +179,40 @@ def moving_mean(losses: Sequence[float], total_steps: int) -> list[float]:
     return [*before, *means.tolist(), *[math.inf] * (total_steps - len(before) - len(means))]
 
 
+def searched_in(tuning_rows: Rows) -> Searched:
+    """What the policy and the grid found on the tuning seeds of one task."""
+    losses = losses_by_scheduler(tuning_rows)
+    policy = losses.pop(POLICY)
+    return Searched(policy, {"grid search": [x for values in losses.values() for x in values]})
+
+
 def grid_search_line(
-    name: str, unseen: Sequence[Result], tuning_rows: Rows, tuned: Mapping[str, float]
+    name: str,
+    unseen: Sequence[Result],
+    tuning_rows: Rows,
+    tuned: Mapping[str, float],
+    searched: Searched,
 ) -> list[str]:
     """What the grid search found, beside one untuned run of the policy.
 
-    The last cell is the smallest number of trainings, drawn from the grid, whose expected best loss
-    on the tuning seeds is that of the policy's expected one there.
+    The last cell is the policy's `worth_in_runs` of the grid, on the tuning seeds.
     """
-    pairs = [m for m in tuned if m != POLICY]
-    means = {m: mean_at_factors(select(tuning_rows, scheduler=m))[tuned[m]] for m in pairs}
+    means = {
+        m: mean_at_factors(select(tuning_rows, scheduler=m))[factor]
+        for m, factor in tuned.items()
+        if m != POLICY
+    }
     choice = min(means, key=lambda m: means[m])
     found = [r.row["held_out_loss"] for r in unseen if _is(r, choice, tuned[choice])]
     mine = [r.row["held_out_loss"] for r in unseen if _is(r, POLICY, tuned[POLICY])]
-    rows = [r.row for r in unseen if r.row["scheduler"] == POLICY]
-    anywhere = float(np.mean(list(bounded_losses(rows).values())))
-    policy = float(np.mean(list(bounded_losses(select(tuning_rows, scheduler=POLICY)).values())))
-    grid = [
-        loss for m in pairs for loss in bounded_losses(select(tuning_rows, scheduler=m)).values()
-    ]
-    enough = [n for n in range(1, MOST_RUNS + 1) if expected_best(grid, n) <= policy]
+    anywhere = [bounded_loss(r.row) for r in unseen if r.row["scheduler"] == POLICY]
+    (grid,) = searched.rivals.values()
+    worth = worth_in_runs(searched.policy, grid)
     return [
         name,
         choice,
         report.format_interval(found),
         report.format_interval(mine),
-        f"{anywhere:.4g}",
-        str(enough[0]) if enough else f"over {MOST_RUNS}",
+        f"{np.mean(anywhere):.4g}",
+        f"over {MOST_RUNS}" if math.isinf(worth) else f"{worth:.0f}",
     ]
-
-
-def draw_searches(results: Sequence[Result], names: Sequence[str], output: Output) -> None:
-    """A panel per task: expected best loss over the trainings of the grid that were spent."""
-    figure, axes = plt.subplots(1, len(names), figsize=(4.0 * len(names), 3.6), squeeze=False)
-    spent = np.arange(1, 41)
-    for axis, name in zip(axes[0], names, strict=True):
-        rows = [r.row for r in results if r.row["task"] == name and r.row["part"] == TUNING]
-        pairs = [m for m in unique(rows, "scheduler") if m != POLICY]
-        grid = [x for m in pairs for x in bounded_losses(select(rows, scheduler=m)).values()]
-        style = report.line_style("grid search", 0, is_policy=False)
-        axis.plot(spent, [expected_best(grid, int(n)) for n in spent], **style)
-        policy = float(np.mean(list(bounded_losses(select(rows, scheduler=POLICY)).values())))
-        style = report.line_style("policy, one untuned run", 0, is_policy=True)
-        axis.plot([1], [policy], marker="o", **style)
-        axis.axhline(policy, color=style["color"], linewidth=0.6, linestyle=":")
-        axis.set(title=name, xlabel="trainings spent", xscale="log", yscale="log")
-    axes[0, 0].set_ylabel("expected best held-out loss")
-    path = output.folder / "grid_search.png"
-    report.write_figure(figure, path, num_legend_columns=2)

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
+from lrpilot.evaluation.experiments.searches import Searched, draw_searches
 from lrpilot.evaluation.runs.cell import grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
 from lrpilot.evaluation.runs.output import Output
@@ -22,7 +22,6 @@ from lrpilot.evaluation.runs.seeds import evaluation_seeds
 from lrpilot.evaluation.statistics import Rows, select, unique
 from lrpilot.evaluation.tuning_cost import (
     MOST_RUNS,
-    expected_best,
     losses_by_scheduler,
     lr_sensitivity,
     tuning_table,
@@ -93,7 +92,8 @@ def compare_unseen(
     rows = [result.row for result in results]
     columns = ("task", *COLUMNS)
     output.write_rows([{name: row[name] for name in columns} for row in rows], "runs.csv")
-    draw_searches(rows, search_rivals, output)
+    panels = searches_of(rows, search_rivals)
+    draw_searches(panels, output.folder / "zero_shot.png", most_runs=16)
     tables = [summary_table(rows, search_rivals)]
     for name in tasks:
         header, *lines = tuning_table(select(rows, task=name))
@@ -135,29 +135,11 @@ def summary_table(rows: Rows, search_rivals: Sequence[str]) -> str:
     return report.format_table([*header, "least of a rival"], lines)
 
 
-def draw_searches(rows: Rows, search_rivals: Sequence[str], output: Output) -> None:
-    """A panel per training: expected best loss over the runs that were spent."""
-    tasks = unique(rows, "task")
-    num_columns = min(4, len(tasks))
-    figure, axes = plt.subplots(
-        math.ceil(len(tasks) / num_columns),
-        num_columns,
-        figsize=(3.4 * num_columns, 3.2 * math.ceil(len(tasks) / num_columns)),
-        squeeze=False,
-    )
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
-    spent = np.arange(1, 17)
-    for axis, task in zip(axes.flat, tasks, strict=False):
+def searches_of(rows: Rows, search_rivals: Sequence[str]) -> dict[str, Searched]:
+    """What the policy and the search rivals found on each task."""
+    found = {}
+    for task in unique(rows, "task"):
         losses = losses_by_scheduler(select(rows, task=task))
-        for i, name in enumerate(search_rivals):
-            style = report.line_style(name, i, is_policy=False)
-            axis.plot(spent, [expected_best(losses[name], int(n)) for n in spent], **style)
-        policy = float(np.mean(losses["policy"]))
-        style = report.line_style("policy, one run", 0, is_policy=True)
-        axis.plot([1], [policy], marker="o", **style)
-        axis.axhline(policy, color=style["color"], linewidth=0.6, linestyle=":")
-        axis.set(title=task, xlabel="training runs spent", xscale="log", yscale="log")
-    axes[0, 0].set_ylabel("expected best held-out loss")
-    path = output.folder / "zero_shot.png"
-    report.write_figure(figure, path, num_legend_columns=len(search_rivals) + 1)
+        rivals = {name: losses[name] for name in search_rivals}
+        found[task] = Searched(losses["policy"], rivals)
+    return found

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 from plotly import graph_objects as go
 
 from lrpilot.evaluation.page.data import Curve, Runs
-from lrpilot.evaluation.page.profiles import normalized_regrets, performance_profile
+from lrpilot.evaluation.page.profiles import normalized_regrets
 from lrpilot.evaluation.palette import POLICY_STYLE, Style, method_style
 from lrpilot.evaluation.statistics import Rows, select, tuned_rows, unique
+from lrpilot.evaluation.statistics.profiles import performance_profile
 from lrpilot.evaluation.tuning_cost import bounded_losses, expected_best
 
 MOST_SPENT = 16
@@ -115,7 +116,10 @@ def draw_searches(runs: Runs, styles: Styles) -> go.Figure:
 
 
 def draw_profiles(runs: Runs, styles: Styles) -> tuple[go.Figure, go.Figure]:
-    """The `performance_profile` of every scheduler that ran on all tasks: tuned, and untuned."""
+    """The share of regrets that are at most so large, of every scheduler that ran on all tasks.
+
+    It is 1 minus the `performance_profile` of the regrets, tuned and untuned.
+    """
     figures = []
     for regrets, what in zip(
         normalized_regrets(runs.rows, runs.tuning_rows),
@@ -127,7 +131,7 @@ def draw_profiles(runs: Runs, styles: Styles) -> tuple[go.Figure, go.Figure]:
         found = np.concatenate([[0, 1], *whole.values()])
         limits = np.unique(np.clip(found, LEAST_REGRET, 1))
         traces = [
-            _line(name, styles, limits, performance_profile(values, limits))
+            _line(name, styles, limits, 1.0 - performance_profile([values], limits))
             for name, values in whole.items()
         ]
         figure = _figure(traces, x="normalized regret, at most", y=what)

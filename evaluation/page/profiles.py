@@ -1,9 +1,6 @@
 """How often each method comes how close to the best, over many tasks."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lrpilot.evaluation.statistics import Rows, select, tuned_rows, unique
 from lrpilot.evaluation.tuning_cost import bounded_losses
@@ -59,31 +56,3 @@ def normalized_regrets(
             tuned[name].append(regrets[factor])
             untuned[name] += regrets.values()
     return tuned, untuned
-
-
-def performance_profile(
-    regrets: Sequence[float], limits: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The share of the regrets that are at most each limit.
-
-    With regrets r_1, ..., r_n: rho(x) = |{i: r_i <= x}| / n. It is the profile of Dolan and Moré
-    over a regret instead of a ratio, since a loss may be 0 or less; a curve further up and further
-    left is better.
-
-    Args:
-        regrets: of one method, shape (n,).
-        limits: x, shape (m,).
-
-    Returns:
-        rho, shape (m,).
-
-    References:
-        Dolan, Moré. Benchmarking optimization software with performance profiles. 2002.
-
-        Agarwal et al. Deep reinforcement learning at the edge of the statistical precipice. 2021.
-
-    >>> performance_profile([0.0, 0.1, 0.5, 1.0], np.array([0.05, 0.1, 1.0])).tolist()
-    [0.25, 0.5, 1.0]
-    """
-    found = np.searchsorted(np.sort(regrets), limits, side="right")
-    return np.asarray(found / len(regrets), dtype=np.float64)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrpilot import Policy, PolicyLR
 from lrpilot.evaluation.runs.disturbance import UNDISTURBED, Disturbance
-from lrpilot.loss import DIVERGENCE_FACTOR
+from lrpilot.loss import is_diverged
 from lrpilot.schedulers.base import AdaptiveLR
 from lrpilot.schedulers.line_search.scheduler import LineSearchLR
 from lrpilot.tasks.runs import ClosureRun, OptimizerFactory, Run, as_closure_run
@@ -79,11 +79,12 @@ def train(
     seed: int,
     total_steps: int | None = None,
     disturbance: Disturbance = UNDISTURBED,
+    goes_on: Callable[[int, Run], bool] = lambda num_steps, run: True,
 ) -> Result:
     """Train one run to its end, or to divergence, and measure its final state.
 
     A run has diverged when a loss is not finite, or the mean loss of its last thirtieth exceeds
-    `DIVERGENCE_FACTOR` times the first loss. Its metrics are then infinite losses and zero
+    ten times the first loss (`is_diverged`). Its metrics are then infinite losses and zero
     accuracies.
 
     Args:
@@ -93,6 +94,7 @@ def train(
         seed: of the run.
         total_steps: horizon T; default the task's.
         disturbance: what changes midway, of which the scheduler is not told.
+        goes_on: asked after every step, with the number of steps; False ends the run there.
 
     Raises:
         ValueError: if `total_steps` is below 1, or the run cannot be disturbed so.
@@ -129,15 +131,15 @@ def train(
             scheduler.step(loss)
         else:
             scheduler.step()
+        if not goes_on(t + 1, run):
+            break
     seconds = time.perf_counter() - start
     if hasattr(optimizer, "eval"):
         optimizer.eval()
     last = losses[-max(1, total_steps // 30) :]
     train_loss = sum(last) / len(last)
     metrics = run.evaluate()
-    diverged = not train_loss <= DIVERGENCE_FACTOR * losses[0] or not math.isfinite(
-        metrics["held_out_loss"]
-    )
+    diverged = is_diverged(train_loss, losses[0]) or not math.isfinite(metrics["held_out_loss"])
     if diverged:
         train_loss = math.inf
         metrics = {name: 0.0 if "accuracy" in name else math.inf for name in metrics}

@@ -1,22 +1,20 @@
 """What a search over the initial learning rate tries, what it may cost, and what it returns."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from lrpilot.arguments import require_count
-from lrpilot.evaluation.runs.grid import Scheduler
-from lrpilot.loss import is_diverged
-from lrpilot.schedulers.base import AdaptiveLR
+from lrpilot.evaluation.runs.grid import Method, Scheduler, train
+from lrpilot.tasks.runs import Run
 from lrpilot.tasks.task import Task
 
 REDUCTION_FACTOR = 3
 """Every rung is so many times the one before it."""
 NUM_RUNGS = 3
+METRICS = ("held_out_", "test_")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class LRSearch:
     Args:
         task: what is trained.
         make: the schedule, called as `make(optimizer, total_steps=...)`, with `run=` if it has
-            that argument; not a line search, which steps by a closure.
+            that argument.
         lr_range: lowest and highest initial learning rate; they are drawn log-uniformly.
         budget_steps: most optimizer steps of all trials together, at least T.
         seed: of the run, and of what the search draws.
@@ -115,41 +113,42 @@ class LRSearch:
     def run_trial(self, lr: float, *, goes_on: Callable[[int, float], bool]) -> Trial:
         """Train from one initial learning rate to the end, to divergence, or until it is pruned.
 
-        It has diverged where `runs.grid.train` says so: a loss that is not finite, or a mean of the
-        last thirtieth of the losses above ten times the first one.
+        It has diverged where `runs.grid.train` says so, which trains it.
 
         Args:
             lr: initial learning rate.
             goes_on: asked at each rung, with the steps so far and the privileged loss, which is of
                 held-out examples and never of the test split; False prunes.
         """
-        horizon, rungs = self.horizon, self.rungs
-        run = self.task.member_of_seed(self.seed).at_lr(lr).start(self.seed)
-        takes_run = "run" in inspect.signature(self.make).parameters
-        whole_run: dict[str, Any] = {"run": run} if takes_run else {}
-        scheduler = self.make(run.optimizer, total_steps=horizon, **whole_run)
-        losses: list[float] = []
-        while len(losses) < horizon:
-            loss = run.step()
-            losses.append(float(loss))
-            if not math.isfinite(losses[-1]):
-                return Trial(lr, len(losses), math.inf)
-            if isinstance(scheduler, AdaptiveLR):
-                scheduler.step(loss)
-            else:
-                scheduler.step()
-            if len(losses) in rungs:
-                held_out_loss = run.privileged_loss()
-                if not math.isfinite(held_out_loss):
-                    return Trial(lr, len(losses), math.inf)
-                if not goes_on(len(losses), held_out_loss):
-                    return Trial(lr, len(losses), held_out_loss, is_pruned=True)
-        metrics = run.evaluate()
-        last = losses[-max(1, horizon // 30) :]
-        has_diverged = is_diverged(sum(last) / len(last), losses[0])
-        if has_diverged or not math.isfinite(metrics["held_out_loss"]):
-            return Trial(lr, len(losses), math.inf)
-        return Trial(lr, len(losses), metrics["held_out_loss"], metrics=metrics)
+        rungs = self.rungs
+        pruned_loss: float | None = None
+
+        def is_kept(num_steps: int, run: Run) -> bool:
+            nonlocal pruned_loss
+            if num_steps not in rungs:
+                return True
+            held_out_loss = run.privileged_loss()
+            if not math.isfinite(held_out_loss):
+                return False
+            if not goes_on(num_steps, held_out_loss):
+                pruned_loss = held_out_loss
+            return pruned_loss is None
+
+        result = train(
+            self.task,
+            Method("trial", self.make, base_lr=lr),
+            initial_lr_factor=1.0,
+            seed=self.seed,
+            total_steps=self.horizon,
+            goes_on=is_kept,
+        )
+        num_steps = len(result.losses)
+        if pruned_loss is not None:
+            return Trial(lr, num_steps, pruned_loss, is_pruned=True)
+        if result.row["diverged"] or num_steps < self.horizon:
+            return Trial(lr, num_steps, math.inf)
+        metrics = {name: x for name, x in result.row.items() if name.startswith(METRICS)}
+        return Trial(lr, num_steps, metrics["held_out_loss"], metrics=metrics)
 
 
 def random_search(search: LRSearch) -> SearchResult:

@@ -5,7 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lrpilot.evaluation.statistics.matrices import paired_differences, probability_of_improvement
-from lrpilot.evaluation.statistics.rows import Rows, mean_and_spread, tuned_rows, unique
+from lrpilot.evaluation.statistics.rows import (
+    Rows,
+    bounded_loss,
+    mean_and_spread,
+    tuned_rows,
+    unique,
+)
 from lrpilot.evaluation.statistics.significance import holm_correction, signed_rank_test
 
 
@@ -81,7 +87,4 @@ def paired_table(rows: Rows, reference: str, tuning_rows: Rows | None = None) ->
 
 
 def _losses_by_seed(rows: Rows, name: str, tuning_rows: Rows | None) -> dict[int, float]:
-    return {
-        row["seed"]: min(row["held_out_loss"], row["first_loss"])
-        for row in tuned_rows(rows, name, tuning_rows)
-    }
+    return {row["seed"]: bounded_loss(row) for row in tuned_rows(rows, name, tuning_rows)}

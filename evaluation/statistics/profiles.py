@@ -31,11 +31,9 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> NDArray[np.
     >>> performance_profile([[0.2, 0.4], [0.6, 0.8]], [0.0, 0.5, 0.8]).tolist()
     [1.0, 0.5, 0.0]
     """
-    # loads arch, which takes seconds and does not work with pandas 3
-    from rliable.library import score_distributions
-
-    matrix = as_matrix(scores, "scores")
-    return np.asarray(score_distributions(matrix, np.asarray(thresholds, dtype=np.float64)))
+    limits = np.asarray(thresholds, dtype=np.float64)
+    above = as_matrix(scores, "scores") > limits[..., None, None]
+    return np.asarray(above.mean(axis=(-2, -1)))
 
 
 def steps_to_target(losses: ArrayLike, target: float) -> NDArray[np.float64]:

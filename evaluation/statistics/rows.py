@@ -1,7 +1,7 @@
 """Summaries of runs over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,17 @@ def select(rows: Rows, **conditions: Any) -> list[dict[str, Any]]:
 def unique(rows: Rows, column: str) -> list[Any]:
     """The values of a column, in order of first appearance."""
     return list(dict.fromkeys(row[column] for row in rows))
+
+
+def bounded_loss(row: Mapping[str, Any], column: str = "held_out_loss") -> float:
+    """A loss of a run, or the loss at its start if that is lower.
+
+    So a run that diverged counts as one that was not trained.
+
+    >>> bounded_loss({"held_out_loss": math.inf, "first_loss": 2.3})
+    2.3
+    """
+    return float(min(row[column], row["first_loss"]))
 
 
 def mean_at_factors(rows: Rows, column: str = "held_out_loss") -> dict[float, float]:

@@ -45,6 +45,8 @@ MISTAKES = {
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
+    ("reproduce.py", "experiment=lazy_boundary", "policy=cifar"): "`policy` must be left out in",
+    ("reproduce.py", "experiment=zero_shot", "policy=null"): "`policy` must name the policy that",
     ("imitate.py", "experts.num_batches=0"): "`experts.num_batches` must be a whole number of at l",
     ("imitate.py", "experts.peak_factors=[1,2]"): "`peak_factors` must be at least three positive",
     ("imitate.py", "experts.path=nowhere.csv"): "cannot use nowhere.csv",

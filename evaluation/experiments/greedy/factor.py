@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import (
     NO_FIGURE,
     Claim,
@@ -38,7 +37,6 @@ def sweep_factor(
     initial_lr_factors: Sequence[float],
     num_tuning: int,
     num_seeds: int,
-    policy: Policy | None,
     output: Output,
 ) -> None:
     """Train every task with every F, with and without a cap, and write table, figure and runs.
@@ -51,7 +49,6 @@ def sweep_factor(
         initial_lr_factors: as for `train_protocols`.
         num_tuning: as for `train_protocols`.
         num_seeds: as for `train_protocols`.
-        policy: not used.
         output: gets runs.parquet, factor.png and table.md.
 
     Raises:

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import (
     NO_FIGURE,
     Claim,
@@ -42,7 +41,6 @@ def compare_fine_tuning(
     initial_lr_factors: Sequence[float],
     num_tuning: int,
     num_seeds: int,
-    policy: Policy | None,
     output: Output,
 ) -> None:
     """Train one pair under both protocols, and write table, figure and runs.
@@ -57,7 +55,6 @@ def compare_fine_tuning(
         initial_lr_factors: as for `train_protocols`.
         num_tuning: as for `train_protocols`.
         num_seeds: as for `train_protocols`.
-        policy: not used.
         output: gets runs.parquet, fine_tuning.png and table.md.
     """
     runs = train_protocols(

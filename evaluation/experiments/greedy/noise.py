@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import NO_FIGURE, Claim, compared, write_claims
 from lrpilot.evaluation.experiments.greedy.perturbed import KINDS, perturbed
 from lrpilot.evaluation.experiments.greedy.protocols import (
@@ -39,7 +38,6 @@ def compare_under_noise(
     initial_lr_factors: Sequence[float],
     num_tuning: int,
     num_seeds: int,
-    policy: Policy | None,
     output: Output,
 ) -> None:
     """Train networks under both kinds of noise, and write table, figure and runs.
@@ -57,7 +55,6 @@ def compare_under_noise(
         initial_lr_factors: as for `train_protocols`.
         num_tuning: as for `train_protocols`.
         num_seeds: as for `train_protocols`.
-        policy: not used.
         output: gets runs.parquet, noise.png and table.md.
     """
     methods = [Method(GREEDY, greedy), *(Method(n, make) for n, make in schedules.items())]

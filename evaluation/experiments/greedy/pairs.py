@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import Claim, write_claims
 from lrpilot.evaluation.experiments.greedy.protocols import (
     Contest,
@@ -53,7 +52,6 @@ def compare_pairs(
     initial_lr_factors: Sequence[float],
     num_tuning: int,
     num_seeds: int,
-    policy: Policy | None,
     output: Output,
 ) -> None:
     """Train both sides of every pair under both protocols, and write table, figure and runs.
@@ -70,7 +68,6 @@ def compare_pairs(
         initial_lr_factors: as for `train_protocols`.
         num_tuning: as for `train_protocols`.
         num_seeds: as for `train_protocols`.
-        policy: not used.
         output: gets runs.parquet, pairs.png and table.md.
     """
     cases = list(product(optimizers, baselines, range(num_networks)))

@@ -12,7 +12,7 @@ from lrpilot.evaluation.runs.cell import TUNING, Cell, grid_of
 from lrpilot.evaluation.runs.grid import Method, Result
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
-from lrpilot.evaluation.statistics import best_factor
+from lrpilot.evaluation.statistics import best_factor, bounded_loss
 from lrpilot.evaluation.statistics.stages import STAGES
 from lrpilot.tasks.task import Task
 
@@ -58,7 +58,7 @@ class Runs:
 
     def fair_losses(self, task: str, method: str) -> list[float]:
         """Held-out losses of a method on a task under the fair protocol, one per seed."""
-        return [bounded_loss(result) for result in _of(self.fair, task, method)]
+        return [bounded_loss(result.row) for result in _of(self.fair, task, method)]
 
     def tuned_factor(self, task: str, method: str) -> float:
         """The initial learning rate over the task's that was chosen on the tuning seeds."""
@@ -133,11 +133,6 @@ def describe_protocols(
         f"fair: held-out loss, initial learning rate chosen from {len(initial_lr_factors)} on "
         f"{num_tuning} tuning seeds, {num_seeds} other seeds, {describe_spread(num_seeds)}",
     ]
-
-
-def bounded_loss(result: Result) -> float:
-    """Held-out loss, or the loss at the start if that is lower: so a divergence counts as that."""
-    return float(min(result.row["held_out_loss"], result.row["first_loss"]))
 
 
 def mean_losses_at_stages(result: Result, num_steps: int) -> NDArray[np.float64]:

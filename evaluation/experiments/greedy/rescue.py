@@ -20,7 +20,7 @@ from lrpilot.evaluation.runs.cell import grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds
-from lrpilot.evaluation.statistics import select, unique
+from lrpilot.evaluation.statistics import bounded_loss, select, unique
 from lrpilot.tasks.task import Task
 
 POLICY = "policy"
@@ -112,12 +112,7 @@ def losses_by_method(results: Sequence[Result], task: Task) -> dict[str, Losses]
         cells = {(row["seed"], row["initial_lr_factor"]): row for row in mine}
         seeds, factors = unique(mine, "seed"), unique(mine, "initial_lr_factor")
         training, held_out = (
-            np.array(
-                [
-                    [min(cells[s, f][column], cells[s, f]["first_loss"]) for f in factors]
-                    for s in seeds
-                ]
-            )
+            np.array([[bounded_loss(cells[s, f], column) for f in factors] for s in seeds])
             for column in ("train_loss", "held_out_loss")
         )
         losses[name] = Losses(training, held_out, sum(row["diverged"] for row in mine))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.greedy.claims import (
     NO_FIGURE,
     Claim,
@@ -44,7 +43,6 @@ def compare_rivals(
     initial_lr_factors: Sequence[float],
     num_tuning: int,
     num_seeds: int,
-    policy: Policy | None,
     output: Output,
     equal_cost: Sequence[str] = (),
 ) -> None:
@@ -56,7 +54,6 @@ def compare_rivals(
         initial_lr_factors: as for `train_protocols`.
         num_tuning: as for `train_protocols`.
         num_seeds: as for `train_protocols`.
-        policy: not used.
         output: gets runs.parquet, rivals.png and table.md.
         equal_cost: methods that also train on fewer steps, at GreedyLR's cost; the cost of their
             steps is measured on one run of each task, with a seed that is used for nothing else.

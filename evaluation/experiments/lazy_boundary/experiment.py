@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from lrpilot import Policy
 from lrpilot.evaluation.experiments.lazy_boundary.report import boundary_table, draw, sweep_table
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds
@@ -38,7 +37,6 @@ def compare_boundaries(
     num_growth: int,
     num_seeds: int,
     tolerance: float,
-    policy: Policy | None,
     output: Output,
 ) -> None:
     """Measure boundaries over activations and widths, and write tables, figure and runs.
@@ -53,7 +51,6 @@ def compare_boundaries(
         num_growth: the first so many steps in which a rise of the loss counts.
         num_seeds: networks per activation and width.
         tolerance: relative, of the measured boundaries.
-        policy: not used: there is nothing to choose.
         output: gets boundaries.csv, sweep.csv, curves.csv, table_lazy_boundary.md and
             lazy_boundary.png.
     """

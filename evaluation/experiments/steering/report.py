@@ -11,7 +11,14 @@ from lrpilot.evaluation import report
 from lrpilot.evaluation.runs.disturbance import UNDISTURBED
 from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.output import Output
-from lrpilot.evaluation.statistics import MIN_SEEDS, Rows, mean_and_spread, select, unique
+from lrpilot.evaluation.statistics import (
+    MIN_SEEDS,
+    Rows,
+    bounded_loss,
+    mean_and_spread,
+    select,
+    unique,
+)
 
 PREFIX = "placebo: "
 REPLAY = "placebo: replay"
@@ -57,7 +64,7 @@ def seed_losses(rows: Rows, scheduler: str) -> list[float]:
     """Mean over initial learning rates of min(held-out loss, first loss), one per seed."""
     mine = select(rows, scheduler=scheduler)
     return [
-        float(np.mean([min(r["held_out_loss"], r["first_loss"]) for r in select(mine, seed=seed)]))
+        float(np.mean([bounded_loss(row) for row in select(mine, seed=seed)]))
         for seed in unique(mine, "seed")
     ]
 

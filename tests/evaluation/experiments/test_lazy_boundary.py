@@ -137,7 +137,6 @@ def test_an_experiment_writes_its_runs_tables_and_figure(tmp_path: Any, capsys: 
         num_growth=20,
         num_seeds=1,
         tolerance=0.05,
-        policy=None,
         output=Output(tmp_path, "machine of this test", lambda cases, total, desc: cases),
     )
     rows = {

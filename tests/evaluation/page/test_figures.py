@@ -153,5 +153,6 @@ def test_profiles_are_over_tasks_and_over_tasks_and_initial_lrs(tmp_path: Path) 
     for figure, most in ((tuned, 2), (untuned, 2 * len(FACTORS))):
         for trace in figure.data:
             assert trace.y[-1] == 1
+            assert (np.diff(trace.y) >= 0).all()
             counts = np.multiply(trace.y, most)
             assert counts == pytest.approx(np.round(counts), abs=1e-3)

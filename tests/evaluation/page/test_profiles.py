@@ -2,20 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrpilot.evaluation.page.profiles import (
-    normalized_regret,
-    normalized_regrets,
-    performance_profile,
-)
+from lrpilot.evaluation.page.profiles import normalized_regret, normalized_regrets
 from tests.evaluation.page.made_up_runs import make_row
-
-LOSSES = st.lists(st.floats(0, 1), min_size=1, max_size=20)
-LIMITS = np.linspace(0, 1, 21)
 
 
 def test_the_best_method_has_no_regret_and_an_untrained_one_all_of_it() -> None:
@@ -58,21 +50,3 @@ def test_initial_lrs_are_chosen_on_the_tuning_rows() -> None:
     ]
 
     assert normalized_regrets(rows, tuning)[0] == {"policy": [0.5]}
-
-
-@given(LOSSES)
-def test_a_profile_rises_from_the_share_of_zeros_to_one(regrets: list[float]) -> None:
-    profile = performance_profile(regrets, LIMITS)
-
-    assert profile[0] == regrets.count(0) / len(regrets)
-    assert (np.diff(profile) >= 0).all()
-    assert profile[-1] == 1
-
-
-@given(LOSSES, st.floats(0, 1))
-def test_a_method_that_is_never_worse_has_the_higher_profile(
-    regrets: list[float], factor: float
-) -> None:
-    better = performance_profile([factor * regret for regret in regrets], LIMITS)
-
-    assert (better >= performance_profile(regrets, LIMITS)).all()

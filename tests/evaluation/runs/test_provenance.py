@@ -23,7 +23,8 @@ def repository(tmp_path: Path) -> Path:
 def commit_of(repository: Path) -> str:
     path = repository / "evaluation" / "runs" / "provenance.py"
     spec = importlib.util.spec_from_file_location("provenance_of_a_copy", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     commit: str = module.describe_provenance()["commit"]

@@ -94,6 +94,15 @@ def test_a_profile_falls_from_one_to_zero_whatever_the_order_of_the_runs(scores:
     np.testing.assert_array_equal(performance_profile(scores[::-1], thresholds), profile)
 
 
+@settings(deadline=None)
+@given(hnp.arrays(np.float64, (4, 2), elements=st.floats(0, 1)), st.floats(0, 1))
+def test_a_method_that_is_never_worse_has_the_higher_profile(scores: Matrix, gain: float) -> None:
+    thresholds = np.linspace(0, 2, 21)
+    better = performance_profile(scores + gain, thresholds)
+
+    assert (better >= performance_profile(scores, thresholds)).all()
+
+
 def test_the_scores_are_those_that_algoperf_published() -> None:
     scores = time_to_target_scores({name: [steps] for name, steps in ALGOPERF_STEPS.items()})
 
