@@ -76,10 +76,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "a_file").touch()
     commands = [
-        [script, "task=quadratic", *SMALL[script], mistake]
+        [script, "task=quadratic", *SMALL[script], *mistake]
         if script in ("train_agent.py", "evaluate.py")
-        else [script, *SMALL[script], mistake]
-        for script, mistake in MISTAKES
+        else [script, *SMALL[script], *mistake]
+        for script, *mistake in MISTAKES
     ]
     commands.append(["train_agent.py", "task=small_networks", "+task/optimizer=adam"])
     commands.append(["train_agent.py", "+experiment=lazy_boundary"])
