@@ -102,6 +102,7 @@ class RangeTestLR(FactorLR):
             self.peak_factor = 1.0
         self._run = run
         self._losses: list[float] = []
+        self._curve: list[float] = []
         self._at_start: dict[str, Any] | None = None
         super().__init__(optimizer)
 
@@ -134,8 +135,11 @@ class RangeTestLR(FactorLR):
         if self.peak_factor is None:
             return self._test_factor(self.last_epoch)
         num_tested = len(self._losses)
-        curve = D2ZLR.simulate(total_steps=self.total_steps - num_tested)
-        return self.peak_factor * curve[min(self.last_epoch - num_tested, len(curve) - 1)]
+        if not self._curve:  # N is known from here on
+            self._curve = D2ZLR.simulate(total_steps=self.total_steps - num_tested)
+        return (
+            self.peak_factor * self._curve[min(self.last_epoch - num_tested, len(self._curve) - 1)]
+        )
 
     def _test_factor(self, i: int) -> float:
         share = i / (self.num_test_steps - 1)
