@@ -69,7 +69,8 @@ def evaluate(
         trained: Any = policy.card.get("task") or {}
         source = (
             f"policy {policy.fingerprint[:12]}, trained on {trained.get('name')} for "
-            f"{policy.card.get('num_env_steps')} env steps with seed {policy.card.get('seed')}"
+            f"{policy.card.get('num_env_steps')} decisions ({policy.card.get('num_inner_steps')} "
+            f"optimizer steps) with seed {policy.card.get('seed')}"
         )
         methods.insert(0, Method("policy", partial(deployed, policy=policy)))
     if not methods:

@@ -132,7 +132,8 @@ def judge(differences: Sequence[float], *, lower: str, higher: str) -> str:
 def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> list[list[str]]:
     """A header, and a line per scheduler at its best initial LR as `tuned_rows` chooses it.
 
-    Divergence is counted over all initial learning rates.
+    Divergence is counted over all initial learning rates. "Search steps" are the optimizer steps
+    that were planned for the runs which the choice was made on: what it cost.
     """
     accuracy = ["test_accuracy"] * ("test_accuracy" in rows[0])
     lines = []
@@ -146,11 +147,18 @@ def tuned_table(rows: Rows, tuning_rows: Rows | None = None) -> list[list[str]]:
                 *(format_interval([row[column] for row in best]) for column in columns),
                 f"{sum(row['diverged'] for row in mine)}/{len(mine)}",
                 f"{np.mean([row['seconds'] for row in best]):.2f}",
+                str(_search_steps(select(tuning_rows or rows, scheduler=name))),
             ]
         )
     header = ["scheduler", "best initial lr", "train loss", "held-out loss"]
     header += [name.replace("_", " ") for name in accuracy]
-    return [[*header, "diverged", "seconds/run"], *lines]
+    return [[*header, "diverged", "seconds/run", "search steps"], *lines]
+
+
+def _search_steps(rows: Rows) -> int:
+    if len(unique(rows, "initial_lr_factor")) == 1:
+        return 0
+    return sum(row["total_steps"] for row in rows)
 
 
 def robustness_table(rows: Rows) -> list[list[str]]:

@@ -124,6 +124,19 @@ def test_the_tuned_table_counts_divergence_over_all_initial_lrs() -> None:
     assert [line[column] for line in lines] == ["0/9", "0/9", "3/9"]
 
 
+def test_the_tuned_table_says_what_the_choice_cost_in_optimizer_steps() -> None:
+    rows = rows_of(make_results())
+    header, policy, *_ = report.tuned_table(rows, rows[: len(rows) // 3])
+
+    assert policy[header.index("search steps")] == "900"
+
+
+def test_without_a_choice_the_search_costs_nothing() -> None:
+    header, policy = report.tuned_table([make_result("policy", 1.0, 0).row])
+
+    assert policy[header.index("search steps")] == "0"
+
+
 def test_a_task_without_accuracy_has_no_accuracy_column() -> None:
     header, *_ = report.tuned_table(rows_of(make_results(accuracy=False)))
 
