@@ -46,7 +46,8 @@ def report(cfg: DictConfig, out_dir: Path) -> None:
     if not isinstance(folders, list):
         folders = [] if folders is None else [folders]
     path = out_dir / PAGE_FILE
-    write_page([Path(str(folder)) for folder in folders], path)
+    library = Path(cfg.library) if cfg.library else None
+    write_page([Path(str(folder)) for folder in folders], path, library=library)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -85,7 +85,7 @@ PAIRED_CAPTION = (
 )
 
 
-def write_page(folders: Path | Sequence[Path], path: Path) -> None:
+def write_page(folders: Path | Sequence[Path], path: Path, *, library: Path | None = None) -> None:
     """Write a page of the runs of comparisons: figures, tables, and where they come from.
 
     The page holds all that it shows, plotly.js included: it opens from a disk, offline. It links
@@ -94,6 +94,8 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
     Args:
         folders: output folders that hold a `runs.parquet`, or one of them.
         path: the HTML file.
+        library: a file that the page refers to for plotly.js, by its place relative to it, and that
+            is written if need be; many pages in one place then hold it once.
 
     Raises:
         ValueError: if the runs cannot be read or do not belong together, as `read_runs` says.
@@ -112,6 +114,8 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
         drawn |= dict(zip(names, draw_profiles(runs, styles), strict=True))
         profiles = [_plot(name, name) for name in names]
     here = files(__package__)
+    if library is not None and not library.exists():
+        write_whole(library, get_plotlyjs())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
     page = template.render(
@@ -123,7 +127,8 @@ def write_page(folders: Path | Sequence[Path], path: Path) -> None:
         files=[(link, quote(link)) for link in (_from(path, file) for file in runs.files)],
         css=(here / "style.css").read_text(encoding="utf-8"),
         script=(here / "script.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
+        plotly="" if library else get_plotlyjs(),
+        library=quote(_from(path, library)) if library else None,
         data=_as_json(drawn, styles),
     )
     write_whole(path, page)

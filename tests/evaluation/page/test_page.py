@@ -115,6 +115,14 @@ def test_the_page_refers_to_no_file_but_the_rows(tmp_path: Path) -> None:
     assert Cells(written(make_rows(), tmp_path)).links == ["data:,", "runs.parquet"]
 
 
+def test_pages_may_share_one_copy_of_the_library(tmp_path: Path) -> None:
+    folder, library = write_runs(make_rows(), tmp_path / "a"), tmp_path / "plotly.min.js"
+    write_page(folder, folder / "report.html", library=library)
+
+    assert "../plotly.min.js" in Cells((folder / "report.html").read_text()).links
+    assert library.stat().st_size > 1e6 > (folder / "report.html").stat().st_size
+
+
 def test_rows_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
     folders = [write_runs(make_rows(tasks=[name]), tmp_path / f"run {name}") for name in ("a", "b")]
     write_page(folders, tmp_path / "pages" / "report.html")
