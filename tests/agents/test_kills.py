@@ -7,7 +7,7 @@ import pytest
 
 from tests.script_runs import ROOT
 
-NUM_KILLS = 18
+NUM_KILLS = 6
 
 
 @pytest.mark.slow
