@@ -12,6 +12,7 @@ from lrpilot import Policy
 from lrpilot.evaluation import report
 from lrpilot.evaluation.methods.recorded import with_placebos
 from lrpilot.evaluation.runs.cell import grid_of
+from lrpilot.evaluation.runs.cluster import Cluster
 from lrpilot.evaluation.runs.grid import Method, Scheduler, deployed
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.provenance import provenance_line
@@ -35,6 +36,7 @@ def evaluate(
     out_dir: Path,
     store: Path | None = None,
     num_workers: int = 0,
+    cluster: Cluster | None = None,
     show_progress: bool = True,
 ) -> Rows:
     """Train every method from every initial learning rate, on seeds that no agent sees.
@@ -55,6 +57,7 @@ def evaluate(
         out_dir: the output folder; it is made if need be.
         store: folder of finished runs, which are not trained again; default `cells` in `out_dir`.
         num_workers: processes that train side by side; with 0, this one trains.
+        cluster: of Ray, whose workers train instead, so many at a time.
         show_progress: whether to draw a progress bar.
 
     Returns:
@@ -78,7 +81,14 @@ def evaluate(
     task = load_task(task)
     factors = [float(factor) for factor in initial_lr_factors]
     progress = partial(tqdm, unit=" runs", disable=not show_progress)
-    output = Output(out_dir, provenance_line(), progress, store=store, num_workers=num_workers)
+    output = Output(
+        out_dir,
+        provenance_line(),
+        progress,
+        store=store,
+        num_workers=num_workers,
+        cluster=cluster,
+    )
     if policy is not None and num_replay:
         learned = with_placebos(
             policy,

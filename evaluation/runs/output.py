@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrpilot.evaluation.runs.cell import Cell
+from lrpilot.evaluation.runs.cluster import Cluster
 from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.runner import Progress, Runner
 from lrpilot.evaluation.runs.store import Store, write_results
@@ -28,6 +29,7 @@ class Output:
         is_quick: whether this is the experiment's quick version, which judges nothing.
         store: folder of finished runs, which are not trained again; default `cells` in `folder`.
         num_workers: see `Runner`.
+        cluster: see `Runner`.
     """
 
     folder: Path
@@ -36,11 +38,12 @@ class Output:
     is_quick: bool = False
     store: Path | None = None
     num_workers: int = 0
+    cluster: Cluster | None = None
 
     def train(self, cells: Sequence[Cell], desc: str) -> list[Result]:
         """The results of the cells, in their order; see `Runner.run`."""
         store = Store(self.store or self.folder / "cells")
-        return Runner(store, self.progress, self.num_workers).run(cells, desc)
+        return Runner(store, self.progress, self.num_workers, self.cluster).run(cells, desc)
 
     def write_runs(self, results: Sequence[Result]) -> None:
         """Write runs as `RUNS_FILE`, with their curves, whatever they are for."""

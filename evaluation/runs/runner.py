@@ -1,4 +1,4 @@
-"""Train the cells of a comparison, here or in several processes; none that is finished, twice."""
+"""Train the cells of a comparison, here, in processes or on Ray; none that is finished, twice."""
 
 import dataclasses
 import multiprocessing
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lrpilot.evaluation.runs.cell import Cell
+from lrpilot.evaluation.runs.cluster import Cluster
 from lrpilot.evaluation.runs.grid import Result
 from lrpilot.evaluation.runs.store import Store
 
@@ -26,18 +27,24 @@ class Runner:
         progress: called as `progress(iterable, total=..., desc=...)`; shows how far it is.
         num_workers: processes that train side by side, each on as many threads as this one; with
             0, this one trains.
+        cluster: where to train instead; the workers are then Ray's, `num_workers` at a time.
 
     Raises:
-        ValueError: if `num_workers` is negative.
+        ValueError: if `num_workers` is negative, or 0 with a cluster.
     """
 
     store: Store
     progress: Progress
     num_workers: int = 0
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"`num_workers` must be at least 0, got {self.num_workers}")
+        least = 0 if self.cluster is None else 1
+        if self.num_workers < least:
+            where = "" if self.cluster is None else " on a cluster"
+            raise ValueError(
+                f"`num_workers` must be at least {least}{where}, got {self.num_workers}"
+            )
 
     def run(self, cells: Sequence[Cell], desc: str) -> list[Result]:
         """The results of the cells, in their order.
@@ -48,11 +55,14 @@ class Runner:
         Raises:
             ValueError: if a kept run is damaged or of another version, or a cell cannot be sent
                 to another process.
-            RuntimeError: if a worker was killed.
+            RuntimeError: if a worker was killed; on a cluster, again and again.
         """
         known = {cell.name: self.store.read(cell.name) for cell in cells}
         missing = {cell.name: cell for cell in cells if known[cell.name] is None}
-        train = self._train_here if self.num_workers == 0 else self._train_in_processes
+        if self.cluster is not None and missing:
+            train = self._train_on_cluster
+        else:
+            train = self._train_in_processes if self.num_workers else self._train_here
         for name, result in self.progress(train(missing), total=len(missing), desc=desc):
             known[name] = result
         results = []
@@ -66,6 +76,14 @@ class Runner:
     def _train_here(self, missing: dict[str, Cell]) -> Iterator[tuple[str, Result]]:
         for name, cell in missing.items():
             yield name, _train(self.store, cell)
+
+    def _train_on_cluster(self, missing: dict[str, Cell]) -> Iterator[tuple[str, Result]]:
+        assert self.cluster is not None
+        trained = self.cluster.map(Cell.train, missing, num_workers=self.num_workers)
+        for name, result in trained:
+            # here: another machine may not see this folder
+            self.store.write(name, result)
+            yield name, result
 
     def _train_in_processes(self, missing: dict[str, Cell]) -> Iterator[tuple[str, Result]]:
         for cell in missing.values():
