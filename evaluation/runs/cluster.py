@@ -9,7 +9,7 @@ import torch
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-NUM_RETRIES = 3
+NUM_RETRIES = 2
 """How often an item is begun again whose worker was killed, or whose machine went."""
 
 
@@ -85,7 +85,15 @@ class Cluster:
         try:
             if self.address == "local":
                 num_cpus = num_workers * self.num_cpus
-                ray.init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+                # without the niceness of 15, with which workers starve beside other processes
+                system = {"worker_niceness": 0}
+                ray.init(
+                    "local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    _system_config=system,
+                    **quiet,
+                )
             else:
                 ray.init(self.address, **quiet)
         except (ConnectionError, ValueError) as error:
