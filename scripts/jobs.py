@@ -7,17 +7,17 @@ import os
 import re
 import secrets
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,14 +28,29 @@ from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.archives import DataError
-from scripts.overrides import check_overrides, key_of, plain
+from scripts.overrides import check_overrides, given_overrides, key_of, plain
+from scripts.resources import limit_cores, limit_threads, num_gpus, take_slot
+from scripts.resuming import differences
+from scripts.sweeps import (
+    DONE_FILE,
+    ERROR_FILE,
+    LOG_FILE,
+    PARALLEL,
+    ROOT,
+    launcher_of,
+    read_done,
+    write_done,
+)
 
 CONFIG_FILE = "config.yaml"
-ERROR_FILE = "error.txt"
+LOCK_FILE = ".lock"
 # what a reader can mend: these say it in their message
 MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
 # what a folder may hold that no run has claimed
-HYDRA_FILES = {".hydra", ERROR_FILE}
+HYDRA_FILES = {".hydra", ERROR_FILE, LOCK_FILE}
+# what a job of a sweep may have otherwise when it goes on
+OF_THE_MACHINE = ("cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers")
+OF_THE_MACHINE += ("show_progress", "output_root", "store", "logger")
 
 # arguments of what is ours, of which the configuration names those that differ from the default
 FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
@@ -111,27 +126,131 @@ def run_job(
 ) -> Any:
     """Do the work of one job, on `num_threads`, in its claimed run folder; returns what it returns.
 
-    In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins.
+    In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins; one
+    that is finished is not done again, and one that was broken off goes on in its folder.
 
     Args:
-        work: called with the configuration and the run folder.
+        work: called with the configuration and the run folder; where that holds a part of what it
+            leaves, the work is to go on from there.
         cfg: the composed configuration.
         unread: parts of it that are not for this script.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _run_in_sweep(work, cfg, run_dir, unread)
     try:
-        check_overrides(cfg, unread)
-        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
-        torch.set_num_threads(cfg.num_threads)
+        cfg = _checked(cfg, unread)
         with claimed(run_dir, cfg), each_warning_once():
             return work(cfg, run_dir)
     except Exception as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            raise _exit(error) from None
+        raise _exit(error) from None
+
+
+def _checked(cfg: DictConfig, unread: Sequence[str]) -> DictConfig:
+    """What the script reads of a configuration; the process has its threads from there on."""
+    check_overrides(cfg, unread)
+    num_gpus(cfg.gpus_per_job)
+    limit_threads(cfg.num_threads)
+    return OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
+
+
+def _run_in_sweep(
+    work: Callable[[DictConfig, Path], Any],
+    cfg: DictConfig,
+    run_dir: Path,
+    unread: Sequence[str],
+) -> Any:
+    name = f"job {HydraConfig.get().job.num}"
+    start = time.perf_counter()
+    try:
+        with _only_job(run_dir), _beside_others(cfg, run_dir):
+            cfg = _checked(cfg, unread)
+            is_begun = (run_dir / CONFIG_FILE).is_file()
+            if is_begun:
+                cfg = _as_begun(cfg, run_dir)
+            if (run_dir / DONE_FILE).is_file():
+                returned, done = read_done(run_dir), "was finished before"
+            else:
+                with claimed(run_dir, cfg, is_begun=is_begun), each_warning_once():
+                    returned = work(cfg, run_dir)
+                write_done(run_dir, returned)
+                done = f"finished in {time.perf_counter() - start:.1f} s"
+    except Exception as error:
         text = explain(error) or traceback.format_exc().strip()
-        print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
+        print(f"{name} failed: {text}", file=sys.stderr)
         write_whole(run_dir / ERROR_FILE, f"{text}\n")
         return None
+    print(f"{name} {done}: {run_dir}")
+    return returned
+
+
+@contextmanager
+def _only_job(run_dir: Path) -> Iterator[None]:
+    """Hold the folder of a job, which the end of this process, however it comes, lets go."""
+    try:
+        with FileLock(run_dir / LOCK_FILE, blocking=False):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"`hydra.sweep.dir` must be of a sweep that has ended, got {run_dir.parent}, in which "
+            f"another process runs {run_dir.name}"
+        ) from None
+
+
+@contextmanager
+def _beside_others(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
+    """Where jobs run side by side: no more than this job's share, and prints to its own log."""
+    launcher = launcher_of(HydraConfig.get())
+    if launcher not in PARALLEL:
+        yield
+        return
+    threads = cfg.num_threads * max(1, cfg.get("num_workers", 0))
+    if threads > cfg.cpus_per_job:
+        raise ValueError(
+            f"`cpus_per_job` must be at least num_threads * num_workers = {threads} where jobs run "
+            f"side by side, got {cfg.cpus_per_job}"
+        )
+    if launcher == "joblib":
+        take_slot(
+            Path(HydraConfig.get().sweep.dir),
+            cpus_per_job=cfg.cpus_per_job,
+            gpus_per_job=cfg.gpus_per_job,
+        )
+    limit_cores(cfg.cpus_per_job)
+    # the command that a summary names
+    sys.argv[:] = [str(ROOT / "scripts" / f"{HydraConfig.get().job.name}.py"), *given_overrides()]
+    with open(run_dir / LOG_FILE, "a", buffering=1, encoding="utf-8") as log:
+        try:
+            with redirect_stdout(log), redirect_stderr(log):
+                yield
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+
+
+def _as_begun(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The configuration of a job that has begun in its folder, with the runner that it began with.
+
+    Raises:
+        ValueError: if it began as another job.
+    """
+    kept: Any = OmegaConf.load(run_dir / CONFIG_FILE)
+    # killed before it was written, or made from a checkpoint, which is compared elsewhere
+    if not kept or cfg.get("resume"):
+        return cfg
+    if "env" in cfg and cfg.env.runner in ("auto", "measure"):
+        cfg.env.runner = kept.env.runner
+    given = without_folders(plain(cfg))
+    lines = differences(
+        {key: value for key, value in given.items() if key not in OF_THE_MACHINE},
+        {key: value for key, value in plain(kept).items() if key not in OF_THE_MACHINE},
+    )
+    if lines:
+        raise ValueError(
+            f"`hydra.sweep.dir` must be of a sweep of the same jobs, got {run_dir.parent}, in "
+            f"which {run_dir.name} is another one ({'; '.join(lines)}); name another folder"
+        )
+    return cfg
 
 
 @contextmanager
@@ -155,17 +274,22 @@ def each_warning_once() -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
+def claimed(run_dir: Path, cfg: DictConfig, *, is_begun: bool = False) -> Iterator[None]:
     """Claim a folder by creating `config.yaml` in it; give it back if an error leaves no results.
+
+    Args:
+        run_dir: the folder.
+        cfg: the configuration of the run.
+        is_begun: whether it is the folder of this run already.
 
     Raises:
         ValueError: if the folder holds anything already, or another run claims it.
     """
-    others = _results(run_dir)
+    others = [] if is_begun else _results(run_dir)
     try:
         if others:
             raise FileExistsError
-        (run_dir / CONFIG_FILE).touch(exist_ok=False)
+        (run_dir / CONFIG_FILE).touch(exist_ok=is_begun)
     except FileExistsError:
         raise ValueError(
             f"`hydra.run.dir` must be a folder without results, got {run_dir}, which holds "
@@ -190,17 +314,3 @@ def write_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the resolved configuration to the run folder, without this machine's folders."""
     named = OmegaConf.create(without_folders(plain(cfg)))
     write_whole(run_dir / CONFIG_FILE, OmegaConf.to_yaml(named))
-
-
-class FailedJobs(Callback):
-    """At the end of a sweep, lists the jobs that failed, and makes the exit code 1."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """List the folders with an `error.txt`."""
-        failures = []
-        for path in sorted(Path(config.hydra.sweep.dir).rglob(ERROR_FILE)):
-            lines = path.read_text().splitlines()
-            what = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-            failures.append(f"  {path.parent}: {what}")
-        if failures:
-            raise SystemExit(f"failed jobs: {len(failures)}\n" + "\n".join(failures))

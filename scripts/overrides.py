@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 # what a number of this name is at least, wherever it stands; `seed` has both ends
 LEAST = {
     "num_threads": 1,
+    "cpus_per_job": 1,
     "num_envs": 1,
     "total_steps": 1,
     "checkpoint_steps": 1,
