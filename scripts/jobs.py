@@ -49,8 +49,8 @@ MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, Work
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE, LOCK_FILE}
 # what a job of a sweep may have otherwise when it goes on
-OF_THE_MACHINE = ("cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers")
-OF_THE_MACHINE += ("show_progress", "output_root", "store", "logger")
+OF_THE_MACHINE = {"cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers"}
+OF_THE_MACHINE |= {"show_progress", "output_root", "store", "logger"}
 
 # arguments of what is ours, of which the configuration names those that differ from the default
 FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
@@ -175,6 +175,7 @@ def _run_in_sweep(
                     returned = work(cfg, run_dir)
                 write_done(run_dir, returned)
                 done = f"finished in {time.perf_counter() - start:.1f} s"
+            (run_dir / ERROR_FILE).unlink(missing_ok=True)
     except Exception as error:
         text = explain(error) or traceback.format_exc().strip()
         print(f"{name} failed: {text}", file=sys.stderr)

@@ -94,10 +94,11 @@ def job_slots(cpus_per_job: int, gpus_per_job: float | None) -> list[tuple[str, 
         )
     if gpus <= 1:
         # 1 / 0.2 may lie below 5
-        return [(card,) for card in cards * math.floor(1 / gpus + 1e-9)][:most]
+        shares = cards * math.floor(1 / gpus + 1e-9)
+        return [tuple([card]) for card in shares[:most]]
     size = int(gpus)
-    groups = [tuple(cards[i : i + size]) for i in range(0, len(cards) - size + 1, size)]
-    return groups[:most]
+    starts = range(0, len(cards) - size + 1, size)
+    return [tuple(cards[i : i + size]) for i in starts[:most]]
 
 
 def take_slot(sweep_dir: Path, *, cpus_per_job: int, gpus_per_job: float | None) -> None:

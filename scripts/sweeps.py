@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lrpilot.command.folders import in_order
 from lrpilot.envs.runners import num_cores
 from lrpilot.files import write_whole
 from scripts.overrides import as_argument, key_of
@@ -60,7 +62,8 @@ def job_folder(overrides: Sequence[str]) -> str:
     words = [re.split("[./]", key)[-1] for key in keys]
     short = [word if words.count(word) == 1 else key for word, key in zip(words, keys, strict=True)]
     whole = [
-        f"{key}-{override.partition('=')[2]}" for key, override in zip(short, overrides, strict=True)
+        f"{key}-{override.partition('=')[2]}"
+        for key, override in zip(short, overrides, strict=True)
     ]
     plain = [ODD.sub("-", part).replace("--", "-").strip("-") for part in whole]
     name = "+".join(plain)[:LONGEST_NAME]
@@ -73,15 +76,18 @@ def _folder_of_this_job() -> str:
     hydra = HydraConfig.get()
     common = hydra.job.config.override_dirname.exclude_keys
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    return job_folder([str(o.input_line) for o in parsed if o.key_or_group not in common])
+    # the last one of a key counts
+    swept = {o.key_or_group: str(o.input_line) for o in parsed if o.key_or_group not in common}
+    return job_folder(list(swept.values()))
 
 
 def python_path() -> str:
     """`PYTHONPATH` for processes that are started elsewhere: this checkout before all."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(ROOT), *(path for path in others if path not in ("", str(ROOT)))])
 
 
-for _name, _resolver in {
+_RESOLVERS: dict[str, Callable[..., Any]] = {
     "job_folder": _folder_of_this_job,
     "num_slots": lambda cpus, gpus: len(job_slots(cpus, gpus)),
     "num_cores": num_cores,
@@ -90,16 +96,19 @@ for _name, _resolver in {
     "whole_gpus": whole_gpus,
     "if_local": lambda address, value: value if address == "local" else None,
     "python_path": python_path,
-}.items():
+}
+for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver)
+# conf/hydra/launcher has files of the names of the launchers, so that a user writes one word
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 
 
-def launcher_of(hydra: DictConfig) -> str:
+def launcher_of(hydra: Any) -> str:
     """The name of the launcher that is configured."""
     return str(hydra.runtime.choices["hydra/launcher"])
 
 
-def script_command(hydra: DictConfig, script: str, *arguments: str) -> str:
+def script_command(hydra: Any, script: str, *arguments: str) -> str:
     """A command that runs a script from any folder, with the configuration folders of this one.
 
     Args:
@@ -114,7 +123,7 @@ def script_command(hydra: DictConfig, script: str, *arguments: str) -> str:
     return " ".join([*map(shlex.quote, start), *arguments])
 
 
-def sweep_command(hydra: DictConfig, sweep_dir: Path) -> str:
+def sweep_command(hydra: Any, sweep_dir: Path) -> str:
     """The command that goes on with a sweep: what it was started with, in the same folder."""
     given = [*hydra.overrides.hydra, *hydra.overrides.task]
     unsaid = ("hydra.mode", "hydra.sweep.dir", EXCLUDED)
@@ -149,31 +158,23 @@ class Job:
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of a sweep that have begun, in their order: 10 comes after 9."""
     found = [path.parent.parent for path in sweep_dir.rglob(".hydra/overrides.yaml")]
-    return [_read_job(folder) for folder in sorted(found, key=_in_order)]
+    return [_read_job(folder) for folder in sorted(found, key=in_order)]
 
 
 def _read_job(folder: Path) -> Job:
     given = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     assert isinstance(given, ListConfig)
-    is_done = (folder / DONE_FILE).is_file()
-    error = folder / ERROR_FILE
-    what = None
-    if not is_done and error.is_file():
+    is_done, error, what = (folder / DONE_FILE).is_file(), folder / ERROR_FILE, None
+    if error.is_file():
         lines = error.read_text().splitlines()
         what = lines[-1] if lines[0].startswith("Traceback") else lines[0]
     overrides = {key_of(override): override.partition("=")[2] for override in given}
     return Job(folder, overrides, what, is_done)
 
 
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
-
-
 def write_done(run_dir: Path, returned: Any) -> None:
     """Say that a job is finished, and what it returned."""
     write_whole(run_dir / DONE_FILE, json.dumps({"returned": returned}) + "\n")
-    (run_dir / ERROR_FILE).unlink(missing_ok=True)
 
 
 def read_done(run_dir: Path) -> Any:
@@ -193,8 +194,11 @@ class Sweep(Callback):
             raise SystemExit(str(error)) from None
         # for processes of the launcher
         os.environ["PYTHONPATH"] = python_path()
+        # Ray gives way to all other processes, unless it is told not to
+        os.environ.setdefault("RAY_worker_niceness", "0")
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        common = [str(o.key_or_group) for o in parsed if not o.is_sweep_override()]
+        swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+        common = [str(o.key_or_group) for o in parsed if o.key_or_group not in swept]
         config.hydra.overrides.hydra.append(f"{EXCLUDED}={json.dumps(common)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
