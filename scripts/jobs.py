@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.archives import DataError
 from scripts.overrides import check_overrides, given_overrides, key_of, plain
-from scripts.resources import limit_cores, limit_threads, num_gpus, take_slot
+from scripts.resources import job_slots, limit_cores, limit_threads, num_gpus, take_slot
 from scripts.resuming import differences
 from scripts.sweeps import (
     DONE_FILE,
@@ -212,11 +213,8 @@ def _beside_others(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
             f"side by side, got {cfg.cpus_per_job}"
         )
     if launcher == "joblib":
-        take_slot(
-            Path(HydraConfig.get().sweep.dir),
-            cpus_per_job=cfg.cpus_per_job,
-            gpus_per_job=cfg.gpus_per_job,
-        )
+        slots = partial(job_slots, cfg.cpus_per_job, cfg.gpus_per_job)
+        take_slot(Path(HydraConfig.get().sweep.dir), slots)
     limit_cores(cfg.cpus_per_job)
     # the command that a summary names
     sys.argv[:] = [str(ROOT / "scripts" / f"{HydraConfig.get().job.name}.py"), *given_overrides()]

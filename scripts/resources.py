@@ -8,6 +8,7 @@ process holds its slot by a lock on a file in the sweep's folder until it ends.
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,9 +73,6 @@ def whole_gpus(gpus_per_job: float | None) -> int | None:
 def job_slots(cpus_per_job: int, gpus_per_job: float | None) -> list[tuple[str, ...]]:
     """The GPUs of every job that this machine runs at once.
 
-    Of a share s of a card, floor(1 / s) jobs have one card: three for 0.3, one for 0.7. The first
-    slots lie on different cards.
-
     Raises:
         ValueError: if no job fits on this machine.
     """
@@ -85,37 +83,47 @@ def job_slots(cpus_per_job: int, gpus_per_job: float | None) -> list[tuple[str, 
             f"got {cpus_per_job}"
         )
     gpus, cards = num_gpus(gpus_per_job), visible_gpus()
-    if gpus == 0:
-        return [()] * most
     if gpus > len(cards):
         raise ValueError(
             f"`gpus_per_job` must be at most the {len(cards)} GPUs that this machine shows, "
             f"got {gpus}"
         )
+    return gpu_shares(cards, gpus)[:most] if gpus else [()] * most
+
+
+def gpu_shares(cards: Sequence[str], gpus: float) -> list[tuple[str, ...]]:
+    """The cards of as many jobs as they suffice for; the first jobs are on different ones.
+
+    Of a share s of a card, floor(1 / s) jobs have one: three for 0.3, one for 0.7.
+
+    >>> gpu_shares(["0", "1"], 0.5), gpu_shares(["0", "1", "2"], 2)
+    ([('0',), ('1',), ('0',), ('1',)], [('0', '1')])
+    """
     if gpus <= 1:
         # 1 / 0.2 may lie below 5
-        shares = cards * math.floor(1 / gpus + 1e-9)
-        return [tuple([card]) for card in shares[:most]]
+        num_rounds = math.floor(1 / gpus + 1e-9)
+        return [tuple([card]) for _ in range(num_rounds) for card in cards]
     size = int(gpus)
     starts = range(0, len(cards) - size + 1, size)
-    return [tuple(cards[i : i + size]) for i in starts[:most]]
+    return [tuple(cards[i : i + size]) for i in starts]
 
 
-def take_slot(sweep_dir: Path, *, cpus_per_job: int, gpus_per_job: float | None) -> None:
+def take_slot(sweep_dir: Path, slots: Callable[[], Sequence[tuple[str, ...]]]) -> None:
     """Wait for a free slot of a sweep, keep it until this process ends, and show its GPUs alone.
 
     A process that has a slot already goes on with it. CUDA must not be initialized before.
 
-    Raises:
-        ValueError: if no job fits on this machine.
+    Args:
+        sweep_dir: the folder of the sweep, where its slots are files.
+        slots: gives the GPUs of every slot, as `job_slots` does.
     """
     folder = sweep_dir.resolve() / SLOTS_FOLDER
     if folder in _held:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    slots = list(enumerate(job_slots(cpus_per_job, gpus_per_job)))
+    numbered = list(enumerate(slots()))
     while folder not in _held:
-        for i, gpus in slots:
+        for i, gpus in numbered:
             lock = FileLock(folder / str(i))
             with suppress(Timeout):
                 lock.acquire(blocking=False)

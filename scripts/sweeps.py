@@ -56,7 +56,7 @@ def job_folder(overrides: Sequence[str]) -> str:
     >>> job_folder(["agent.algorithm.learning_rate=0.01", "seed=3"]), job_folder([])
     ('learning_rate-0.01+seed-3', 'job')
     >>> job_folder(["policy=/runs/a b"])
-    'policy-runs-a-b.0c7e'
+    'policy-runs-a-b.6e20'
     """
     keys = [key_of(override) for override in overrides]
     words = [re.split("[./]", key)[-1] for key in keys]
