@@ -37,6 +37,7 @@ from scripts.sweeps import (
     ERROR_FILE,
     LOG_FILE,
     PARALLEL,
+    REFUSED_FILE,
     ROOT,
     launcher_of,
     read_done,
@@ -48,7 +49,7 @@ LOCK_FILE = ".lock"
 # what a reader can mend: these say it in their message
 MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
 # what a folder may hold that no run has claimed
-HYDRA_FILES = {".hydra", ERROR_FILE, LOCK_FILE}
+HYDRA_FILES = {".hydra", ERROR_FILE, REFUSED_FILE, LOCK_FILE}
 # what a job of a sweep may have otherwise when it goes on
 OF_THE_MACHINE = {"cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers"}
 OF_THE_MACHINE |= {"show_progress", "output_root", "store", "logger"}
@@ -58,6 +59,10 @@ FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
 
 # the end of a run folder's name: two runs that start in the same second have two folders
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+
+
+class OtherJobError(ValueError):
+    """The folder of a job is that of another one."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -164,8 +169,9 @@ def _run_in_sweep(
     name = f"job {HydraConfig.get().job.num}"
     start = time.perf_counter()
     try:
-        with _only_job(run_dir), _beside_others(cfg, run_dir):
+        with _only_job(run_dir), _logged(run_dir):
             cfg = _checked(cfg, unread)
+            _take_share(cfg)
             is_begun = (run_dir / CONFIG_FILE).is_file()
             if is_begun:
                 cfg = _as_begun(cfg, run_dir)
@@ -176,11 +182,13 @@ def _run_in_sweep(
                     returned = work(cfg, run_dir)
                 write_done(run_dir, returned)
                 done = f"finished in {time.perf_counter() - start:.1f} s"
-            (run_dir / ERROR_FILE).unlink(missing_ok=True)
+            for file in (ERROR_FILE, REFUSED_FILE):
+                (run_dir / file).unlink(missing_ok=True)
     except Exception as error:
         text = explain(error) or traceback.format_exc().strip()
         print(f"{name} failed: {text}", file=sys.stderr)
-        write_whole(run_dir / ERROR_FILE, f"{text}\n")
+        file = REFUSED_FILE if isinstance(error, OtherJobError) else ERROR_FILE
+        write_whole(run_dir / file, f"{text}\n")
         return None
     print(f"{name} {done}: {run_dir}")
     return returned
@@ -193,31 +201,18 @@ def _only_job(run_dir: Path) -> Iterator[None]:
         with FileLock(run_dir / LOCK_FILE, blocking=False):
             yield
     except Timeout:
-        raise ValueError(
+        raise OtherJobError(
             f"`hydra.sweep.dir` must be of a sweep that has ended, got {run_dir.parent}, in which "
             f"another process runs {run_dir.name}"
         ) from None
 
 
 @contextmanager
-def _beside_others(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
-    """Where jobs run side by side: no more than this job's share, and prints to its own log."""
-    launcher = launcher_of(HydraConfig.get())
-    if launcher not in PARALLEL:
+def _logged(run_dir: Path) -> Iterator[None]:
+    """Where jobs run side by side, what this one prints goes to its own log."""
+    if launcher_of(HydraConfig.get()) not in PARALLEL:
         yield
         return
-    threads = cfg.num_threads * max(1, cfg.get("num_workers", 0))
-    if threads > cfg.cpus_per_job:
-        raise ValueError(
-            f"`cpus_per_job` must be at least num_threads * num_workers = {threads} where jobs run "
-            f"side by side, got {cfg.cpus_per_job}"
-        )
-    if launcher == "joblib":
-        slots = partial(job_slots, cfg.cpus_per_job, cfg.gpus_per_job)
-        take_slot(Path(HydraConfig.get().sweep.dir), slots)
-    limit_cores(cfg.cpus_per_job)
-    # the command that a summary names
-    sys.argv[:] = [str(ROOT / "scripts" / f"{HydraConfig.get().job.name}.py"), *given_overrides()]
     with open(run_dir / LOG_FILE, "a", buffering=1, encoding="utf-8") as log:
         try:
             with redirect_stdout(log), redirect_stderr(log):
@@ -227,11 +222,35 @@ def _beside_others(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
             raise
 
 
+def _take_share(cfg: DictConfig) -> None:
+    """Where jobs run side by side, keep this process to what one of them may use.
+
+    Raises:
+        ValueError: if the job is configured to use more.
+    """
+    hydra = HydraConfig.get()
+    launcher = launcher_of(hydra)
+    if launcher not in PARALLEL:
+        return
+    threads = cfg.num_threads * max(1, cfg.get("num_workers", 0))
+    if threads > cfg.cpus_per_job:
+        raise ValueError(
+            f"`cpus_per_job` must be at least num_threads * num_workers = {threads} where jobs run "
+            f"side by side, got {cfg.cpus_per_job}"
+        )
+    if launcher == "joblib":
+        slots = partial(job_slots, cfg.cpus_per_job, cfg.gpus_per_job)
+        take_slot(Path(hydra.sweep.dir), slots)
+    limit_cores(cfg.cpus_per_job)
+    # the command that a summary names
+    sys.argv[:] = [str(ROOT / "scripts" / f"{hydra.job.name}.py"), *given_overrides()]
+
+
 def _as_begun(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """The configuration of a job that has begun in its folder, with the runner that it began with.
 
     Raises:
-        ValueError: if it began as another job.
+        OtherJobError: if it began as another job.
     """
     kept: Any = OmegaConf.load(run_dir / CONFIG_FILE)
     # killed before it was written, or made from a checkpoint, which is compared elsewhere
@@ -245,7 +264,7 @@ def _as_begun(cfg: DictConfig, run_dir: Path) -> DictConfig:
         {key: value for key, value in plain(kept).items() if key not in OF_THE_MACHINE},
     )
     if lines:
-        raise ValueError(
+        raise OtherJobError(
             f"`hydra.sweep.dir` must be of a sweep of the same jobs, got {run_dir.parent}, in "
             f"which {run_dir.name} is another one ({'; '.join(lines)}); name another folder"
         )

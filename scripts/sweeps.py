@@ -31,6 +31,8 @@ from scripts.resources import job_slots, num_gpus, visible_gpus, whole_gpus
 ROOT = Path(__file__).resolve().parents[1]
 ERROR_FILE = "error.txt"
 DONE_FILE = "done.json"
+# of a job that found another one in its folder, which it leaves as it was
+REFUSED_FILE = "refused.txt"
 # what a job prints, where several run at once
 LOG_FILE = "output.log"
 # what Hydra's sweeper leaves in the folder of a sweep
@@ -140,12 +142,14 @@ class Job:
         folder: its path.
         overrides: those of the job, by key.
         error: what it failed by, in a line; None if it did not.
+        refusal: why another job was refused here, in a line; None if none was.
         is_done: whether it is finished.
     """
 
     folder: Path
     overrides: Mapping[str, str]
     error: str | None
+    refusal: str | None
     is_done: bool
 
     @property
@@ -164,12 +168,20 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 def _read_job(folder: Path) -> Job:
     given = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     assert isinstance(given, ListConfig)
-    is_done, error, what = (folder / DONE_FILE).is_file(), folder / ERROR_FILE, None
-    if error.is_file():
-        lines = error.read_text().splitlines()
-        what = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-    overrides = {key_of(override): override.partition("=")[2] for override in given}
-    return Job(folder, overrides, what, is_done)
+    return Job(
+        folder,
+        {key_of(override): override.partition("=")[2] for override in given},
+        error=_read_error(folder / ERROR_FILE),
+        refusal=_read_error(folder / REFUSED_FILE),
+        is_done=(folder / DONE_FILE).is_file(),
+    )
+
+
+def _read_error(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    lines = path.read_text().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def write_done(run_dir: Path, returned: Any) -> None:
@@ -204,9 +216,10 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """List the failed jobs, their logs, and the command that runs them again."""
         sweep_dir = Path(config.hydra.sweep.dir)
-        failed = [job for job in read_jobs(sweep_dir) if job.error]
+        found = {job.folder: job.error or job.refusal for job in read_jobs(sweep_dir)}
+        failed = {folder: error for folder, error in found.items() if error}
         if failed:
-            lines = [f"  {job.folder}: {job.error}" for job in failed]
+            lines = [f"  {folder}: {error}" for folder, error in failed.items()]
             again = f"run them again with: {sweep_command(config.hydra, sweep_dir)}"
             raise SystemExit("\n".join([f"failed jobs: {len(failed)}", *lines, again]))
 
