@@ -1,0 +1,72 @@
+"""What a sweep costs per job, by launcher: `python benchmarks/sweep_overhead.py`.
+
+Jobs that do nothing are swept, few and many of them: (seconds of many - seconds of few) / (many -
+few) is what one more job costs, start of the launcher and its processes apart, times the jobs
+that run at once. It includes what the plain script does, too: to compose and to check the
+configuration. Every job has to finish or to say why it failed, which every fiftieth does.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side_by_side import print_origin, read_options
+from lrpilot.envs.runners import num_cores
+from lrpilot.evaluation.report import format_table
+from scripts.sweeps import read_jobs
+
+JOBS = Path(__file__).resolve().parent / "small_jobs.py"
+LAUNCHERS = ("basic", "joblib", "ray")
+MOST_SECONDS = 1.5
+
+
+def sweep(launcher: str, num_jobs: int) -> float:
+    """Seconds of a sweep of jobs that do nothing.
+
+    Raises:
+        RuntimeError: if a job has neither finished nor said why it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = f"seed=range({num_jobs})"
+        more = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}/sweep", "gpus_per_job=0"]
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(JOBS), "-m", seeds, *more], capture_output=True, text=True
+        )
+        seconds = time.perf_counter() - start
+        jobs = read_jobs(Path(folder) / "sweep")
+        good = sum(job.is_done and job.error is None for job in jobs)
+        failed = sum(not job.is_done and job.error is not None for job in jobs)
+        if (good, failed) != (num_jobs - num_jobs // 50, num_jobs // 50):
+            raise RuntimeError(f"{good} finished and {failed} failed of {num_jobs}: {done.stderr}")
+    return seconds
+
+
+def main() -> None:
+    """Measure and print; the exit code is 1 if a launcher costs too much."""
+    options = read_options(__doc__, launchers=list(LAUNCHERS), few=10, many=100, num_rounds=1)
+    print_origin(f"whole sweeps on {num_cores()} cores, medians of {options.num_rounds} rounds")
+    lines, is_dear = [], False
+    for launcher in options.launchers:
+        rounds = [
+            (sweep(launcher, options.few), sweep(launcher, options.many))
+            for _ in range(options.num_rounds)
+        ]
+        few, many = (statistics.median(times) for times in zip(*rounds, strict=True))
+        at_once = 1 if launcher == "basic" else num_cores()
+        cost = (many - few) / (options.many - options.few) * at_once
+        is_dear |= cost > MOST_SECONDS
+        lines.append([launcher, str(at_once), f"{few:.1f}", f"{many:.1f}", f"{cost:.2f}"])
+    times = [f"seconds of {num} jobs" for num in (options.few, options.many)]
+    print(format_table(["launcher", "at once", *times, "seconds per job"], lines))
+    print(f"bar: {MOST_SECONDS} seconds per job, {'missed' if is_dear else 'met'}")
+    raise SystemExit(int(is_dear))
+
+
+if __name__ == "__main__":
+    main()
