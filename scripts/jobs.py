@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,11 @@ def explain(error: BaseException) -> str | None:
         return explain(cause) or " ".join(f"{str(error).split(', set env')[0]}: {cause}".split())
     if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
         return "\n".join(str(e) for e in (error, error.__cause__) if e)
+    if isinstance(error, BrokenExecutor):
+        return (
+            "a process that ran jobs was killed, perhaps for want of memory; the same command with "
+            f"hydra.sweep.dir=FOLDER, that of this sweep, goes on ({str(error).splitlines()[0]})"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"cannot use {error.filename or 'a file'}: {error.strerror}"
     # errors of ours begin with the argument's name; Python names one that nothing takes

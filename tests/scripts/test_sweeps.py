@@ -59,6 +59,24 @@ Hydra.multirun = recorded
 """
 
 
+# what Slurm's commands would do with an array of two jobs: start them
+SLURM = {
+    "sbatch": """
+        for task in 0 1; do
+          SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=70 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 \\
+          SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 \\
+          SLURM_JOB_NODELIST=here CUDA_VISIBLE_DEVICES=$task bash "$1" > /dev/null 2>&1 &
+        done
+        echo "Submitted batch job 70"
+    """,
+    "srun": """
+        while [[ $1 == -* ]]; do [[ $1 == --output ]] && shift; shift; done
+        exec "$@"
+    """,
+    "sacct": r"printf 'JobID|State|NodeList\n70_0|RUNNING|here\n70_1|RUNNING|here\n'",
+}
+
+
 def run(folder: Path, *command: Any, **environment: str) -> Any:
     return subprocess.run(
         [sys.executable, *map(str, command)],
@@ -101,9 +119,29 @@ def test_jobs_of_a_launcher_share_no_gpu_and_each_finishes_or_says_why(
 
 
 @pytest.mark.slow
+def test_an_array_of_slurm_is_asked_for_what_a_job_needs_and_runs_the_jobs(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(APP.replace("CONF", repr(str(ROOT / "conf"))))
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    more = ["hydra/launcher=submitit_slurm", "gpus_per_job=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run(tmp_path, app, "-m", "seed=2,3", *more, PATH=path)
+    asked, *_ = (tmp_path / "sweep" / ".submitit").rglob("*.sh")
+    lines = asked.read_text().splitlines()
+    options = ("array=0-1%2", "cpus-per-task=1", "gpus-per-node=1", "requeue", "signal=USR2@300")
+    assert {f"#SBATCH --{option}" for option in options} <= set(lines)
+    facts = json.loads((tmp_path / "sweep" / "seed-2" / "facts.json").read_text())
+    assert (facts["gpus"], facts["threads"]) == ("0", [1, 1, 1])
+    assert "failed jobs: 1" in done.stderr
+    assert f"{tmp_path}/sweep/seed-3: `seed` must not be 3, got 3" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_identically_and_does_nothing_twice(tmp_path: Path) -> None:
     """The first job is finished, and the second one in its middle, when it is killed."""
-    arguments = [*TINY, "agent.checkpoint_steps=58", "agent.total_steps=1160", "seed=0,1"]
+    arguments = [*TINY, "agent.checkpoint_steps=58", "agent.total_steps=870", "seed=0,1"]
     command = [ROOT / "scripts" / "train_agent.py", "-m", *arguments]
     with subprocess.Popen(
         [sys.executable, *map(str, command), "hydra.sweep.dir=killed"],
