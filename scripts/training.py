@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
@@ -15,7 +15,7 @@ from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
-from scripts.jobs import write_config
+from scripts.jobs import CONFIG_FILE, write_config
 from scripts.overrides import plain
 from scripts.resuming import settings_of
 from scripts.sweeps import script_command
@@ -54,7 +54,9 @@ def train_configured(
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
     torch.set_num_threads(cfg.num_threads)
     if (run_dir / CHECKPOINT_FILE).is_file():
-        resume_from = run_dir
+        resume_from, kept = run_dir, OmegaConf.load(run_dir / CONFIG_FILE)
+        if cfg.env.runner in ("auto", "measure"):
+            cfg.env.runner = kept.env.runner
     task, agent = make_task(cfg), cfg.agent
     print(
         f"{task.name}: {agent.total_steps} env steps in {agent.num_envs} environments; "
