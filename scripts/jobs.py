@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
@@ -26,13 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
-from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.archives import DataError
-from scripts.overrides import check_overrides, given_overrides, key_of, plain
+from scripts.overrides import check_overrides, given_overrides, key_of
 from scripts.resources import job_slots, limit_cores, limit_threads, num_gpus, take_slot
-from scripts.resuming import differences
+from scripts.run_folders import CONFIG_FILE, OtherJobError, as_begun, claimed, only_job
 from scripts.sweeps import (
     DONE_FILE,
     ERROR_FILE,
@@ -45,25 +43,13 @@ from scripts.sweeps import (
     write_done,
 )
 
-CONFIG_FILE = "config.yaml"
-LOCK_FILE = ".lock"
 # what a reader can mend: these say it in their message
 MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
-# what a folder may hold that no run has claimed
-HYDRA_FILES = {".hydra", ERROR_FILE, REFUSED_FILE, LOCK_FILE}
-# what a job of a sweep may have otherwise when it goes on
-OF_THE_MACHINE = {"cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers"}
-OF_THE_MACHINE |= {"show_progress", "output_root", "store", "logger"}
-
 # arguments of what is ours, of which the configuration names those that differ from the default
 FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
 
 # the end of a run folder's name: two runs that start in the same second have two folders
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-
-
-class OtherJobError(ValueError):
-    """The folder of a job is that of another one."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -175,12 +161,12 @@ def _run_in_sweep(
     name = f"job {HydraConfig.get().job.num}"
     start = time.perf_counter()
     try:
-        with _only_job(run_dir), _logged(run_dir):
+        with only_job(run_dir), _logged(run_dir):
             cfg = _checked(cfg, unread)
             _take_share(cfg)
             is_begun = (run_dir / CONFIG_FILE).is_file()
             if is_begun:
-                cfg = _as_begun(cfg, run_dir)
+                cfg = as_begun(cfg, run_dir)
             if (run_dir / DONE_FILE).is_file():
                 returned, done = read_done(run_dir), "was finished before"
             else:
@@ -198,19 +184,6 @@ def _run_in_sweep(
         return None
     print(f"{name} {done}: {run_dir}")
     return returned
-
-
-@contextmanager
-def _only_job(run_dir: Path) -> Iterator[None]:
-    """Hold the folder of a job, which the end of this process, however it comes, lets go."""
-    try:
-        with FileLock(run_dir / LOCK_FILE, blocking=False):
-            yield
-    except Timeout:
-        raise OtherJobError(
-            f"`hydra.sweep.dir` must be of a sweep that has ended, got {run_dir.parent}, in which "
-            f"another process runs {run_dir.name}"
-        ) from None
 
 
 @contextmanager
@@ -252,31 +225,6 @@ def _take_share(cfg: DictConfig) -> None:
     sys.argv[:] = [str(ROOT / "scripts" / f"{hydra.job.name}.py"), *given_overrides()]
 
 
-def _as_begun(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """The configuration of a job that has begun in its folder, with the runner that it began with.
-
-    Raises:
-        OtherJobError: if it began as another job.
-    """
-    kept: Any = OmegaConf.load(run_dir / CONFIG_FILE)
-    # killed before it was written, or made from a checkpoint, which is compared elsewhere
-    if not kept or cfg.get("resume"):
-        return cfg
-    if "env" in cfg and cfg.env.runner in ("auto", "measure"):
-        cfg.env.runner = kept.env.runner
-    given = without_folders(plain(cfg))
-    lines = differences(
-        {key: value for key, value in given.items() if key not in OF_THE_MACHINE},
-        {key: value for key, value in plain(kept).items() if key not in OF_THE_MACHINE},
-    )
-    if lines:
-        raise OtherJobError(
-            f"`hydra.sweep.dir` must be of a sweep of the same jobs, got {run_dir.parent}, in "
-            f"which {run_dir.name} is another one ({'; '.join(lines)}); name another folder"
-        )
-    return cfg
-
-
 @contextmanager
 def each_warning_once() -> Iterator[None]:
     """Show a warning once, whatever numbers it names: a thousand runs may have the same to say."""
@@ -295,46 +243,3 @@ def each_warning_once() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = show
-
-
-@contextmanager
-def claimed(run_dir: Path, cfg: DictConfig, *, is_begun: bool = False) -> Iterator[None]:
-    """Claim a folder by creating `config.yaml` in it; give it back if an error leaves no results.
-
-    Args:
-        run_dir: the folder.
-        cfg: the configuration of the run.
-        is_begun: whether it is the folder of this run already.
-
-    Raises:
-        ValueError: if the folder holds anything already, or another run claims it.
-    """
-    others = [] if is_begun else _results(run_dir)
-    try:
-        if others:
-            raise FileExistsError
-        (run_dir / CONFIG_FILE).touch(exist_ok=is_begun)
-    except FileExistsError:
-        raise ValueError(
-            f"`hydra.run.dir` must be a folder without results, got {run_dir}, which holds "
-            f"{', '.join(others or [CONFIG_FILE])}; name another one, or empty it"
-        ) from None
-    (run_dir / ERROR_FILE).unlink(missing_ok=True)
-    try:
-        write_config(cfg, run_dir)
-        yield
-    except BaseException:
-        if _results(run_dir) == [CONFIG_FILE]:
-            (run_dir / CONFIG_FILE).unlink()
-        raise
-
-
-def _results(run_dir: Path) -> list[str]:
-    names = sorted(path.name for path in run_dir.iterdir())
-    return [name for name in names if name not in HYDRA_FILES and not name.endswith(".log")]
-
-
-def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the resolved configuration to the run folder, without this machine's folders."""
-    named = OmegaConf.create(without_folders(plain(cfg)))
-    write_whole(run_dir / CONFIG_FILE, OmegaConf.to_yaml(named))

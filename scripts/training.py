@@ -15,9 +15,9 @@ from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
-from scripts.jobs import CONFIG_FILE, write_config
 from scripts.overrides import plain
 from scripts.resuming import settings_of
+from scripts.run_folders import CONFIG_FILE, write_config
 from scripts.sweeps import script_command
 
 
