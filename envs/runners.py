@@ -32,6 +32,8 @@ from lrpilot.tasks.task import Task
 # in the order in which a tie is decided
 RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}
 MARGIN = 1.1
+# where jobs share a machine: the cores of each
+CORES_VARIABLE = "LRPILOT_NUM_CORES"
 RATES = "inner_steps_per_second"
 
 # how long one decision interval of all environments, looped, is measured; it is shortened to that
@@ -92,10 +94,10 @@ def make_vec_env(
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores that this process may use; `CORES_VARIABLE` says of how few it is content."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    most = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(most, int(os.environ.get(CORES_VARIABLE, most)))
 
 
 def fastest_runner(

@@ -7,36 +7,44 @@ import os
 import re
 import secrets
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
-from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.tasks.data.archives import DataError
-from scripts.overrides import check_overrides, key_of, plain
+from scripts.overrides import check_overrides, given_overrides, key_of
+from scripts.resources import job_slots, limit_cores, limit_threads, num_gpus, take_slot
+from scripts.run_folders import CONFIG_FILE, OtherJobError, as_begun, claimed, only_job
+from scripts.sweeps import (
+    DONE_FILE,
+    ERROR_FILE,
+    LOG_FILE,
+    PARALLEL,
+    REFUSED_FILE,
+    ROOT,
+    launcher_of,
+    read_done,
+    write_done,
+)
 
-CONFIG_FILE = "config.yaml"
-ERROR_FILE = "error.txt"
 # what a reader can mend: these say it in their message
 MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
-# what a folder may hold that no run has claimed
-HYDRA_FILES = {".hydra", ERROR_FILE}
-
 # arguments of what is ours, of which the configuration names those that differ from the default
 FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
 
@@ -50,6 +58,11 @@ def explain(error: BaseException) -> str | None:
         return explain(cause) or " ".join(f"{str(error).split(', set env')[0]}: {cause}".split())
     if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
         return "\n".join(str(e) for e in (error, error.__cause__) if e)
+    if isinstance(error, BrokenExecutor):
+        return (
+            "a process that ran jobs was killed, perhaps for want of memory; the same command with "
+            f"hydra.sweep.dir=FOLDER, that of this sweep, goes on ({str(error).splitlines()[0]})"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"cannot use {error.filename or 'a file'}: {error.strerror}"
     # errors of ours begin with the argument's name; Python names one that nothing takes
@@ -111,27 +124,105 @@ def run_job(
 ) -> Any:
     """Do the work of one job, on `num_threads`, in its claimed run folder; returns what it returns.
 
-    In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins.
+    In a sweep, a job that fails says so, there and in `error.txt`, and the next one begins; one
+    that is finished is not done again, and one that was broken off goes on in its folder.
 
     Args:
-        work: called with the configuration and the run folder.
+        work: called with the configuration and the run folder; where that holds a part of what it
+            leaves, the work is to go on from there.
         cfg: the composed configuration.
         unread: parts of it that are not for this script.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _run_in_sweep(work, cfg, run_dir, unread)
     try:
-        check_overrides(cfg, unread)
-        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
-        torch.set_num_threads(cfg.num_threads)
+        cfg = _checked(cfg, unread)
         with claimed(run_dir, cfg), each_warning_once():
             return work(cfg, run_dir)
     except Exception as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            raise _exit(error) from None
+        raise _exit(error) from None
+
+
+def _checked(cfg: DictConfig, unread: Sequence[str]) -> DictConfig:
+    """What the script reads of a configuration; the process has its threads from there on."""
+    check_overrides(cfg, unread)
+    num_gpus(cfg.gpus_per_job)
+    limit_threads(cfg.num_threads)
+    return OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in unread])
+
+
+def _run_in_sweep(
+    work: Callable[[DictConfig, Path], Any],
+    cfg: DictConfig,
+    run_dir: Path,
+    unread: Sequence[str],
+) -> Any:
+    name = f"job {HydraConfig.get().job.num}"
+    start = time.perf_counter()
+    try:
+        with only_job(run_dir), _logged(run_dir):
+            cfg = _checked(cfg, unread)
+            _take_share(cfg)
+            is_begun = (run_dir / CONFIG_FILE).is_file()
+            if is_begun:
+                cfg = as_begun(cfg, run_dir)
+            if (run_dir / DONE_FILE).is_file():
+                returned, done = read_done(run_dir), "was finished before"
+            else:
+                with claimed(run_dir, cfg, is_begun=is_begun), each_warning_once():
+                    returned = work(cfg, run_dir)
+                write_done(run_dir, returned)
+                done = f"finished in {time.perf_counter() - start:.1f} s"
+            for file in (ERROR_FILE, REFUSED_FILE):
+                (run_dir / file).unlink(missing_ok=True)
+    except Exception as error:
         text = explain(error) or traceback.format_exc().strip()
-        print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
-        write_whole(run_dir / ERROR_FILE, f"{text}\n")
+        print(f"{name} failed: {text}", file=sys.stderr)
+        file = REFUSED_FILE if isinstance(error, OtherJobError) else ERROR_FILE
+        write_whole(run_dir / file, f"{text}\n")
         return None
+    print(f"{name} {done}: {run_dir}")
+    return returned
+
+
+@contextmanager
+def _logged(run_dir: Path) -> Iterator[None]:
+    """Where jobs run side by side, what this one prints goes to its own log."""
+    if launcher_of(HydraConfig.get()) not in PARALLEL:
+        yield
+        return
+    with open(run_dir / LOG_FILE, "a", buffering=1, encoding="utf-8") as log:
+        try:
+            with redirect_stdout(log), redirect_stderr(log):
+                yield
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+
+
+def _take_share(cfg: DictConfig) -> None:
+    """Where jobs run side by side, keep this process to what one of them may use.
+
+    Raises:
+        ValueError: if the job is configured to use more.
+    """
+    hydra = HydraConfig.get()
+    launcher = launcher_of(hydra)
+    if launcher not in PARALLEL:
+        return
+    threads = cfg.num_threads * max(1, cfg.get("num_workers", 0))
+    if threads > cfg.cpus_per_job:
+        raise ValueError(
+            f"`cpus_per_job` must be at least num_threads * num_workers = {threads} where jobs run "
+            f"side by side, got {cfg.cpus_per_job}"
+        )
+    if launcher == "joblib":
+        slots = partial(job_slots, cfg.cpus_per_job, cfg.gpus_per_job)
+        take_slot(Path(hydra.sweep.dir), slots)
+    limit_cores(cfg.cpus_per_job)
+    # the command that a summary names
+    sys.argv[:] = [str(ROOT / "scripts" / f"{hydra.job.name}.py"), *given_overrides()]
 
 
 @contextmanager
@@ -152,55 +243,3 @@ def each_warning_once() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = show
-
-
-@contextmanager
-def claimed(run_dir: Path, cfg: DictConfig) -> Iterator[None]:
-    """Claim a folder by creating `config.yaml` in it; give it back if an error leaves no results.
-
-    Raises:
-        ValueError: if the folder holds anything already, or another run claims it.
-    """
-    others = _results(run_dir)
-    try:
-        if others:
-            raise FileExistsError
-        (run_dir / CONFIG_FILE).touch(exist_ok=False)
-    except FileExistsError:
-        raise ValueError(
-            f"`hydra.run.dir` must be a folder without results, got {run_dir}, which holds "
-            f"{', '.join(others or [CONFIG_FILE])}; name another one, or empty it"
-        ) from None
-    (run_dir / ERROR_FILE).unlink(missing_ok=True)
-    try:
-        write_config(cfg, run_dir)
-        yield
-    except BaseException:
-        if _results(run_dir) == [CONFIG_FILE]:
-            (run_dir / CONFIG_FILE).unlink()
-        raise
-
-
-def _results(run_dir: Path) -> list[str]:
-    names = sorted(path.name for path in run_dir.iterdir())
-    return [name for name in names if name not in HYDRA_FILES and not name.endswith(".log")]
-
-
-def write_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the resolved configuration to the run folder, without this machine's folders."""
-    named = OmegaConf.create(without_folders(plain(cfg)))
-    write_whole(run_dir / CONFIG_FILE, OmegaConf.to_yaml(named))
-
-
-class FailedJobs(Callback):
-    """At the end of a sweep, lists the jobs that failed, and makes the exit code 1."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """List the folders with an `error.txt`."""
-        failures = []
-        for path in sorted(Path(config.hydra.sweep.dir).rglob(ERROR_FILE)):
-            lines = path.read_text().splitlines()
-            what = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-            failures.append(f"  {path.parent}: {what}")
-        if failures:
-            raise SystemExit(f"failed jobs: {len(failures)}\n" + "\n".join(failures))

@@ -1,5 +1,6 @@
 """The command line's overrides: checked against what they replace, found again, written again."""
 
+import functools
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 # what a number of this name is at least, wherever it stands; `seed` has both ends
 LEAST = {
     "num_threads": 1,
+    "cpus_per_job": 1,
     "num_envs": 1,
     "total_steps": 1,
     "checkpoint_steps": 1,
@@ -79,7 +81,9 @@ def check_overrides(cfg: DictConfig, unread: Sequence[str]) -> None:
     for override in choices:
         if override.startswith("+"):
             _check_added_choice(override, [other for other in choices if other != override])
-    _check(plain(cfg), plain(composed(choices)), "", is_free=False)
+    sources = tuple(source.path for source in HydraConfig.get().runtime.config_sources)
+    default = _composed_once(HydraConfig.get().job.config_name, sources, tuple(choices))
+    _check(plain(cfg), default, "", is_free=False)
 
 
 def plain(node: Any) -> Any:
@@ -90,6 +94,14 @@ def plain(node: Any) -> Any:
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of this job's script with these overrides."""
     return compose(HydraConfig.get().job.config_name, list(overrides))
+
+
+@functools.cache
+def _composed_once(
+    config_name: str | None, sources: tuple[str, ...], choices: tuple[str, ...]
+) -> Any:
+    """The plain configuration with these choices, which the jobs of a sweep have in common."""
+    return plain(compose(config_name, list(choices)))
 
 
 def _is_choice(override: str) -> bool:

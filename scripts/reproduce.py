@@ -47,7 +47,7 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
         raise ValueError(f"`policy` must {need} in this experiment, got {path}")
     if path is None and "agent" in cfg:
         path = out_dir / "agent"
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         summary = train_configured(cfg, path)
         if summary["stopped_by"]:
             raise SystemExit(f"stopped by {summary['stopped_by']}; the agent's run is {path}")

@@ -78,7 +78,7 @@ def resumed_config(run_dir: Path, read: Sequence[str]) -> tuple[DictConfig, list
     changed = [
         line
         for name in SAME
-        for line in _differences(plain(cfg[name]), kept[name], name)
+        for line in differences(plain(cfg[name]), kept[name], name)
         if not any(line.startswith(f"`{key}`") for key in MAY_CHANGE)
     ]
     if changed:
@@ -157,14 +157,14 @@ def _is_plain_value(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def _differences(given: Any, kept: Any, prefix: str) -> list[str]:
+def differences(given: Any, kept: Any, prefix: str = "") -> list[str]:
     """The leaf keys in which two configuration nodes differ, with both values."""
     if isinstance(given, dict) and isinstance(kept, dict):
         keys = dict.fromkeys([*kept, *given])
         return [
             line
             for key in keys
-            for line in _differences(given.get(key), kept.get(key), f"{prefix}.{key}")
+            for line in differences(given.get(key), kept.get(key), f"{prefix}.{key}".lstrip("."))
         ]
     return [] if given == kept else [f"`{prefix}`: {_shown(kept)} kept, {_shown(given)} given"]
 

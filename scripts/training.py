@@ -1,7 +1,5 @@
 """From a composed configuration to a trained agent, for every script that trains one."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +7,18 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
+from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
-from scripts.jobs import write_config
 from scripts.overrides import plain
 from scripts.resuming import settings_of
+from scripts.run_folders import CONFIG_FILE, write_config
+from scripts.sweeps import script_command
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -46,13 +46,17 @@ def train_configured(
     Args:
         cfg: with `task`, `env`, `agent`, `logger`, `seed`, `num_threads` and `show_progress`;
             `env.runner` becomes the one that runs, in the run folder's `config.yaml`, too.
-        run_dir: the agent's run folder.
+        run_dir: the agent's run folder; a training that was broken off there goes on.
         overrides: what the configuration is made of, if the run can be resumed with them.
         resume_from: run folder to continue.
     """
     if "agent" not in cfg:
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
     torch.set_num_threads(cfg.num_threads)
+    if (run_dir / CHECKPOINT_FILE).is_file():
+        resume_from, kept = run_dir, OmegaConf.load(run_dir / CONFIG_FILE)
+        if cfg.env.runner in ("auto", "measure"):
+            cfg.env.runner = kept.env.runner
     task, agent = make_task(cfg), cfg.agent
     print(
         f"{task.name}: {agent.total_steps} env steps in {agent.num_envs} environments; "
@@ -93,8 +97,4 @@ def command_line(script: str, *arguments: str) -> str:
         script: its file's name.
         *arguments: overrides, as they stand in a shell.
     """
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [source.path for source in sources if source.provider == "command-line"]
-    path = Path(__file__).resolve().parent / script
-    start = [sys.executable, str(path), *(f"--config-dir={folder}" for folder in folders)]
-    return " ".join([*map(shlex.quote, start), *arguments])
+    return script_command(HydraConfig.get(), script, *arguments)

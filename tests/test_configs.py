@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from hydra.plugins.launcher import Launcher
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
+# registers the resolvers of the configuration
+import scripts.sweeps  # noqa: F401
 from lrpilot import ActionSpec, ControlSettings, Policy
 from lrpilot.agents.tracking import Tracker
 from lrpilot.envs import LRControlEnv
@@ -25,6 +28,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = sorted(f"quick/{path.stem}" for path in (CONF / "experiment" / "quick").glob("*.yaml"))
 SCRIPTS = ["train_agent", "evaluate", "reproduce", "report", "stress_nmf"]
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
+LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
 
 
@@ -173,6 +177,17 @@ def test_every_logger_instantiates(
     tracker = built(composed("train_agent", f"logger={logger}").logger)(tmp_path, {})
     assert isinstance(tracker, Tracker)
     tracker.close()
+
+
+# each has the name of the plugin's own, which it replaces
+@pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher/:UserWarning")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_instantiates(launcher: str) -> None:
+    with initialize_config_dir(str(CONF), version_base=None):
+        chosen = [f"hydra/launcher={launcher}", "gpus_per_job=0", "hydra.sweep.dir=sweep"]
+        cfg = compose("train_agent", chosen, return_hydra_config=True)
+        cfg.hydra.job.name = "train_agent"
+        assert isinstance(instantiate(cfg.hydra.launcher), Launcher)
 
 
 @pytest.mark.parametrize("key", ["sed", "task.base_lrr", "env.num_decision", "agent.totalsteps"])

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "agents": {"lrpilot", "tasks", "envs"},
     "evaluation": {"lrpilot", "tasks", "envs", "agents"},
     "scripts": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
-    "benchmarks": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
+    "benchmarks": {"lrpilot", "tasks", "envs", "agents", "evaluation", "scripts"},
     "examples": {"lrpilot", "tasks", "envs", "agents", "evaluation"},
 }
 README = (ROOT / "README.md").read_text()

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,21 @@ def collect(folder: Path) -> list[str]:
     Raises:
         ValueError: if there is no summary in the folder.
     """
-    paths = sorted(folder.rglob("summary.json"), key=_in_order)
+    paths = sorted(folder.rglob("summary.json"), key=in_order)
     if not paths:
         raise ValueError(f"`folder` must hold run folders with a summary.json, got {folder}")
     rows = [
-        {"job": str(path.parent.relative_to(folder)), **dict(_flat(json.loads(path.read_text())))}
+        {"job": str(path.parent.relative_to(folder)), **dict(flat(json.loads(path.read_text())))}
         for path in paths
     ]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(folder / SUMMARIES_FILE, file.getvalue())
+    write_whole(folder / SUMMARIES_FILE, csv_of(rows))
     shown = [
         name
-        for name in columns
+        for name in _columns(rows)
         if name in ("job", *RESULTS)
         or (name not in UNSHOWN and len({str(row.get(name)) for row in rows}) > 1)
     ]
-    failed = sorted(folder.rglob("error.txt"), key=_in_order)
+    failed = sorted(folder.rglob("error.txt"), key=in_order)
     return [
         *_table([shown, *([_text(row.get(name)) for name in shown] for row in rows)]),
         *(f"failed: {path.parent.relative_to(folder)}" for path in failed),
@@ -62,15 +58,30 @@ def collect(folder: Path) -> list[str]:
     ]
 
 
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    """Job 10 comes after job 9."""
-    return [(int(part) if part.isdigit() else -1, part) for part in path.parts]
+def in_order(path: Path) -> list[tuple[int, str]]:
+    """A key to sort paths by, in which job 10 comes after job 9."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The content of a CSV file; the columns are those of all rows."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _columns(rows))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by their dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from scripts.jobs import claimed, each_warning_once
+from scripts.jobs import each_warning_once
+from scripts.run_folders import claimed
 
 CFG = OmegaConf.create({"seed": 1, "policy": "/home/me/runs/3"})
 

@@ -120,17 +120,19 @@ def test_results_hold_no_path_of_this_machine(answers: Any, root: Any) -> None:
 
 
 def test_sweep_goes_on_after_jobs_that_miss_something(answers: Any, root: Any) -> None:
-    finished = [(root / "sweep" / str(job) / "summary.json").is_file() for job in range(4)]
-    assert finished == [False, False, True, True]
+    finished = {path.parent.name for path in (root / "sweep").rglob("summary.json")}
+    assert finished == {"init_from-null+seed-1", "init_from-null+seed-2"}
 
 
 def test_sweep_lists_its_failed_jobs_and_their_folders_at_the_end(answers: Any, root: Any) -> None:
     code, _, err = answers["sweep"]
     assert code == 1
-    lines = err.splitlines()[-3:]
-    assert lines[0] == "failed jobs: 2"
-    assert lines[1].startswith(f"  {root}/sweep/0: no policy at nowhere.safetensors")
-    assert lines[2].startswith(f"  {root}/sweep/1: no policy at nowhere.safetensors")
+    title, *jobs, command = err.splitlines()[-4:]
+    assert title == "failed jobs: 2"
+    for seed, job in zip((1, 2), jobs, strict=True):
+        folder = f"{root}/sweep/init_from-nowhere.safetensors+seed-{seed}"
+        assert job.startswith(f"  {folder}: no policy at nowhere.safetensors")
+    assert command.endswith(f" hydra.sweep.dir={root}/sweep")
     assert "Traceback" not in err
 
 
@@ -140,8 +142,8 @@ def test_job_that_fails_leaves_no_open_run_of_weights_and_biases_to_the_next(
     command = ["train_agent.py", "-m", *TINY[:-1], "logger=wandb", "logger.mode=offline"]
     wrong = "agent.algorithm.policy=Broken,MlpPolicy"
     run_scripts([[*command, wrong, f"hydra.sweep.dir={tmp_path}/sweep"]], tmp_path)
-    for job in ("0", "1"):
-        (kept,) = (tmp_path / "sweep" / job).rglob("*.wandb")
+    for policy in ("Broken", "MlpPolicy"):
+        (kept,) = (tmp_path / "sweep" / f"policy-{policy}").rglob("*.wandb")
         assert kept.stat().st_size > 0
 
 

@@ -94,7 +94,7 @@ def test_sweep_runs_every_job(tmp_path: Path) -> None:
         *TINY,
         cwd=tmp_path,
     )
-    policies = [Policy.load(tmp_path / job).fingerprint for job in ("0", "1")]
+    policies = [Policy.load(tmp_path / f"seed-{seed}").fingerprint for seed in (0, 1)]
     assert policies[0] != policies[1]
 
 
