@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "second"
 _INDEXING = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")
@@ -86,6 +89,11 @@ def _made(name: str, *args: Any, **given: Any) -> Remote:
     return Remote(make(*args, **{**given, "device": torch.device("cpu")}))
 
 
+def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    _local(target).copy_(_local(source))
+    return target
+
+
 class _Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -96,6 +104,11 @@ class _Send(torch.autograd.Function):
         return gradient.cpu()
 
 
+class _Module(_DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
 class _Makes(TorchFunctionMode):
     """Makes, and moves, tensors where a function of torch is given the second device."""
 
@@ -103,12 +116,16 @@ class _Makes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         given = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], Remote):
+            return args[0].local.tolist()
         asked = [x for x in (*args, given.get("device")) if isinstance(x, str | torch.device)]
         if func is Tensor.to:
             asked += [x.device for x in args[1:] if isinstance(x, Tensor)]
         is_made = any(_is_second(x) for x in asked if not isinstance(x, str) or x.startswith(NAME))
         # `_parse_to` reads the arguments of `module.to`
-        is_there = func is torch._C._nn._parse_to or (args and isinstance(args[0], Remote))
+        is_there = func in (torch._C._nn._parse_to, torch.device) or (
+            args and isinstance(args[0], Remote)
+        )
         if not is_made or is_there:
             return func(*args, **given)
         if "device" in given:
@@ -123,12 +140,16 @@ class _Makes(TorchFunctionMode):
         return "cpu" if isinstance(x, str | torch.device) and _is_second(x) else x
 
 
+def register() -> None:
+    """From now on torch has this accelerator; to be called before the first gradient."""
+    _setup_privateuseone_for_python_backend(NAME, _Module())
+    for name in ("empty.memory_format", "empty_strided"):
+        _LIBRARY.impl(name, partial(_made, name), "PrivateUse1")
+    _LIBRARY.impl("_copy_from", _copied, "PrivateUse1")
+
+
 @contextmanager
 def second_device() -> Iterator[None]:
-    """From now on torch has this accelerator, and within it torch's functions make its tensors."""
-    if not torch.accelerator.is_available():
-        _setup_privateuseone_for_python_backend(NAME)
-        for name in ("empty.memory_format", "empty_strided"):
-            _LIBRARY.impl(name, partial(_made, name), "PrivateUse1")
+    """Within it torch's functions make tensors of the device."""
     with _Makes():
         yield

@@ -21,11 +21,11 @@ from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.lazy import LazyTask
 from lrpilot.tasks.theory.width import WidthTask
-from tests.second_device import NAME, Remote, second_device
+from tests.second_device import NAME, Remote, register, second_device
 
 NUM_RUNS = 3
 COMMON: dict[str, Any] = {"optimizer": torch.optim.SGD, "base_lr": 0.01, "total_steps": 20}
-SMALL = {"base_lr": 0.05, "total_steps": 20, "num_setups": 4}
+SMALL: dict[str, Any] = {"base_lr": 0.05, "total_steps": 20, "num_setups": 4}
 
 
 def own(**arguments: Any) -> Task:
@@ -71,7 +71,7 @@ CAPPED = ("nmf under a cap", "lazy", "linearized")
 def followed(make: Callable[..., Task], name: str, device: str) -> dict[str, Any]:
     """Numbers of an episode of one run, and of one of many at once, broken off and resumed."""
     found: dict[str, Any] = {}
-    settings = {"num_decisions": 5, "use_cap": name in CAPPED}
+    settings: dict[str, Any] = {"num_decisions": 5, "use_cap": name in CAPPED}
     env, other = (LRControlEnv(make(device=device), **settings) for _ in range(2))
     first = env.reset(seed=1)[0]
     other.reset(seed=2)
@@ -96,11 +96,7 @@ def followed(make: Callable[..., Task], name: str, device: str) -> dict[str, Any
             e.step_async(np.ones((NUM_RUNS, 1), np.float32))
             many.append(e.step_wait()[:2])
         assert (many[0][1] == many[1][1]).all()
-        found["many"] = [
-            *start.ravel().tolist(),
-            *many[0][0].ravel().tolist(),
-            *many[0][1].tolist(),
-        ]
+        found["many"] = [array.ravel().tolist() for array in (start, *many[0])]
         runs = envs.runs
         vectors = [runs.privileged_losses(), runs.weights(), runs.gradients()]
         if name in CAPPED:
@@ -117,6 +113,7 @@ def describe(tensor: Tensor) -> str:
 def main() -> None:
     """Prints a dictionary: for each task its numbers on both devices."""
     torch.set_num_threads(1)
+    register()
     found = {name: {"cpu": followed(make, name, "cpu")} for name, make in MAKERS.items()}
     with second_device():
         for name, make in MAKERS.items():

@@ -42,7 +42,7 @@ def count_diverged(task: NMFTask, *, num_runs: int, hold: int, name: str) -> lis
     runs.reset(list(range(num_runs)), list(evaluation_seeds(num_runs)))
     rng = np.random.default_rng(0)
     fraction = torch.from_numpy(np.exp(rng.uniform(np.log(0.01), 0.0, size=num_runs)))
-    everyone = torch.ones(num_runs, dtype=torch.bool)
+    everyone = torch.ones(num_runs, dtype=torch.bool, device=runs.device)
     start = runs.privileged_losses().double()
     before, highest = start, torch.ones_like(start)
     rose = torch.zeros_like(everyone)
