@@ -32,19 +32,19 @@ class Remote(Tensor):
     @staticmethod
     def __new__(cls, local: Tensor) -> "Remote":
         """Around this one."""
-        remote: Remote = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        remote: Remote = Tensor._make_wrapper_subclass(
             cls,
             local.size(),
             strides=local.stride(),
             storage_offset=local.storage_offset(),
             dtype=local.dtype,
-            device=f"{NAME}:0",
+            device=torch.device(NAME, 0),
         )
         remote.local = local
         return remote
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Compute on the CPU what a GPU would compute."""
