@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,29 @@ class Tracker:
 
     def close(self, *, exit_code: int = 0) -> None:
         """Finish; a training that broke off has an exit code other than 0."""
+
+
+class ReportingTracker(Tracker):
+    """Tells somebody else of the rows, too, after another tracker.
+
+    Args:
+        inner: the other tracker.
+        report: called with every row and its env step; what it raises ends the training.
+    """
+
+    def __init__(self, inner: Tracker, report: Callable[[dict[str, Any], int], None]) -> None:
+        super().__init__(inner.run_dir, {})
+        self._inner = inner
+        self._report = report
+
+    def log(self, row: dict[str, Any], *, step: int) -> None:
+        """Pass the row on, then report it."""
+        self._inner.log(row, step=step)
+        self._report(row, step)
+
+    def close(self, *, exit_code: int = 0) -> None:
+        """Close the other tracker."""
+        self._inner.close(exit_code=exit_code)
 
 
 class TensorBoardTracker(Tracker):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.runners import make_vec_env
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
+from lrpilot.redaction import without_folders
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
@@ -255,18 +255,3 @@ def _write_results(
     }
     write_whole(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def without_folders(value: Any) -> Any:
-    """Plain values in which absolute paths are shortened to their last part.
-
-    >>> without_folders({"data_dir": "/home/me/data", "init_from": "small_networks"})
-    {'data_dir': 'data', 'init_from': 'small_networks'}
-    """
-    if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_folders(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(os.path.expanduser(value)):
-        return Path(value).name
-    return value

@@ -24,9 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
-from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
+from lrpilot.redaction import without_folders
 from lrpilot.tasks.data.archives import DataError
 from scripts.overrides import check_overrides, key_of, plain
 

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
+from lrpilot.agents.tracking import ReportingTracker, Tracker
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
@@ -40,6 +41,7 @@ def train_configured(
     *,
     overrides: Sequence[str] | None = None,
     resume_from: Path | None = None,
+    report: Callable[[dict[str, Any], int], None] | None = None,
 ) -> dict[str, Any]:
     """Train the configured agent on the configured task; returns its summary.
 
@@ -49,6 +51,7 @@ def train_configured(
         run_dir: the agent's run folder.
         overrides: what the configuration is made of, if the run can be resumed with them.
         resume_from: run folder to continue.
+        report: called with every row of metrics and its env step.
     """
     if "agent" not in cfg:
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
@@ -65,6 +68,9 @@ def train_configured(
         cfg.env.runner = fastest_runner(task, agent.num_envs, settings, anew=runner == "measure")
     write_config(cfg, run_dir)
     config = plain(cfg)
+    tracker: Tracker = instantiate(cfg.logger)(run_dir, config)
+    if report is not None:
+        tracker = ReportingTracker(tracker, report)
     return train(
         task,
         settings,
@@ -76,7 +82,7 @@ def train_configured(
         seed=cfg.seed,
         checkpoint_steps=agent.checkpoint_steps,
         init_from=Policy.load(agent.init_from) if agent.init_from and not resume_from else None,
-        tracker=instantiate(cfg.logger)(run_dir, config),
+        tracker=tracker,
         card={name: config[name] for name in ("task", "env", "agent")},
         # reads the commit now, not after hours of training
         provenance=describe_provenance(),
