@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from lrpilot.files import write_whole
+from lrpilot.redaction import without_folders, without_home
+
 
 class Tracker:
     """Tracks nothing: `metrics.csv` in the run folder is always written.
@@ -99,8 +102,16 @@ class WandbTracker(Tracker):
                 project=project,
                 dir=str(run_dir),
                 mode=asked or "offline",
-                config=config,
-                settings=wandb.Settings(silent=True, init_timeout=30),
+                config=without_folders(config),
+                # what W&B would tell by itself: paths, arguments, names of machine and user
+                settings=wandb.Settings(
+                    silent=True,
+                    init_timeout=30,
+                    x_disable_meta=True,
+                    disable_git=True,
+                    disable_code=True,
+                    console="off",
+                ),
             )
 
     def log(self, row: dict[str, Any], *, step: int) -> None:
@@ -114,6 +125,13 @@ class WandbTracker(Tracker):
         if self._run is not None:
             with self._failures_are_warnings():
                 self._run.finish(exit_code=exit_code)
+                self._clean_logs()
+
+    def _clean_logs(self) -> None:
+        """Take this user's home folder from W&B's own logs, which stay on this machine."""
+        for path in (self.run_dir / "wandb").rglob("*.log"):
+            if not path.is_symlink():
+                write_whole(path, without_home(path.read_text(errors="replace")))
 
     @contextmanager
     def _failures_are_warnings(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ WARM_UP_SECONDS = 300.0
 MOST_MB_PER_HOUR = 1.0
 NUM_DECISIONS = 9
 NUM_STEPS = 27
-ROLLOUT = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
+ROLLOUT: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
 ALGORITHMS: dict[str, Any] = {
     "PPO": partial(PPO, "MlpPolicy", **ROLLOUT),
     "RecurrentPPO": partial(RecurrentPPO, "MlpLstmPolicy", **ROLLOUT),

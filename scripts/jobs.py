@@ -26,7 +26,7 @@ from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
-from lrpilot.redaction import without_folders
+from lrpilot.redaction import without_folders, without_home
 from lrpilot.tasks.data.archives import DataError
 from scripts.overrides import check_overrides, key_of, plain
 
@@ -130,7 +130,7 @@ def run_job(
             raise _exit(error) from None
         text = explain(error) or traceback.format_exc().strip()
         print(f"job {HydraConfig.get().job.num} failed: {text}", file=sys.stderr)
-        write_whole(run_dir / ERROR_FILE, f"{text}\n")
+        write_whole(run_dir / ERROR_FILE, f"{without_home(text)}\n")
         return None
 
 

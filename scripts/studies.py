@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -61,7 +63,7 @@ def read_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
         parent = key.rpartition(".")[0]
         if not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             raise ValueError(
-                f"`search.space.{key}` must stand where the configuration has {parent}"
+                f"`search.space.{key}` must be a value of the configuration, which has no {parent}"
             )
     return space
 
@@ -137,8 +139,11 @@ def open_study(url: str, name: str, *, pruner: str | None, num_seeds: int) -> op
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            kept = RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=_HEARTBEAT_SECONDS)
         return optuna.create_study(
-            storage=RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=_HEARTBEAT_SECONDS),
+            storage=kept,
             study_name=name,
             direction="maximize",
             load_if_exists=True,
@@ -186,8 +191,9 @@ def write_trials(trials: list[FrozenTrial], path: Path) -> None:
 
 
 def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
-    """Optuna's own figures, as HTML that works offline; those that the trials do not allow are
-    left out, and said to be.
+    """Optuna's own figures, as HTML that works offline; returns their paths.
+
+    One that the trials do not allow is left out, and said to be.
     """
     paths = []
     verbosity = optuna.logging.get_verbosity()

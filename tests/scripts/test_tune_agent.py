@@ -40,7 +40,7 @@ COMMANDS = {
     "a wrong range": [*SEARCH, f"{RATE}.low=1.0"],
     "no such place": [
         *SEARCH,
-        f"+search.space.agnt.x={{_target_:optuna.distributions.FloatDistribution,low:0,high:1}}",
+        "+search.space.agnt.x={_target_:optuna.distributions.FloatDistribution,low:0,high:1}",
     ],
     "no such pruner": [*SEARCH, "search.pruner=shears"],
     "no server": [
