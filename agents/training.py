@@ -17,6 +17,7 @@ from lrpilot import ControlSettings, Policy
 from lrpilot.agents.algorithms import Agent, env_steps_before_update
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_snapshot
+from lrpilot.agents.curves import record_episode
 from lrpilot.agents.export import export_policy, import_policy, versions
 from lrpilot.agents.metrics import RolloutRecorder
 from lrpilot.agents.stop_signal import StopSignal
@@ -154,6 +155,9 @@ def train(
                     "stopped_by": stop.received if checkpointer.is_stopped else None,
                 }
                 summary = _write_results(model, settings, recorder, run_dir, trained_on, origin)
+                tracker.add_file(run_dir / POLICY_FILE, kind="policy", card=summary)
+                if tracker.keeps_media and not checkpointer.is_stopped:
+                    tracker.add_curves("trained policy", record_episode(model, task, settings))
         exit_code = 0
         return summary
     finally:

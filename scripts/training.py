@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
-from lrpilot.agents.tracking import ReportingTracker, Tracker
+from lrpilot.agents.tracking import ReportingTracker
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
 from scripts.jobs import write_config
 from scripts.overrides import plain
 from scripts.resuming import settings_of
+from scripts.tracking import make_tracker
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -42,6 +43,7 @@ def train_configured(
     overrides: Sequence[str] | None = None,
     resume_from: Path | None = None,
     report: Callable[[dict[str, Any], int], None] | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """Train the configured agent on the configured task; returns its summary.
 
@@ -52,6 +54,7 @@ def train_configured(
         overrides: what the configuration is made of, if the run can be resumed with them.
         resume_from: run folder to continue.
         report: called with every row of metrics and its env step.
+        group: of runs that belong together, for a tracker; by default those of a sweep.
     """
     if "agent" not in cfg:
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
@@ -68,7 +71,7 @@ def train_configured(
         cfg.env.runner = fastest_runner(task, agent.num_envs, settings, anew=runner == "measure")
     write_config(cfg, run_dir)
     config = plain(cfg)
-    tracker: Tracker = instantiate(cfg.logger)(run_dir, config)
+    tracker = make_tracker(cfg, run_dir, job_type="train", group=group)
     if report is not None:
         tracker = ReportingTracker(tracker, report)
     return train(

@@ -159,6 +159,7 @@ def run_trial(cfg: DictConfig, trial: optuna.Trial, folder: Path) -> float:
         ValueError: if no episode ended.
     """
     returns: list[float] = []
+    group = folder.parents[1].name
     for index in range(cfg.search.num_seeds):
         job = cfg.copy()
         job.seed, job.show_progress = cfg.seed + index, False
@@ -166,7 +167,7 @@ def run_trial(cfg: DictConfig, trial: optuna.Trial, folder: Path) -> float:
         run_dir.mkdir(parents=True)
         reports = Reports(trial, total_steps=cfg.agent.total_steps, earlier=returns)
         with redirect_stdout(io.StringIO()):
-            summary = train_configured(job, run_dir, report=reports)
+            summary = train_configured(job, run_dir, report=reports, group=group)
         if summary["stopped_by"]:
             raise KeyboardInterrupt
         last = summary["return_mean_last_rollouts"]
