@@ -49,8 +49,13 @@ def read_run(folder: Path) -> dict[str, Any]:
             for item in record.history.item:
                 key = item.key or ".".join(item.nested_key)
                 found["history"][key] = json.loads(item.value_json)
-        elif record.HasField("request") and record.request.HasField("log_artifact"):
-            found["artifacts"].append(record.request.log_artifact.artifact)
         elif record.HasField("artifact"):
-            found["artifacts"].append(record.artifact)
+            artifact = record.artifact
+            found["artifacts"].append(
+                {
+                    "type": artifact.type,
+                    "metadata": json.loads(artifact.metadata or "{}"),
+                    "files": [entry.path for entry in artifact.manifest.contents],
+                }
+            )
     return found
