@@ -1,5 +1,6 @@
 """Nothing that a run leaves tells a secret, or whose machine it was."""
 
+import json
 from typing import Any
 
 import pytest
