@@ -6,6 +6,7 @@ cycle it reads the memory that it holds and its open files (of Linux, from /proc
 five minutes less than 1 MB per hour, and as many open files as before.
 """
 
+import ctypes
 import gc
 import os
 import sys
@@ -70,6 +71,8 @@ class Sample(NamedTuple):
 def read_sample(start: float) -> Sample:
     """Resident memory, open files and threads of this process, and the seconds since the start."""
     gc.collect()
+    # what is free, but kept by the allocator, is no growth
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Sample(
         time.monotonic() - start,
@@ -81,7 +84,9 @@ def read_sample(start: float) -> Sample:
 
 def cycle(index: int) -> None:
     """Train an agent, go on from its checkpoint, and deploy its policy."""
-    name, runner, algorithm = TRAININGS[index % len(TRAININGS)]
+    # every round does the same
+    seed = index % len(TRAININGS)
+    name, runner, algorithm = TRAININGS[seed]
     task = replace(load_task(name), total_steps=NUM_STEPS)
     settings = ControlSettings(num_decisions=NUM_DECISIONS)
     with tempfile.TemporaryDirectory(prefix="lrpilot-soak-") as folder:
@@ -95,23 +100,28 @@ def cycle(index: int) -> None:
                 num_envs=2,
                 run_dir=run_dir,
                 runner=runner,
-                seed=index,
+                seed=seed,
                 resume_from=resumed,
                 show_progress=False,
             )
         policy = Policy.load(second)
         method = Method("policy", partial(deployed, policy=policy))
-        train_run(task, method, initial_lr_factor=1.0, seed=index)
+        train_run(task, method, initial_lr_factor=1.0, seed=seed)
 
 
 def slope(samples: list[Sample]) -> tuple[float, float]:
-    """Megabytes per hour by least squares, and their standard error."""
-    hours = np.array([sample.seconds / 3600 for sample in samples])
-    megabytes = np.array([sample.megabytes for sample in samples])
-    hours -= hours.mean()
-    per_hour = hours @ megabytes / (hours @ hours)
-    rest = megabytes - megabytes.mean() - per_hour * hours
-    variance = rest @ rest / max(1, len(samples) - 2) / (hours @ hours)
+    """Megabytes per hour by least squares, and their standard error, over whole rounds.
+
+    The cycles of a round hold different amounts: each has a level of its own.
+    """
+    shape = -1, len(TRAININGS)
+    hours = np.array([sample.seconds / 3600 for sample in samples]).reshape(shape)
+    megabytes = np.array([sample.megabytes for sample in samples]).reshape(shape)
+    hours, megabytes = hours - hours.mean(0), megabytes - megabytes.mean(0)
+    per_hour = (hours * megabytes).sum() / (hours * hours).sum()
+    rest = megabytes - per_hour * hours
+    num_free = max(1, rest.size - len(TRAININGS) - 1)
+    variance = (rest * rest).sum() / num_free / (hours * hours).sum()
     return float(per_hour), float(np.sqrt(variance))
 
 

@@ -57,7 +57,7 @@ Damage = Callable[[bytes, random.Random], bytes]
 class Kind(NamedTuple):
     """A kind of file."""
 
-    count: int
+    number: int
     damages: Sequence[Damage]
     write: Callable[[int, Path], Path]
     """Writes the whole file of a case into a folder."""
@@ -245,7 +245,17 @@ def forged_values(content: bytes, rng: random.Random) -> bytes:
         if not is_deeper or rng.random() < 0.3:
             break
         node = node[key]
-    others = [None, "x", -(2**70), float("nan"), [], {}, torch.zeros(3, 1), [[1]] * 3, ()]
+    others: list[Any] = [
+        None,
+        "x",
+        -(2**70),
+        float("nan"),
+        [],
+        {},
+        torch.zeros(3, 1),
+        [[1]] * 3,
+        (),
+    ]
     node[key] = rng.choice(others)
     file = io.BytesIO()
     torch.save(snapshot, file)
@@ -373,7 +383,7 @@ def main() -> None:
     print_origin(f"at most {MEGABYTES} MB more and {SECONDS:g} s for a file")
     cases = []
     for name, kind in KINDS.items():
-        cases += [run_case(name, i) for i in range(round(options.share * kind.count))]
+        cases += [run_case(name, i) for i in range(round(options.share * kind.number))]
     rows = []
     for name, damage in dict.fromkeys((case["kind"], case["damage"]) for case in cases):
         mine = [case for case in cases if (case["kind"], case["damage"]) == (name, damage)]

@@ -7,6 +7,8 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
+_RECORD: Any = wandb_internal_pb2
+
 _BLOCK = 32 * 1024
 _FILE_HEADER = 7
 _CHUNK_HEADER = 7
@@ -27,7 +29,7 @@ def records(path: Path) -> Iterator[Any]:
         kept += content[position : position + size]
         position += size
         if kind not in (_FIRST, _MIDDLE):
-            yield wandb_internal_pb2.Record.FromString(kept)
+            yield _RECORD.Record.FromString(kept)
             kept = b""
 
 
