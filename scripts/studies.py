@@ -56,7 +56,7 @@ def read_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
     Raises:
         ValueError: if there is none, one is no distribution, or nothing has such a key.
     """
-    space = dict(_distributions(plain(cfg.search.space), ""))
+    space = dict(_distributions(plain(cfg.search.get("space", {})), ""))
     if not space:
         raise ValueError("`search.space` must hold one distribution at least, got none")
     for key in space:
