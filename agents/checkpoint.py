@@ -125,7 +125,9 @@ def read_snapshot(path: Path) -> dict[str, Any]:
             f"{cure}"
         )
     try:
-        snapshot: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)
+        snapshot: dict[str, Any] = torch.load(
+            io.BytesIO(payload), map_location="cpu", weights_only=True
+        )
     except Exception as error:  # a foreign content may fail in any way
         raise CheckpointError(
             f"{path} holds something else than plain values and tensors "

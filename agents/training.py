@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from lrpilot import ControlSettings, Policy
 from lrpilot.agents.algorithms import Agent, env_steps_before_update
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_snapshot
+from lrpilot.agents.curves import record_episode
 from lrpilot.agents.export import export_policy, import_policy, versions
 from lrpilot.agents.metrics import RolloutRecorder
 from lrpilot.agents.stop_signal import StopSignal
@@ -26,6 +26,7 @@ from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.runners import make_vec_env
 from lrpilot.files import write_whole
 from lrpilot.policy.actor import FILE_NAME as POLICY_FILE
+from lrpilot.redaction import without_folders
 from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
@@ -154,6 +155,9 @@ def train(
                     "stopped_by": stop.received if checkpointer.is_stopped else None,
                 }
                 summary = _write_results(model, settings, recorder, run_dir, trained_on, origin)
+                tracker.add_file(run_dir / POLICY_FILE, kind="policy", card=summary)
+                if tracker.keeps_media and not checkpointer.is_stopped:
+                    tracker.add_curves("trained policy", record_episode(model, task, settings))
         exit_code = 0
         return summary
     finally:
@@ -255,18 +259,3 @@ def _write_results(
     }
     write_whole(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def without_folders(value: Any) -> Any:
-    """Plain values in which absolute paths are shortened to their last part.
-
-    >>> without_folders({"data_dir": "/home/me/data", "init_from": "small_networks"})
-    {'data_dir': 'data', 'init_from': 'small_networks'}
-    """
-    if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_folders(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(os.path.expanduser(value)):
-        return Path(value).name
-    return value

@@ -22,15 +22,22 @@ from lrpilot.evaluation.report import COMPARISON_FILES
 from lrpilot.evaluation.runs.grid import Method
 from scripts.jobs import run_job, run_script
 from scripts.overrides import plain
+from scripts.tracking import tracked
 from scripts.training import make_task
 
-UNREAD = ("env", "agent", "logger", "seed", "compare", "is_quick")
+UNREAD = ("env", "agent", "seed", "compare", "is_quick")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate, in a run folder of its own."""
-    run_job(evaluate, cfg, unread=UNREAD)
+    run_job(evaluate_tracked, cfg, unread=UNREAD)
+
+
+def evaluate_tracked(cfg: DictConfig, out_dir: Path) -> None:
+    """Evaluate, and give the tracker tables, figures and runs."""
+    with tracked(cfg, out_dir, job_type="evaluate"):
+        evaluate(cfg, out_dir)
 
 
 def evaluate(cfg: DictConfig, out_dir: Path) -> None:

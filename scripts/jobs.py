@@ -27,6 +27,7 @@ from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
+from lrpilot.redaction import without_home
 from lrpilot.tasks.data.archives import DataError
 from scripts.overrides import check_overrides, given_overrides, key_of
 from scripts.resources import job_slots, limit_cores, limit_threads, num_gpus, take_slot
@@ -41,6 +42,7 @@ from scripts.sweeps import (
     launcher_of,
     read_done,
     write_done,
+    write_overrides,
 )
 
 # what a reader can mend: these say it in their message
@@ -162,6 +164,7 @@ def _run_in_sweep(
     start = time.perf_counter()
     try:
         with only_job(run_dir), _logged(run_dir):
+            write_overrides(run_dir)
             cfg = _checked(cfg, unread)
             _take_share(cfg)
             is_begun = (run_dir / CONFIG_FILE).is_file()
@@ -180,7 +183,7 @@ def _run_in_sweep(
         text = explain(error) or traceback.format_exc().strip()
         print(f"{name} failed: {text}", file=sys.stderr)
         file = REFUSED_FILE if isinstance(error, OtherJobError) else ERROR_FILE
-        write_whole(run_dir / file, f"{text}\n")
+        write_whole(run_dir / file, f"{without_home(text)}\n")
         return None
     print(f"{name} {done}: {run_dir}")
     return returned

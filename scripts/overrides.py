@@ -19,6 +19,7 @@ LEAST = {
     "total_steps": 1,
     "checkpoint_steps": 1,
     "num_seeds": 1,
+    "num_trials": 1,
     "num_skipped_seeds": 0,
     "num_tuning": 1,
     "num_held_out": 1,

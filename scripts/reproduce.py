@@ -23,6 +23,7 @@ from lrpilot.evaluation.page import PAGE_FILE, write_page
 from lrpilot.evaluation.runs.output import RUNS_FILE, Output
 from lrpilot.evaluation.runs.provenance import provenance_line
 from scripts.jobs import run_job, run_script
+from scripts.tracking import tracked
 from scripts.training import train_configured
 
 UNREAD = ("rival",)
@@ -31,7 +32,13 @@ UNREAD = ("rival",)
 @hydra.main(version_base=None, config_path="../conf", config_name="reproduce")
 def main(cfg: DictConfig) -> None:
     """Reproduce, in a run folder of its own."""
-    run_job(reproduce, cfg, unread=UNREAD)
+    run_job(reproduce_tracked, cfg, unread=UNREAD)
+
+
+def reproduce_tracked(cfg: DictConfig, out_dir: Path) -> None:
+    """Reproduce, and give the tracker tables, figures and runs."""
+    with tracked(cfg, out_dir, job_type="reproduce", group=out_dir.name):
+        reproduce(cfg, out_dir)
 
 
 def reproduce(cfg: DictConfig, out_dir: Path) -> None:
@@ -48,7 +55,7 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
     if path is None and "agent" in cfg:
         path = out_dir / "agent"
         path.mkdir(exist_ok=True)
-        summary = train_configured(cfg, path)
+        summary = train_configured(cfg, path, group=out_dir.name)
         if summary["stopped_by"]:
             raise SystemExit(f"stopped by {summary['stopped_by']}; the agent's run is {path}")
     compare(

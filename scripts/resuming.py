@@ -4,6 +4,8 @@ A checkpoint is data, so what it says may choose among the files of the configur
 values, and never name code. What was given as `_target_=...` must be given again.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrpilot.agents.checkpoint import FILE_NAME, read_snapshot
 from lrpilot.agents.training import has_results
+from lrpilot.redaction import without_home
 from scripts.overrides import composed, given_overrides, plain
 
 # what decides how the training goes on
@@ -26,8 +29,23 @@ OF_THIS_RUN = ("resume", "output_root")
 
 def settings_of(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint keeps of the configuration, in plain values."""
-    kept = [override for override in overrides if _key(override) not in OF_THIS_RUN]
-    return {"overrides": kept, "config": {name: plain(cfg[name]) for name in SAME}}
+    kept = [homeless(override) for override in overrides if _key(override) not in OF_THIS_RUN]
+    config = {name: plain(cfg[name]) for name in SAME}
+    return {"overrides": kept, "config": without_home(config)}
+
+
+def homeless(override: str) -> str:
+    """An override in which this user's home folder is "~", in the quotes that Hydra needs for it.
+
+    >>> homeless("task.data_dir=" + os.path.expanduser("~/data"))
+    'task.data_dir="~/data"'
+    """
+    home = re.escape(os.path.expanduser("~"))
+    return re.sub(
+        rf"""(['"]?){home}((?:/[\w./%@+-]*)?)(?![\w.-])""",
+        lambda found: f"{found[1] or chr(34)}~{found[2]}{'' if found[1] else chr(34)}",
+        override,
+    )
 
 
 def find_run_dir(resume: str | bool, output_root: str) -> Path:
@@ -78,7 +96,7 @@ def resumed_config(run_dir: Path, read: Sequence[str]) -> tuple[DictConfig, list
     changed = [
         line
         for name in SAME
-        for line in differences(plain(cfg[name]), kept[name], name)
+        for line in differences(without_home(plain(cfg[name])), without_home(kept[name]), name)
         if not any(line.startswith(f"`{key}`") for key in MAY_CHANGE)
     ]
     if changed:

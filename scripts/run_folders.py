@@ -8,16 +8,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from lrpilot.agents.training import without_folders
 from lrpilot.files import write_whole
+from lrpilot.redaction import without_folders
 from scripts.overrides import plain
 from scripts.resuming import differences
-from scripts.sweeps import ERROR_FILE, REFUSED_FILE
+from scripts.sweeps import ERROR_FILE, OVERRIDES_FILE, REFUSED_FILE
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 # what a folder may hold that no run has claimed
-HYDRA_FILES = {".hydra", ERROR_FILE, REFUSED_FILE, LOCK_FILE}
+UNCLAIMED = {OVERRIDES_FILE, ERROR_FILE, REFUSED_FILE, LOCK_FILE}
 # what a job of a sweep may have otherwise when it goes on
 OF_THE_MACHINE = {"cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers"}
 OF_THE_MACHINE |= {"show_progress", "output_root", "store", "logger"}
@@ -61,7 +61,7 @@ def claimed(run_dir: Path, cfg: DictConfig, *, is_begun: bool = False) -> Iterat
 
 def _results(run_dir: Path) -> list[str]:
     names = sorted(path.name for path in run_dir.iterdir())
-    return [name for name in names if name not in HYDRA_FILES and not name.endswith(".log")]
+    return [name for name in names if name not in UNCLAIMED and not name.endswith(".log")]
 
 
 def write_config(cfg: DictConfig, run_dir: Path) -> None:

@@ -25,11 +25,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lrpilot.command.folders import in_order
 from lrpilot.envs.runners import num_cores
 from lrpilot.files import write_whole
+from lrpilot.redaction import without_home
 from scripts.overrides import as_argument, key_of
 from scripts.resources import job_slots, num_gpus, visible_gpus, whole_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 ERROR_FILE = "error.txt"
+OVERRIDES_FILE = "overrides.yaml"
 DONE_FILE = "done.json"
 # of a job that found another one in its folder, which it leaves as it was
 REFUSED_FILE = "refused.txt"
@@ -161,12 +163,12 @@ class Job:
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of a sweep that have begun, in their order: 10 comes after 9."""
-    found = [path.parent.parent for path in sweep_dir.rglob(".hydra/overrides.yaml")]
+    found = [path.parent for path in sweep_dir.rglob(OVERRIDES_FILE)]
     return [_read_job(folder) for folder in sorted(found, key=in_order)]
 
 
 def _read_job(folder: Path) -> Job:
-    given = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    given = OmegaConf.load(folder / OVERRIDES_FILE)
     assert isinstance(given, ListConfig)
     return Job(
         folder,
@@ -182,6 +184,12 @@ def _read_error(path: Path) -> str | None:
         return None
     lines = path.read_text().splitlines()
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def write_overrides(run_dir: Path) -> None:
+    """Keep the overrides of this job, without this user's home folder."""
+    overrides = without_home(list(HydraConfig.get().overrides.task))
+    write_whole(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(OmegaConf.create(overrides)))
 
 
 def write_done(run_dir: Path, returned: Any) -> None:

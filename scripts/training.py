@@ -1,6 +1,6 @@
 """From a composed configuration to a trained agent, for every script that trains one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from lrpilot.agents.tracking import ReportingTracker
 from lrpilot.envs.runners import fastest_runner
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
@@ -19,6 +20,7 @@ from scripts.overrides import plain
 from scripts.resuming import settings_of
 from scripts.run_folders import CONFIG_FILE, write_config
 from scripts.sweeps import script_command
+from scripts.tracking import make_tracker
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -40,6 +42,8 @@ def train_configured(
     *,
     overrides: Sequence[str] | None = None,
     resume_from: Path | None = None,
+    report: Callable[[dict[str, Any], int], None] | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """Train the configured agent on the configured task; returns its summary.
 
@@ -49,6 +53,8 @@ def train_configured(
         run_dir: the agent's run folder; a training that was broken off there goes on.
         overrides: what the configuration is made of, if the run can be resumed with them.
         resume_from: run folder to continue.
+        report: called with every row of metrics and its env step.
+        group: of runs that belong together, for a tracker; by default those of a sweep.
     """
     if "agent" not in cfg:
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
@@ -69,6 +75,9 @@ def train_configured(
         cfg.env.runner = fastest_runner(task, agent.num_envs, settings, anew=runner == "measure")
     write_config(cfg, run_dir)
     config = plain(cfg)
+    tracker = make_tracker(cfg, run_dir, job_type="train", group=group)
+    if report is not None:
+        tracker = ReportingTracker(tracker, report)
     return train(
         task,
         settings,
@@ -80,7 +89,7 @@ def train_configured(
         seed=cfg.seed,
         checkpoint_steps=agent.checkpoint_steps,
         init_from=Policy.load(agent.init_from) if agent.init_from and not resume_from else None,
-        tracker=instantiate(cfg.logger)(run_dir, config),
+        tracker=tracker,
         card={name: config[name] for name in ("task", "env", "agent")},
         # reads the commit now, not after hours of training
         provenance=describe_provenance(),

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from lrpilot.tasks.devices import on_device
 from lrpilot.tasks.groups import GroupedRuns
 from lrpilot.tasks.runs import OptimizerFactory, Run
 from lrpilot.tasks.task import Task
@@ -24,15 +25,17 @@ class MixtureTask(Task):
         name: short name.
         tasks: the tasks, at least one, each renamed to its key.
         weights: w_i > 0 by key; those not named have 1.
+        device: where the runs of all tasks live (see `DeviceTask`); None leaves each on its own.
 
     Raises:
-        ValueError: if there is no task, one is a mixture itself, or a weight is not positive or
-            names no task.
+        ValueError: if there is no task, one is a mixture itself, a weight is not positive or
+            names no task, or a task has no device that could be chosen.
     """
 
     name: str = "mixture"
     tasks: Mapping[str, Task]
     weights: Mapping[str, float] = field(default_factory=dict)
+    device: str | None = None
     # the longest horizon and the smallest learning rate of the tasks; what trains is their own
     optimizer: OptimizerFactory = field(init=False, repr=False)
     base_lr: float = field(init=False)
@@ -52,6 +55,8 @@ class MixtureTask(Task):
                 raise ValueError(f"`weights` must be positive and finite, got {weight}")
         # by name, so that the draw does not depend on the order in a configuration
         named = {name: replace(self.tasks[name], name=name) for name in sorted(self.tasks)}
+        if self.device is not None:
+            named = {name: on_device(task, self.device) for name, task in named.items()}
         values = {
             "tasks": named,
             "optimizer": next(iter(named.values())).optimizer,

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.runs import Run
-from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuadraticTask(Task):
+class QuadraticTask(DeviceTask):
     """Minimize lambda/2 ||x||^2 from gradients lambda x + xi, E||xi||^2 = s^2.
 
     The minibatch loss is lambda/2 ||x - z||^2 with z Gaussian, whose gradient has that noise.
@@ -48,14 +48,14 @@ class QuadraticRun(Run):
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(task.dimension, generator=generator)
         direction *= math.sqrt(task.initial_power) / direction.norm()
-        self.x = torch.nn.Parameter(direction)
+        self.x = torch.nn.Parameter(direction.to(task.device))
         super().__init__([self.x], optimizer=task.optimizer, lr=task.base_lr, generator=generator)
         self.curvature = task.curvature
         self._noise_std = math.sqrt(task.noise_power / task.dimension) / task.curvature
 
     def _set_gradients(self) -> Tensor:
         with torch.no_grad():
-            noise = torch.randn(self.x.shape, generator=self.generator)
+            noise = torch.randn(self.x.shape, generator=self.generator).to(self.x.device)
             difference = self.x - noise.mul_(self._noise_std)
             self.x.grad = self.curvature * difference
             return self.curvature / 2 * difference.dot(difference)

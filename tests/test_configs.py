@@ -19,6 +19,7 @@ from lrpilot import ActionSpec, ControlSettings, Policy
 from lrpilot.agents.tracking import Tracker
 from lrpilot.envs import LRControlEnv
 from lrpilot.tasks.task import Task
+from scripts.studies import read_space
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
@@ -26,7 +27,8 @@ OPTIMIZERS = sorted(path.stem for path in (CONF / "task" / "optimizer").glob("*.
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = sorted(f"quick/{path.stem}" for path in (CONF / "experiment" / "quick").glob("*.yaml"))
-SCRIPTS = ["train_agent", "evaluate", "reproduce", "report", "stress_nmf"]
+SCRIPTS = ["train_agent", "tune_agent", "evaluate", "reproduce", "report", "stress_nmf"]
+AGENTS = sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))
 LOGGERS = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))
@@ -76,6 +78,12 @@ def test_an_action_has_the_same_defaults_in_code_configuration_and_shipped_polic
     configured = built(composed("train_agent").env.action)
     shipped = [Policy.load(name).action for name in ("cifar", "small_networks")]
     assert [configured, *shipped] == [ActionSpec()] * 3
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_has_a_space_of_its_own_settings(agent: str) -> None:
+    cfg = composed("tune_agent", f"agent={agent}")
+    assert "agent.algorithm.learning_rate" in read_space(cfg)
 
 
 def test_agent_instantiates() -> None:

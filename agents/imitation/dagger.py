@@ -20,9 +20,9 @@ from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.control import train_controlled
 from lrpilot.agents.imitation.experts import Experts, decay_to_zero
-from lrpilot.agents.training import without_folders
 from lrpilot.envs.reward import has_diverged
 from lrpilot.policy.controller import Controller
+from lrpilot.redaction import without_folders
 from lrpilot.tasks.task import Task
 
 FIELDS = ("round", "total_steps", "num_states", "error", "regret", "seconds")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lrpilot.redaction import without_home
 from lrpilot.version import __version__
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -40,14 +41,14 @@ def provenance_line() -> str:
 
 
 def _command() -> str:
-    """The command line, with the last part alone of absolute paths."""
+    """The command line: of absolute paths the last part, and no home folder or password."""
     script = Path(sys.argv[0]).resolve()
     named = [
         "=".join(Path(part).name if os.path.isabs(part) else part for part in argument.split("="))
         for argument in sys.argv[1:]
     ]
     shown = script.relative_to(_ROOT) if script.is_relative_to(_ROOT) else script.name
-    return shlex.join(["python", str(shown), *named])
+    return shlex.join(["python", str(shown), *map(without_home, named)])
 
 
 @functools.cache

@@ -34,6 +34,7 @@ class DrawnRuns(BatchedNetworkRuns):
         optimizer: of runs that draw none.
         num_runs: B, at least 1.
         batch_size: examples per step.
+        device: where the runs live.
     """
 
     _state_fields = state_fields(
@@ -41,14 +42,21 @@ class DrawnRuns(BatchedNetworkRuns):
     )
 
     def __init__(
-        self, example: Drawn, *, optimizer: OptimizerFactory, num_runs: int, batch_size: int
+        self,
+        example: Drawn,
+        *,
+        optimizer: OptimizerFactory,
+        num_runs: int,
+        batch_size: int,
+        device: str,
     ) -> None:
-        super().__init__(example.model, optimizer=optimizer, num_runs=num_runs)
+        super().__init__(example.model, optimizer=optimizer, num_runs=num_runs, device=device)
         self._minibatches = BatchedMinibatchSampler(
             self.generators, num_examples=len(example.data[0]), batch_size=batch_size
         )
         self._data = [part.new_zeros(num_runs, *part.shape) for part in example.data]
-        self._constants = torch.zeros(num_runs, len(example.constants), dtype=torch.float64)
+        shape = num_runs, len(example.constants)
+        self._constants = torch.zeros(shape, dtype=torch.float64, device=device)
         # None where no run was started yet
         self._seeds: list[int | None] = [None] * num_runs
 
@@ -79,7 +87,8 @@ class DrawnRuns(BatchedNetworkRuns):
         return super().step(lrs * self._constants[:, 0], active)
 
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        examples = rows.unsqueeze(1), self._minibatches.next(rows)
+        index = self._minibatches.next(rows.cpu()).to(self.device, non_blocking=True)
+        examples = rows.unsqueeze(1), index
         return self._data[0][examples], self._data[1][examples]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

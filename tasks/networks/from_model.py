@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lrpilot.tasks.data.splits import Data, Splits, read_splits
+from lrpilot.tasks.devices import chosen_device
 from lrpilot.tasks.networks.randomness import seeded
 from lrpilot.tasks.networks.supervised import LossFunction, SupervisedTask
 from lrpilot.tasks.runs import OptimizerFactory
@@ -91,7 +92,7 @@ def from_model(
         num_privileged: held-out examples in the privileged loss, which is the reward's; by default
             256, or all if there are fewer.
         max_gradient_norm: gradients of a larger norm are shortened to it; None leaves them.
-        device: where network and examples live.
+        device: where network and examples live; see `DeviceTask`.
         precision: "float32" (the network's own), or "bfloat16" by autocast.
         name: in tables and run folders.
         reward_scale: multiplies the rewards, so that a good run returns about 3.
@@ -113,6 +114,7 @@ def from_model(
     >>> task.start(seed=0).step(lr=0.02).shape
     torch.Size([])
     """
+    device = chosen_device(device)
     splits = read_splits(
         data, held_out_share=held_out_share, test_share=test_share, seed=split_seed
     ).to(device)

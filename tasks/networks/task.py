@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.networks.randomness import RunDropout, seeded
 from lrpilot.tasks.runs import Closure, ClosureRun
-from lrpilot.tasks.task import Task
 
 PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkTask(Task):
+class NetworkTask(DeviceTask):
     """Train a network by minibatches.
 
     Args:
@@ -24,7 +24,6 @@ class NetworkTask(Task):
         num_privileged: held-out examples in the privileged loss.
         max_gradient_norm: gradients of a larger norm (of all parameters together) are shortened
             to it before the step; None leaves them. A line search sees them as they were.
-        device: where network and data live.
         precision: of the forward pass and its gradients: "float32" (the network's own), or
             "bfloat16" by autocast.
     """
@@ -32,7 +31,6 @@ class NetworkTask(Task):
     batch_size: int = 64
     num_privileged: int = 256
     max_gradient_norm: float | None = None
-    device: str = "cpu"
     precision: str = "float32"
 
     def __post_init__(self) -> None:

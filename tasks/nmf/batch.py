@@ -163,6 +163,7 @@ class BatchedNMFRuns(BatchedRuns):
         """Continue from `state_dict()` of as many runs of the same task."""
         super().load_state_dict(state)
         self._position = np.array(state["position"])
-        self._numbers = Numbers(*self._numbers) if self._numbers is not None else None
+        if self._numbers is not None:
+            self._numbers = Numbers(*(x.to(self.device) for x in self._numbers))
         self.objective = Objective(self._problem, self._instance)
         self._exact = None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,9 +30,13 @@ class Instance(Stateful):
     size: Tensor  # valid rows m, columns n
     noise_level: Tensor
 
+    def to(self, device: str) -> "Instance":
+        """The same instance on a device."""
+        return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
+
 
 def draw_instance(problem: NMFProblem, generator: torch.Generator) -> Instance:
-    """A new matrix and start; every random number comes from the generator, in a fixed order."""
+    """A new matrix and start, on the CPU; the generator gives all numbers, in a fixed order."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
@@ -88,7 +92,7 @@ class Draws:
         )
 
     def draw(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Numbers of shapes (runs, steps, num_uniforms) and (runs, steps, num_normals)."""
+        """Numbers (runs, steps, num_uniforms) and (runs, steps, num_normals), on the CPU."""
         uniforms, normals = (torch.empty(len(generators), *shape) for shape in self._shapes)
 
         def fill(first: int) -> None:

@@ -16,7 +16,7 @@ from lrpilot.tasks.data.matrices import (
     read_matrix,
     to_tensor,
 )
-from lrpilot.tasks.task import Task
+from lrpilot.tasks.devices import DeviceTask
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
 UPDATES = ("simultaneous", "alternating")
@@ -24,7 +24,7 @@ CAPS = ("segment", "ball", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NMFProblem(Task):
+class NMFProblem(DeviceTask):
     """Minimize f(W, H) = 1/2 ||V - W H||^2 over W, H >= 0 from noisy gradients.
 
     Each seed is a new matrix V = k^2 max(W* H* + E, 0), normalized to mean k^2, where the entries
@@ -66,7 +66,6 @@ class NMFProblem(Task):
         update: "simultaneous" (W and H at once) or "alternating" (W at even steps, H at odd).
         cap_kind: None, "segment", "ball" or "block" (alternating updates only).
         cap_c: eta L at the cap, in (0, 2).
-        device: where batched runs live.
 
     Raises:
         ValueError: if an argument is out of range, or the cap does not certify the update.
@@ -90,7 +89,6 @@ class NMFProblem(Task):
     update: str = "simultaneous"
     cap_kind: str | None = None
     cap_c: float = 1.9
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()

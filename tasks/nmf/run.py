@@ -23,7 +23,7 @@ class NMFRun(Run):
     def __init__(self, problem: NMFProblem, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._problem = problem
-        self._instance = draw_instance(problem, generator)
+        self._instance = draw_instance(problem, generator).to(problem.device)
         self.objective = Objective(problem, self._instance)
         start = self.objective.project(self._instance.w, self._instance.h)
         self.w, self.h = map(torch.nn.Parameter, start)
@@ -36,7 +36,8 @@ class NMFRun(Run):
     @torch.no_grad()
     def _draw(self) -> None:
         uniforms, normals = self._draws.draw([self.generator])
-        self._numbers = self.objective.prepare(uniforms[0], normals[0])
+        uniforms, normals = (x[0].to(self._problem.device) for x in (uniforms, normals))
+        self._numbers = self.objective.prepare(uniforms, normals)
         self._position = 0
 
     @property
@@ -68,7 +69,7 @@ class NMFRun(Run):
     @torch.no_grad()
     def cap(self) -> tuple[float, str]:
         """The problem's cap for the next step."""
-        moves_w = torch.tensor(self.num_steps % 2 == 0)
+        moves_w = torch.tensor(self.num_steps % 2 == 0, device=self.w.device)
         eta, guarantee = self.objective.cap(self.w, self.h, moves_w)
         return float(eta), guarantee
 
@@ -85,4 +86,4 @@ class NMFRun(Run):
 
     def _derive(self) -> None:
         self.objective = Objective(self._problem, self._instance)
-        self._numbers = Numbers(*self._numbers)
+        self._numbers = Numbers(*(x.to(self.w.device) for x in self._numbers))

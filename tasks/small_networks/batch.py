@@ -26,7 +26,11 @@ class NetworkGroup(DrawnRuns):
         assert isinstance(example.model, nn.Sequential)
         self._layers = list(example.model)
         super().__init__(
-            example, optimizer=problem.optimizer, num_runs=num_runs, batch_size=setup.batch_size
+            example,
+            optimizer=problem.optimizer,
+            num_runs=num_runs,
+            batch_size=setup.batch_size,
+            device=problem.device,
         )
 
     def _drawn(self, generator: torch.Generator) -> Drawn:
@@ -61,7 +65,7 @@ class NetworkGroup(DrawnRuns):
     @torch.no_grad()
     def privileged_losses(self) -> Tensor:
         """Cross-entropies on the held-out examples."""
-        rows = torch.arange(self.num_runs)
+        rows = torch.arange(self.num_runs, device=self.device)
         return self._losses(rows, self._stacked(self.parameters), *self._data[2:])
 
 

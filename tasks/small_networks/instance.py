@@ -24,7 +24,8 @@ class Split:
     y: Tensor
 
     def select(self, index: Tensor) -> "Split":
-        """The examples of these indices."""
+        """The examples of these indices, which are on the CPU."""
+        index = index.to(self.x.device, non_blocking=True)
         return Split(self.x.index_select(0, index), self.y.index_select(0, index))
 
 

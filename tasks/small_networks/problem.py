@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from lrpilot.arguments import require_count
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.runs import OptimizerFactory
 from lrpilot.tasks.small_networks.instance import (
     ACTIVATIONS,
@@ -21,7 +22,6 @@ from lrpilot.tasks.small_networks.instance import (
     Split,
     make_network,
 )
-from lrpilot.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class RandomOptimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallNetworkProblem(Task):
+class SmallNetworkProblem(DeviceTask):
     """Classify by a small fully connected network; every seed is another network and data set.
 
     The task draws `num_setups` setups (depth, width, activation, normalization, inputs, classes,
@@ -158,7 +158,7 @@ class SmallNetworkProblem(Task):
         return self.setups[Dice(generator).integer((0, self.num_setups - 1))]
 
     def draw_instance(self, setup: Setup, generator: torch.Generator) -> Instance:
-        """Data and a network of this setup."""
+        """Data and a network of this setup, drawn on the CPU and moved to the device."""
         dice = Dice(generator)
         dimension, num_classes = setup.dimension, setup.num_classes
         sizes = setup.num_train, self.num_privileged, NUM_TEST
@@ -169,8 +169,10 @@ class SmallNetworkProblem(Task):
         x = x * torch.arange(1, dimension + 1).pow(-dice.uniform(self.spectrum_decay_range))
         dtype = getattr(torch, self.dtype)
         x = (x / x[: setup.num_train].square().mean().sqrt()).to(dtype)
-        train, held_out, test = map(Split, x.split(sizes), y.split(sizes))
-        return Instance(setup, train, held_out, test, make_network(setup, generator, dtype))
+        parts = x.to(self.device).split(sizes), y.to(self.device).split(sizes)
+        train, held_out, test = map(Split, *parts)
+        network = make_network(setup, generator, dtype).to(self.device)
+        return Instance(setup, train, held_out, test, network)
 
     def draw_optimizer(self, generator: torch.Generator) -> tuple[OptimizerFactory, float]:
         """The optimizer of a run, and its learning rate over the one that is asked for."""

@@ -24,7 +24,11 @@ class TrainingGroup(DrawnRuns):
         self._setup = setup
         example = _as_drawn(problem.draw_instance(setup, torch.Generator()))
         super().__init__(
-            example, optimizer=problem.optimizer, num_runs=num_runs, batch_size=setup.batch_size
+            example,
+            optimizer=problem.optimizer,
+            num_runs=num_runs,
+            batch_size=setup.batch_size,
+            device=problem.device,
         )
 
     def _draw(self, generator: torch.Generator) -> Drawn:

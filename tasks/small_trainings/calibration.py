@@ -28,7 +28,8 @@ def typical_gain(problem: SmallTrainingProblem, setup: Setup) -> float:
     group.reset(list(range(len(seeds))), seeds)
     first = group.privileged_losses()
     initial_lrs = problem.base_lr * torch.tensor(_LR_FACTORS * _NUM_SEEDS, dtype=torch.float64)
-    everyone = torch.ones(len(seeds), dtype=torch.bool)
+    initial_lrs = initial_lrs.to(problem.device)
+    everyone = torch.ones(len(seeds), dtype=torch.bool, device=problem.device)
     for step in range(_NUM_STEPS):
         group.step(initial_lrs * (1.0 - step / _NUM_STEPS), everyone)
     gains = (first / group.privileged_losses()).log().nan_to_num(0.0, neginf=0.0).clamp(min=0.0)

@@ -65,7 +65,8 @@ class Layers:
     def embed(self, symbols: Tensor, num_symbols: int, width: int) -> Tensor:
         """Vectors (R, ..., width) of symbols (R, ...)."""
         table = self.parameter(num_symbols, width, bound=1.0)
-        first = num_symbols * torch.arange(len(table)).view(-1, *[1] * (symbols.dim() - 1))
+        networks = torch.arange(len(table), device=table.device)
+        first = num_symbols * networks.view(-1, *[1] * (symbols.dim() - 1))
         vectors: Tensor = functional.embedding(symbols.long() + first, table.flatten(0, 1))
         return vectors
 

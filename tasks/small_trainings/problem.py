@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 
 from lrpilot.arguments import require_count
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.runs import OptimizerFactory
 from lrpilot.tasks.small_networks.instance import NUM_TEST, Dice, Split
 from lrpilot.tasks.small_trainings.data import draw_examples
 from lrpilot.tasks.small_trainings.families import FAMILIES, SIZES
 from lrpilot.tasks.small_trainings.optimizer import DrawnOptimizer, OptimizerDraws
 from lrpilot.tasks.small_trainings.setup import BATCH_SIZES, NUM_MASKS, Network, Setup, draw_setup
-from lrpilot.tasks.task import Task
 
 _VALUE_NOISE = (0.0, 0.5)
 _INIT_SCALES = (0.5, 2.0)
@@ -40,7 +40,7 @@ class Instance(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallTrainingProblem(Task):
+class SmallTrainingProblem(DeviceTask):
     """Trainings of many kinds, each of a small network; every seed is another one.
 
     The task draws `num_setups` setups, equally many of each family. A setup is what fixes the
@@ -119,7 +119,7 @@ class SmallTrainingProblem(Task):
         return Dice(generator).integer((0, self.num_setups - 1))
 
     def draw_instance(self, setup: Setup, generator: torch.Generator) -> Instance:
-        """All that a run of this setup draws besides."""
+        """All that a run of this setup draws besides, drawn on the CPU and moved to the device."""
         dice = Dice(generator)
         is_regression = setup.ends.loss == "values"
         noise = dice.uniform(_VALUE_NOISE if is_regression else self.label_noise_range)
@@ -135,8 +135,9 @@ class SmallTrainingProblem(Task):
         x, y = draw_examples(setup.ends, sizes, generator, noise=noise)
         dtype = getattr(torch, self.dtype)
         x, y = (part.to(dtype) if part.is_floating_point() else part for part in (x, y))
+        x, y = x.to(self.device), y.to(self.device)
         train, held_out, test = map(Split, x.split(sizes), y.split(sizes))
-        network = Network(setup, generator, init_scale=init_scale, dtype=dtype)
+        network = Network(setup, generator, init_scale=init_scale, dtype=dtype).to(self.device)
         return Instance(
             setup,
             train,

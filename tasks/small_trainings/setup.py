@@ -80,14 +80,14 @@ class Setup:
         """
         size = self.batch_size * self.blueprint.num_dropped
         place = (first + num_steps * _STRIDE).long().squeeze(1) % NUM_MASKS
-        uniform = _uniform().as_strided((NUM_MASKS, size), (1, 1))[place]
+        uniform = _uniform(first.device).as_strided((NUM_MASKS, size), (1, 1))[place]
         return (uniform >= rates).to(rates.dtype).div_(1.0 - rates)
 
 
 @cache
-def _uniform() -> Tensor:
-    """A table of uniform random numbers, the same in all processes."""
-    return torch.rand(2 * NUM_MASKS, generator=torch.Generator().manual_seed(0))
+def _uniform(device: torch.device) -> Tensor:
+    """A table of uniform random numbers, the same in all processes and on all devices."""
+    return torch.rand(2 * NUM_MASKS, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class Network(nn.Module):

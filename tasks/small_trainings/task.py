@@ -129,9 +129,10 @@ class SmallTrainingRun(ClosureRun):
         batch = instance.train.select(self._epoch.next())
         dtype = self.parameters[0].dtype
         numbers = instance.first_mask, float(self.num_steps), instance.dropout_rate
-        first, done, rate = torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1)
+        device = self.parameters[0].device
+        first, done, rate = torch.tensor(numbers, dtype=torch.float64, device=device).view(3, 1, 1)
         masks = setup.masks(first, done, rate.to(dtype)) if setup.has_dropout else None
-        smoothing = torch.tensor([instance.smoothing], dtype=dtype)
+        smoothing = torch.tensor([instance.smoothing], dtype=dtype, device=device)
         is_first = True
 
         def closure() -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import load_image_data
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.runs import Closure, ClosureRun
-from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.linearized import (
     LinearizedModel,
     Model,
@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LazyTask(Task):
+class LazyTask(DeviceTask):
     """Tell odd digits from even ones by least squares, full batch, in NTK parametrization.
 
     With h_0 = x, phi the activation and c its gain, all entries of the W_l and of v drawn from
@@ -81,20 +81,22 @@ class LazyTask(Task):
         return BatchedLazyRuns(self, num_runs)
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Inputs (examples, pixels) and labels 1 (odd) or -1 of a part, in float64."""
+        """Inputs (examples, pixels) and labels 1 (odd) or -1, in float64, on the device."""
         data = load_image_data("digits")
         images, labels = getattr(data, f"{name}_x"), getattr(data, f"{name}_y")
         if name == "train":
             is_met = self.num_train <= len(labels)
             self._require("num_train", is_met, f"be at most {len(labels)}")
             images, labels = images[: self.num_train], labels[: self.num_train]
-        return images.flatten(1).double(), (labels % 2 * 2 - 1).double()
+        inputs, targets = images.flatten(1).double(), (labels % 2 * 2 - 1).double()
+        return inputs.to(self.device), targets.to(self.device)
 
     def draw_weights(self, num_inputs: int, generator: torch.Generator) -> list[Tensor]:
-        """The W_l, each transposed to (inputs, width), and v (width,), in float64."""
+        """The W_l, each transposed to (inputs, width), and v (width,): float64, on the device."""
         rows = [num_inputs, *[self.width] * (self.depth - 1)]
         shapes = [*((size, self.width) for size in rows), (self.width,)]
-        return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+        drawn = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+        return [weight.to(self.device) for weight in drawn]
 
     def network(self, inputs: Tensor) -> Model:
         """The function of the weights that gives the outputs (n,) at inputs (n, dimension)."""
@@ -209,9 +211,9 @@ class BatchedLazyRuns(BatchedNetworkRuns):
         self._task = task
         model = self._draw(torch.Generator())
         self._optimizer = task.optimizer(model.parameters(), lr=1.0)
-        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
+        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs, device=task.device)
         self._starts = torch.zeros_like(self.parameters)
-        self._caps = torch.full((num_runs,), torch.nan, dtype=torch.float64)
+        self._caps = torch.full_like(self._starts[:, 0], torch.nan)
 
     def _draw(self, generator: torch.Generator) -> _Network:
         return _Network(self._task, self._task.draw_weights(self._inputs.shape[1], generator))

@@ -85,7 +85,7 @@ class LinearizedModel:
 
     def kernel(self) -> Tensor:
         """K = J J^T, (n, n), row by row."""
-        units = torch.eye(len(self._outputs), dtype=self._outputs.dtype)
+        units = torch.eye(len(self._outputs)).to(self._outputs)
         return torch.stack([self.push(self.pull(unit)) for unit in units])
 
 

@@ -12,18 +12,18 @@ from torch.nn import functional
 from lrpilot.state import state_fields
 from lrpilot.tasks.data.images import ImageData, load_image_data
 from lrpilot.tasks.data.splits import SPLITS
+from lrpilot.tasks.devices import DeviceTask
 from lrpilot.tasks.networks.batch import BatchedNetworkRuns
 from lrpilot.tasks.networks.minibatches import BatchedMinibatchSampler, MinibatchSampler
 from lrpilot.tasks.networks.stacked_optimizer import UpdateSettings
 from lrpilot.tasks.runs import Closure, ClosureRun
-from lrpilot.tasks.task import Task
 
 # of all pixels' standard deviation; pixels that hardly vary would become mere noise
 SMALLEST_STD = 0.3
 
 
 @lru_cache(maxsize=2)
-def load_pixels(name: str, data_dir: str | None) -> ImageData:
+def load_pixels(name: str, data_dir: str | None, device: str = "cpu") -> ImageData:
     """An image set as rows of pixels (examples, d), standardized by the training images.
 
     They are scaled so that ||x||^2 is about 1.
@@ -33,7 +33,8 @@ def load_pixels(name: str, data_dir: str | None) -> ImageData:
     mean = pixels.mean(0)
     scale = pixels.std(0).clamp(min=SMALLEST_STD) * math.sqrt(pixels.shape[1])
     inputs = {f"{part}_x": getattr(data, f"{part}_x").flatten(1) for part in SPLITS}
-    return replace(data, **{key: (value - mean) / scale for key, value in inputs.items()})
+    scaled = {key: (value - mean) / scale for key, value in inputs.items()}
+    return replace(data, **scaled).to(device)
 
 
 class TwoLayerNetwork(nn.Module):
@@ -63,7 +64,7 @@ class TwoLayerNetwork(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthTask(Task):
+class WidthTask(DeviceTask):
     """Least squares on n images, some with wrong labels, by a two-layer network of width h.
 
     With d pixels, k classes, and e_y the unit vector of a label, W, b, V and c are trained on::
@@ -120,8 +121,8 @@ class WidthTask(Task):
         return self.num_train // self.batch_size
 
     def load(self) -> ImageData:
-        """The data; one copy per process."""
-        data = load_pixels(self.data, self.data_dir)
+        """The data on the device; one copy per process."""
+        data = load_pixels(self.data, self.data_dir, self.device)
         available = len(data.train_y)
         self._require("num_train", self.num_train <= available, f"be at most {available}")
         return data
@@ -132,20 +133,21 @@ class WidthTask(Task):
         return (outputs - targets).square().sum(-1).mean() / 2
 
     def draw_examples(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Positions in the training split, and labels (some are wrong), both (n,)."""
+        """Positions in the training split, and labels (some wrong), (n,) each, on the device."""
         data = self.load()
         chosen = torch.randperm(len(data.train_y), generator=generator)[: self.num_train]
-        labels = data.train_y[chosen]
+        labels = load_pixels(self.data, self.data_dir).train_y[chosen]
         num_wrong = round(self.label_noise * self.num_train)
         wrong = torch.randperm(self.num_train, generator=generator)[:num_wrong]
         shifts = torch.randint(1, data.num_classes, (num_wrong,), generator=generator)
         labels[wrong] = (labels[wrong] + shifts) % data.num_classes
-        return chosen, labels
+        return chosen.to(self.device), labels.to(self.device)
 
     def make_model(self, generator: torch.Generator) -> TwoLayerNetwork:
-        """A new network."""
+        """A new network, on the device."""
         data = self.load()
-        return TwoLayerNetwork(data.train_x.shape[1], self.width, data.num_classes, generator)
+        sizes = data.train_x.shape[1], self.width, data.num_classes
+        return TwoLayerNetwork(*sizes, generator).to(self.device)
 
     def start(self, seed: int) -> "WidthRun":
         """A new network on newly drawn examples."""
@@ -171,7 +173,7 @@ class WidthRun(ClosureRun):
         self._epoch = MinibatchSampler(task.num_train, task.batch_size, generator)
 
     def _draw_loss(self) -> Closure:
-        picked = self._epoch.next()
+        picked = self._epoch.next().to(self._task.device, non_blocking=True)
         chosen = self.chosen.index_select(0, picked)
         inputs = self.data.train_x.index_select(0, chosen)
         labels = self.labels.index_select(0, picked)
@@ -214,9 +216,10 @@ class BatchedWidthRuns(BatchedNetworkRuns):
 
     def __init__(self, task: WidthTask, num_runs: int) -> None:
         model = task.make_model(torch.Generator())
-        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs)
+        super().__init__(model, optimizer=task.optimizer, num_runs=num_runs, device=task.device)
         self._task, self.data = task, task.load()
-        self.chosen = torch.zeros(num_runs, task.num_train, dtype=torch.int64)
+        shape = num_runs, task.num_train
+        self.chosen = torch.zeros(shape, dtype=torch.int64, device=task.device)
         self.labels = torch.zeros_like(self.chosen)
         self._minibatches = BatchedMinibatchSampler(
             self.generators, num_examples=task.num_train, batch_size=task.batch_size
@@ -234,7 +237,7 @@ class BatchedWidthRuns(BatchedNetworkRuns):
         return self._settings
 
     def _next_batches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        picked = self._minibatches.next(rows)
+        picked = self._minibatches.next(rows.cpu()).to(self.device, non_blocking=True)
         chosen = self.chosen[rows].gather(1, picked)
         return self.data.train_x[chosen], self.labels[rows].gather(1, picked)
 
