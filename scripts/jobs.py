@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
+from lrpilot.agents.rollback import UpdateError
 from lrpilot.agents.training import without_folders
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
@@ -33,7 +34,14 @@ from scripts.overrides import check_overrides, key_of, plain
 CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"
 # what a reader can mend: these say it in their message
-MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
+MENDABLE = (
+    CheckpointError,
+    DataError,
+    FileNotFoundError,
+    PolicyFileError,
+    UpdateError,
+    WorkerError,
+)
 # what a folder may hold that no run has claimed
 HYDRA_FILES = {".hydra", ERROR_FILE}
 
