@@ -138,9 +138,10 @@ def measure_sharing(task: ImageTask) -> list[str]:
     workers = []
     for num_envs in (2, 10):
         make_env = partial(LRControlEnv, task, interval_steps=INTERVAL_STEPS)
-        env = WorkerVecEnv(make_env, num_envs, num_workers=2)
+        env = WorkerVecEnv(partial(looped, make_env), num_envs, num_workers=2)
         env.reset()
-        workers.append([private_mebibytes(process.pid or 0) for process in env.processes])
+        processes = multiprocessing.active_children()
+        workers.append([private_mebibytes(process.pid or 0) for process in processes])
         env.close()
     worker = statistics.mean(workers[0])
     return [

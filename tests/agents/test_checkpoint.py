@@ -8,7 +8,6 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from lrpilot.agents import checkpoint
 from lrpilot.agents.tracking import Tracker
-from lrpilot.envs import LRControlEnv, WorkerVecEnv
+from lrpilot.envs import LRControlEnv
 from tests.full_disk import full_disk
 from tests.training import PPO_TINY, SAC_TINY, policy_file, quadratic, run
 
@@ -168,26 +167,6 @@ def test_an_error_in_mid_rollout_keeps_the_last_rollout_and_resumes_bit_identica
     with pytest.raises(ZeroDivisionError, match="in the environment"):
         run(tmp_path / "cut", total_steps=120, first_env=env)
     assert checkpoint.read_snapshot(tmp_path / "cut" / "checkpoint.pt")["num_env_steps"] == 48
-    run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
-    assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_keeps_the_last_rollout_and_resumes_bit_identically(tmp_path: Path) -> None:
-    make_env = partial(LRControlEnv, quadratic(), num_decisions=5)
-    env = WorkerVecEnv(make_env, 2, num_workers=2)
-
-    class Kill(Tracker):
-        def log(self, row: Any, *, step: Any) -> None:
-            pid = env.processes[1].pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
-
-    run(tmp_path / "whole", total_steps=120)
-    with pytest.raises(RuntimeError, match=r"-9|SIGKILL"):
-        run(tmp_path / "cut", total_steps=120, env=env, tracker=Kill(tmp_path, {}))
-    env.close()
-    assert (tmp_path / "cut" / checkpoint.FILE_NAME).exists()
     run(tmp_path / "rest", total_steps=120, resume_from=tmp_path / "cut")
     assert policy_file(tmp_path / "rest") == policy_file(tmp_path / "whole")
 

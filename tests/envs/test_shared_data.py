@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lrpilot.envs import WorkerVecEnv, make_vec_env
+from lrpilot.envs import make_vec_env
 from lrpilot.tasks.images.models import mlp, small_cnn
 from lrpilot.tasks.images.task import ImageTask
+from tests.workers import processes_of
 
 NEIGHBOUR = Path(__file__).resolve().parents[3] / "shared" / "data"
 FOLDER = os.environ.get("LRPILOT_DATA") or (str(NEIGHBOUR) if NEIGHBOUR.is_dir() else None)
@@ -58,12 +59,11 @@ def private_bytes_per_worker(num_train: Any) -> Any:
         data_dir=FOLDER,
     )
     env = make_vec_env(task, 2, runner="subprocess", num_decisions=2, initial_lr_factors=(1, 1))
-    assert isinstance(env, WorkerVecEnv)
-    assert len(env.processes) == min(2, os.cpu_count() or 1)
+    assert len(processes_of(env)) == min(2, os.cpu_count() or 1)
     env.seed(0)
     env.reset()
     env.step(np.zeros((2, 1), np.float32))
-    found = [private_bytes(process) for process in env.processes]
+    found = [private_bytes(process) for process in processes_of(env)]
     env.close()
     return max(found)
 
