@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lrpilot.envs.workers import WorkerError, Workers
+from lrpilot.envs.workers import Hello, WorkerError, Workers
 
 Message = tuple[str, tuple[Any, ...], dict[str, Any]]
 """The name of a method, its arguments and its keyword arguments."""
@@ -42,23 +42,23 @@ class Crew:
         self._dead: dict[int, str] = {}
         self.lost: set[int] = set()
         """Those that have died since their environments have last begun episodes."""
+        self.hello: dict[int, Hello] = {}
+        """What each of them has said at its last start."""
         self.num_deaths = 0
         """How many have died so far."""
 
-    def start(self) -> dict[int, Any]:
-        """Start them; returns what they say at first."""
-        everyone = range(len(self._num_in_a_row))
-        hello = self._start(everyone)
+    def start(self) -> None:
+        """Start them all."""
+        self._start(range(len(self._num_in_a_row)))
         while self._dead:
-            hello |= self._start_again()
-        return hello
+            self._start_again()
 
-    def _start(self, workers: Iterable[int]) -> dict[int, Any]:
+    def _start(self, workers: Iterable[int]) -> None:
         for worker in workers:
             self._workers.start(worker)
-        return self._receive(workers, FIRST_PATIENCE_SECONDS)
+        self.hello |= self._receive(workers, FIRST_PATIENCE_SECONDS)
 
-    def _start_again(self) -> dict[int, Any]:
+    def _start_again(self) -> None:
         """Start the workers again that have died."""
         dead, self._dead = self._dead, {}
         for worker, reason in dead.items():
@@ -69,7 +69,7 @@ class Crew:
                     "last step"
                 )
             self._num_in_a_row[worker] += 1
-        return self._start(dead)
+        self._start(dead)
 
     def send(self, worker: int, name: str, *args: Any, **kwargs: Any) -> None:
         """Send a message to a worker that is not lost."""

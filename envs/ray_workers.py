@@ -96,7 +96,8 @@ class RayWorkers:
         try:
             answer: bytes = self._ray.get(self._answers[worker])
         except self._ray.exceptions.RayError as error:
-            what = str(error).strip() or type(error).__name__
+            # paragraphs on what may have happened follow
+            what = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise WorkerError(f"{self.name(worker)} ended: {what}") from None
         return answer
 

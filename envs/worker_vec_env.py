@@ -76,18 +76,19 @@ class WorkerVecEnv(VecEnv):
         shares = np.array_split(np.arange(num_envs), num_workers)
         self._shares: list[list[int]] = [share.tolist() for share in shares]
         self._first_seed: int | None = None
-        self.workers = start_workers(make_envs, [len(share) for share in self._shares])
-        self._crew = Crew(self.workers, num_workers, patience=patience)
+        workers = start_workers(make_envs, [len(share) for share in self._shares])
+        self._crew = Crew(workers, num_workers, patience=patience)
         atexit.register(self.close)
         try:
-            hello = self._crew.start()
+            self._crew.start()
         except BaseException:
             self.close()
             raise
-        observation_space, action_space, _ = next(iter(hello.values()))
-        self._num_states = [hello[worker][2] for worker in range(num_workers)]
-        self._last = np.zeros((num_envs, *observation_space.shape), np.float32)
-        super().__init__(num_envs, observation_space, action_space)
+        hello = self._crew.hello
+        self._num_states = [hello[worker].num_states for worker in range(num_workers)]
+        # of the last step or reset, which comes before this is read
+        self._last = np.zeros((num_envs, 0), np.float32)
+        super().__init__(num_envs, hello[0].observation_space, hello[0].action_space)
 
     def seed(self, seed: int | None = None) -> list[int]:
         """Seed environment i with seed + i at the next reset."""
@@ -185,6 +186,11 @@ class WorkerVecEnv(VecEnv):
         self._crew.ask(asked, lambda w: ("load_states", (parts[w],), {}), is_first=True)
         # also of those that had to be started again meanwhile
         self._crew.lost -= set(asked)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the workers as they are now."""
+        return [hello.pid for _, hello in sorted(self._crew.hello.items())]
 
     def close(self) -> None:
         """End the workers; one that does not end by itself is killed."""

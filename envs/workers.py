@@ -1,10 +1,12 @@
 """What a worker does, wherever it runs, and how a `WorkerVecEnv` speaks to workers."""
 
+import os
 import pickle
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import gymnasium
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -14,6 +16,17 @@ MakeEnvs = Callable[[int], VecEnv]
 
 class WorkerError(RuntimeError):
     """A worker ended or does not answer, and to start it again did not help."""
+
+
+class Hello(NamedTuple):
+    """The first answer of a worker."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    num_states: int
+    """How many states the environments have together."""
+    pid: int
+    """The process, on whatever machine."""
 
 
 class Workers(Protocol):
@@ -56,17 +69,18 @@ class Worker:
         torch.set_num_threads(1)
         try:
             self._envs = make_envs(num_envs)
-            answer: Any = (
+            answer: Any = Hello(
                 self._envs.observation_space,
                 self._envs.action_space,
                 len(self._keepers()),
+                os.getpid(),
             )
         except Exception as error:
             answer = _with_traceback(error)
         self._hello = pickle.dumps(answer)
 
     def say_hello(self) -> bytes:
-        """The spaces, and how many states the environments have together."""
+        """A pickled `Hello`, or the error with which the environments could not be made."""
         return self._hello
 
     def answer(self, message: bytes) -> bytes:

@@ -20,7 +20,14 @@ from scripts.overrides import composed, given_overrides, plain
 
 # what decides how the training goes on
 SAME = ("seed", "task", "env", "agent")
-MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
+MAY_CHANGE = (
+    "agent.total_steps",
+    "agent.checkpoint_steps",
+    "env.num_workers",
+    "env.ray_address",
+    "num_threads",
+    "show_progress",
+)
 OF_THIS_RUN = ("resume", "output_root")
 
 

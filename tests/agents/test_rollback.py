@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 from lrpilot.agents import checkpoint
 from lrpilot.agents.metrics import read_rows
@@ -67,7 +68,7 @@ def test_the_third_such_update_in_a_row_is_an_error_and_the_checkpoint_goes_on(
 
 
 def test_another_error_of_an_update_is_raised_as_it_is(tmp_path: Path) -> None:
-    class Failing(PPO_TINY.func):
+    class Failing(PPO):
         def train(self) -> None:
             raise ZeroDivisionError("in the update")
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from lrpilot.agents import checkpoint
 from lrpilot.agents.metrics import read_rows
@@ -18,7 +17,6 @@ from lrpilot.envs import LRControlEnv, LRControlVecEnv, WorkerError, WorkerVecEn
 from lrpilot.envs.lost_episodes import is_lost
 from tests.running import through_file
 from tests.training import SAC_TINY, policy_file, quadratic, run
-from tests.workers import kill, processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +32,16 @@ def actions_of(step: int) -> Any:
 def test_the_environments_of_a_worker_that_dies_begin_new_episodes_of_its_own_seed(
     number: Any,
 ) -> None:
-    env, whole = WorkerVecEnv(MAKE_ENVS, 2, num_workers=2, patience=2), looped(MAKE_ENV, 2)
-    new = DummyVecEnv([MAKE_ENV])
+    env = WorkerVecEnv(MAKE_ENVS, 2, num_workers=2, patience=2)
+    whole: Any = looped(MAKE_ENV, 2)
+    new: Any = looped(MAKE_ENV, 1)
     new.seed(int(np.random.SeedSequence([7, 1, 1]).generate_state(1)[0]))
     for each in (env, whole):
         each.seed(7)
         each.reset()
-    last = env.step(actions_of(0))[0]
+    last: Any = env.step(actions_of(0))[0]
     whole.step(actions_of(0))
-    kill(processes_of(env)[1], number)
+    os.kill(env.pids[1], number)
     observations, rewards, dones, infos = env.step(actions_of(1))
     expected = whole.step(actions_of(1))
     np.testing.assert_array_equal(observations, [expected[0][0], new.reset()[0]])
@@ -53,7 +52,7 @@ def test_the_environments_of_a_worker_that_dies_begin_new_episodes_of_its_own_se
     assert "episode_return" not in infos[1]
     np.testing.assert_array_equal(infos[1]["terminal_observation"], last[1])
     for step in (2, 3):
-        found = env.step(actions_of(step))[0]
+        found: Any = env.step(actions_of(step))[0]
         parts = [whole.step(actions_of(step))[0][0], new.step(actions_of(step)[1:])[0][0]]
         np.testing.assert_array_equal(found, parts)
     env.close()
@@ -77,13 +76,13 @@ def test_a_worker_that_dies_again_and_again_is_an_error_after_three_restarts() -
 
 
 def test_a_death_between_two_steps_is_the_same_for_a_training_that_is_resumed_there() -> None:
-    found = []
+    found: Any = []
     first, second = (WorkerVecEnv(MAKE_ENVS, 2, num_workers=2) for _ in range(2))
     for env in (first, second):
         env.seed(3)
         env.reset()
     first.step(actions_of(0))
-    kill(processes_of(first)[0], signal.SIGKILL)
+    os.kill(first.pids[0], signal.SIGKILL)
     state = through_file(first.state_dict())
     assert [one is None for one in state["states"]] == [True, False]
     second.load_state_dict(state)
@@ -101,13 +100,14 @@ def test_batches_in_workers_are_those_of_one_batch_and_go_on_from_their_states(
     from tests.envs.test_runners import digits
 
     make_envs = partial(LRControlVecEnv, digits(), num_decisions=4)
-    env, batch = WorkerVecEnv(make_envs, 4, num_workers=2), make_envs(4)
+    env = WorkerVecEnv(make_envs, 4, num_workers=2)
+    batch: Any = make_envs(4)
     actions = np.linspace(-1, 1, 4, dtype=np.float32)[:, None]
     env.seed(0)
     batch.seed(0)
     np.testing.assert_allclose(env.reset(), batch.reset(), atol=1e-4)
     state = through_file(env.state_dict())
-    steps = [env.step(actions) for _ in range(5)]
+    steps: Any = [env.step(actions) for _ in range(5)]
     for observations, *_ in steps:
         np.testing.assert_allclose(observations, batch.step(actions)[0], atol=1e-4)
     env.load_state_dict(state)
@@ -124,7 +124,7 @@ class KillOnce(Tracker):
 
     def log(self, row: Any, *, step: Any) -> None:
         if step == 24:
-            kill(processes_of(self.env)[1], signal.SIGKILL)
+            os.kill(self.env.pids[1], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("algorithm", [None, SAC_TINY], ids=["PPO", "SAC"])
@@ -157,7 +157,7 @@ def test_the_last_transition_of_a_lost_episode_has_no_advantage() -> None:
 
     def kill_once(seen: dict[str, Any], _: Any) -> bool:
         if seen["n_steps"] == 1:
-            kill(processes_of(env)[0], signal.SIGKILL)
+            os.kill(env.pids[0], signal.SIGKILL)
         return True
 
     model.learn(16, callback=kill_once)
