@@ -154,7 +154,14 @@ def main() -> None:
         seconds_between_kills=10.0,
     )
     # for one worker and for two at the same time
-    ray.init("local", num_cpus=1 + NUM_WORKERS, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        "local",
+        num_cpus=1 + NUM_WORKERS,
+        include_dashboard=False,
+        log_to_driver=False,
+        # as `make_vec_env` starts it
+        _system_config={"worker_niceness": 0},
+    )
     compare(width=options.width, num_rounds=options.num_rounds, num_decisions=options.num_decisions)
     train_under_fire(
         total_steps=options.total_steps, seconds_between_kills=options.seconds_between_kills

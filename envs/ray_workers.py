@@ -45,7 +45,9 @@ class RayWorkers:
         if self._is_own:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             if address is None:
-                # else Ray takes a cluster that it finds
+                # "local", or Ray takes a cluster that it finds; without the niceness of 15 that it
+                # gives to workers, and with which they starve on a machine that has other work
+                quiet["_system_config"] = {"worker_niceness": 0}
                 ray.init("local", num_cpus=len(sizes), include_dashboard=False, **quiet)
             else:
                 ray.init(address, **quiet)
