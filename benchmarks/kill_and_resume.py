@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# what the forks need is imported once; torch's optimizers import `_dynamo`
+# what the forks need is imported once, here and below; torch's optimizers import `_dynamo`
 import torch._dynamo  # noqa: F401
 
-import scripts.train_agent  # noqa: F401
 from benchmarks.side_by_side import print_origin, read_options
 from lrpilot.agents.checkpoint import PREVIOUS_NAME, has_checkpoint
 from lrpilot.agents.training import has_results
@@ -34,6 +33,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_agent.py"
 TRAINING = ["task=quadratic", "task.total_steps=60", "env.runner=looped", "agent.num_envs=2"]
 TRAINING += ["agent.total_steps=464", "agent.checkpoint_steps=58", "agent.algorithm.n_steps=29"]
 TRAINING += ["agent.algorithm.batch_size=58", "show_progress=false", "logger=csv"]
+
+runpy.run_path(str(SCRIPT), run_name="imported")
 
 
 class Outcome(NamedTuple):

@@ -56,8 +56,8 @@ class RayWorkers:
         except ValueError:
             self.close()
             raise
-        self._actor_class: Any = ray.remote(max_restarts=0, **needed)(Worker)
-        self._make_envs = ray.put(make_envs)
+        self._actor_class = self._ray.remote(max_restarts=0, **needed)(Worker)
+        self._make_envs = self._ray.put(make_envs)
         self._actors: dict[int, Any] = {}
         self._answers: dict[int, Any] = {}
 
