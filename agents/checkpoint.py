@@ -1,7 +1,8 @@
 """Checkpoints of an agent in training, taken between rollouts, that resume bit-identically.
 
 A checkpoint file is one line with a name, a format and the SHA-256 of the rest, which is what
-`torch.save` writes: plain values and tensors alone. No code is run by reading it.
+`torch.save` writes: plain values and tensors alone. No code is run by reading it. Beside it lies
+the one before it, which is taken where the newest is damaged.
 """
 
 import copy
@@ -9,6 +10,7 @@ import hashlib
 import io
 import random
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from lrpilot.agents.algorithms import Agent
-from lrpilot.agents.metrics import RolloutRecorder
+from lrpilot.agents.metrics import FILE_NAME as METRICS_FILE
+from lrpilot.agents.metrics import RolloutRecorder, env_steps_reached
 from lrpilot.agents.sb3 import agent_state, load_agent_state
 from lrpilot.agents.stop_signal import StopSignal
 from lrpilot.files import write_whole
 
 FILE_NAME = "checkpoint.pt"
+PREVIOUS_NAME = "checkpoint_previous.pt"
 # a killed process loses at most so much training, or one rollout where that takes longer
 SECONDS_BETWEEN_WRITES = 60.0
 
+CURE = "resume another run folder, or train anew"
 _TITLE = b"lrpilot checkpoint 3 "
 _HEADER_SIZE = len(_TITLE) + 2 * hashlib.sha256().digest_size + 1
 
@@ -94,12 +99,18 @@ def _load_env_states(env: VecEnv, states: list[dict[str, Any]]) -> None:
         env.env_method("load_state_dict", state, indices=i)
 
 
-def write_snapshot(snapshot: dict[str, Any], path: Path) -> None:
-    """Write a snapshot; it replaces an older one only when it is complete."""
+def write_snapshot(snapshot: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
+    """Write a snapshot; it replaces an older one only when it is complete.
+
+    Args:
+        snapshot: what is written.
+        path: the file.
+        previous: where the file that is replaced is kept.
+    """
     buffer = io.BytesIO()
     torch.save(snapshot, buffer)
     payload = buffer.getvalue()
-    write_whole(path, _header(payload) + payload)
+    write_whole(path, _header(payload) + payload, previous=previous)
 
 
 def _header(payload: bytes) -> bytes:
@@ -114,15 +125,14 @@ def read_snapshot(path: Path) -> dict[str, Any]:
         CheckpointError: if it is damaged, or no checkpoint of this version.
     """
     content = path.read_bytes()
-    cure = "resume another run folder, or train anew"
     if not content.startswith(_TITLE):
         what = "is no checkpoint of this version of lrpilot" if content else "is empty"
-        raise CheckpointError(f"{path} {what}; {cure}")
+        raise CheckpointError(f"{path} {what}; {CURE}")
     payload = content[_HEADER_SIZE:]
     if content[:_HEADER_SIZE] != _header(payload):
         raise CheckpointError(
             f"{path} is damaged: its content does not have the SHA-256 that its first line names; "
-            f"{cure}"
+            f"{CURE}"
         )
     try:
         snapshot: dict[str, Any] = torch.load(
@@ -131,10 +141,49 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     except Exception as error:  # a foreign content may fail in any way
         raise CheckpointError(
             f"{path} holds something else than plain values and tensors "
-            f"({type(error).__name__}); {cure}"
+            f"({type(error).__name__}); {CURE}"
         ) from error
     if not isinstance(snapshot, dict):
-        raise CheckpointError(f"{path} holds no snapshot but a {type(snapshot).__name__}; {cure}")
+        raise CheckpointError(f"{path} holds no snapshot but a {type(snapshot).__name__}; {CURE}")
+    return snapshot
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run folder holds a checkpoint, or the one before it."""
+    return any((run_dir / name).is_file() for name in (FILE_NAME, PREVIOUS_NAME))
+
+
+def read_newest(run_dir: Path) -> dict[str, Any]:
+    """The snapshot of a run folder: the newest, or the one before it where that is damaged.
+
+    A warning then names the damaged file and how many env steps are made again.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if what there is is damaged, or no checkpoint of this version.
+    """
+    try:
+        return read_snapshot(run_dir / FILE_NAME)
+    except (CheckpointError, FileNotFoundError) as error:
+        if not (run_dir / PREVIOUS_NAME).is_file():
+            raise
+        newest = error
+    try:
+        snapshot = read_snapshot(run_dir / PREVIOUS_NAME)
+    except CheckpointError as error:
+        raise CheckpointError(f"no checkpoint is left: {newest}; and {error}") from error
+    what = f"{run_dir / FILE_NAME} is missing"
+    if isinstance(newest, CheckpointError):
+        what = str(newest).removesuffix(f"; {CURE}")
+    done = snapshot["num_env_steps"]
+    reached = env_steps_reached(run_dir / METRICS_FILE)
+    lost = "an unknown number of" if reached is None else f"{max(0, reached - done)}"
+    warnings.warn(
+        f"{what}: the training goes on from {PREVIOUS_NAME}, at env step {done}, and {lost} env "
+        "steps are made again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return snapshot
 
 
@@ -142,7 +191,10 @@ class Checkpointer(BaseCallback):
     """Keeps the snapshot of the last rollout's end, and writes it now and then.
 
     It is written where `interval_env_steps` env steps or `SECONDS_BETWEEN_WRITES` seconds have
-    passed, and by `write`, which costs no rollout where a training breaks off.
+    passed, and by `write`, which costs no rollout where a training breaks off. Where that fails
+    in a training that goes on, as on a full disk, a warning says so, and it is tried again at the
+    next time. The first write leaves the file before it alone: what another process has left
+    under the name of the newest may be damaged.
 
     Args:
         path: the checkpoint file.
@@ -170,6 +222,7 @@ class Checkpointer(BaseCallback):
         self._kept = kept
         self._stop = stop
         self._snapshot: dict[str, Any] | None = None
+        self._kept_in_file: dict[str, Any] | None = None
         self.is_stopped = False
 
     def _on_training_start(self) -> None:
@@ -182,7 +235,7 @@ class Checkpointer(BaseCallback):
             self.num_timesteps - self._written >= self._interval
             or seconds >= SECONDS_BETWEEN_WRITES
         ):
-            self.write()
+            self.try_to_write()
 
     def _on_step(self) -> bool:
         self.is_stopped = self._stop.received is not None
@@ -195,12 +248,35 @@ class Checkpointer(BaseCallback):
         self._snapshot = {**take_snapshot(self.model), **metrics, **self._kept}
 
     def write(self) -> None:
-        """Write the last snapshot, if there is one."""
-        if self._snapshot is not None:
-            write_snapshot(self._snapshot, self._path)
-            self._written, self._written_at = self._snapshot["num_env_steps"], time.monotonic()
+        """Write the last snapshot, if there is one.
+
+        Raises:
+            OSError: if that fails; it names the file.
+        """
+        if self._snapshot is None:
+            return
+        is_next = self._kept_in_file is not None and self._kept_in_file is not self._snapshot
+        # where it cannot be written, it is not tried again at once
+        self._written, self._written_at = self._snapshot["num_env_steps"], time.monotonic()
+        previous = self._path.with_name(PREVIOUS_NAME) if is_next else None
+        write_snapshot(self._snapshot, self._path, previous=previous)
+        self._kept_in_file = self._snapshot
+
+    def try_to_write(self) -> None:
+        """Write the last snapshot; a warning says if that fails."""
+        try:
+            self.write()
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint cannot be written and training goes on without: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def finish(self) -> None:
-        """Write the state after the last rollout of a completed training."""
+        """Write the state after the last rollout of a completed training, if that is possible.
+
+        The results, which are more, are still to be written.
+        """
         self._take()
-        self.write()
+        self.try_to_write()

@@ -3,6 +3,8 @@
 import csv
 import io
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,17 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from lrpilot.agents.rollback import ROLLED_BACK_KEY
 from lrpilot.agents.tracking import Tracker
+from lrpilot.envs.lost_episodes import is_lost
 from lrpilot.files import append, write_whole
 
+FILE_NAME = "metrics.csv"
 FIELDS = (
     "num_env_steps",
     "num_inner_steps",
     "num_episodes",
+    "num_lost_episodes",
     "return_mean",
     "return_std",
     "diverged_share",
@@ -26,6 +32,7 @@ FIELDS = (
     "explained_variance",
     "approx_kl",
     "entropy_coefficient",
+    "num_rolled_back",
     "seconds",
     "env_steps_per_second",
 )
@@ -39,12 +46,23 @@ _TRAIN_KEYS = {
     "train/explained_variance": "explained_variance",
     "train/approx_kl": "approx_kl",
     "train/ent_coef": "entropy_coefficient",
+    # ours
+    ROLLED_BACK_KEY: "num_rolled_back",
 }
 
 
 def read_rows(text: str) -> list[dict[str, str]]:
     """The rows of a metrics file's text."""
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def env_steps_reached(path: Path) -> int | None:
+    """The env steps after the last row of a metrics file; None where nothing says."""
+    try:
+        rows = read_rows(path.read_text(encoding="utf-8"))
+        return int(rows[-1]["num_env_steps"])
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        return None
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -56,7 +74,9 @@ def _line(row: dict[str, Any]) -> str:
 class RolloutRecorder(BaseCallback):
     """Writes a row per rollout: returns of the episodes that ended in it, losses, speed.
 
-    What an algorithm does not have, or not yet, is left empty.
+    What an algorithm does not have, or not yet, is left empty. Episodes that a worker has taken
+    with it are counted, and are no part of any other figure. Where the file cannot be written, a
+    warning says so, and it is written whole with the next row.
 
     Args:
         path: the CSV file.
@@ -83,7 +103,9 @@ class RolloutRecorder(BaseCallback):
         self._tracker = tracker
         self._show_progress = show_progress
         self.rows: list[dict[str, Any]] = list(read_rows(earlier))
-        self._lines = [earlier or _line(dict(zip(FIELDS, FIELDS, strict=True)))]
+        # earlier versions had fewer columns
+        self._lines = [_line(dict(zip(FIELDS, FIELDS, strict=True))), *map(_line, self.rows)]
+        self._is_whole = True
         self.feature_range = feature_range
         """The lowest and the highest value of every feature so far; None before any."""
         last = self.rows[-1] if self.rows else {}
@@ -101,7 +123,7 @@ class RolloutRecorder(BaseCallback):
             disable=not self._show_progress,
             mininterval=0.5,
         )
-        self.write()
+        self._try_to(self.write)
 
     def text(self) -> str:
         """The header and all rows, as in the file."""
@@ -114,6 +136,7 @@ class RolloutRecorder(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._write_open_row()
         self._episodes: list[tuple[float, float]] = []
+        self._num_lost = 0
 
     def _on_step(self) -> bool:
         seen = self.locals["new_obs"]
@@ -121,6 +144,7 @@ class RolloutRecorder(BaseCallback):
             seen = np.concatenate([seen, np.array(self.feature_range, seen.dtype)])
         self.feature_range = [seen.min(axis=0).tolist(), seen.max(axis=0).tolist()]
         for info in self.locals["infos"]:
+            self._num_lost += is_lost(info)
             if "episode_return" in info:
                 self.num_inner_steps += info["num_steps"]
                 self._episodes.append((info["episode_return"], info["is_diverged"]))
@@ -134,6 +158,7 @@ class RolloutRecorder(BaseCallback):
             "num_env_steps": self.num_timesteps,
             "num_inner_steps": self.num_inner_steps,
             "num_episodes": len(self._episodes),
+            "num_lost_episodes": self._num_lost,
             "return_mean": float(returns.mean()),
             "return_std": float(returns.std()),
             "diverged_share": float(diverged.mean()),
@@ -156,5 +181,24 @@ class RolloutRecorder(BaseCallback):
         self._open = None
         self.rows.append(row)
         self._lines.append(_line(row))
-        append(self._path, self._lines[-1])
+        self._try_to(self._append if self._is_whole else self.write)
         self._tracker.log(row, step=row["num_env_steps"])
+
+    def _append(self) -> None:
+        append(self._path, self._lines[-1])
+
+    def _try_to(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._is_whole = True
+        except OSError as error:
+            self._is_whole = False
+            warnings.warn(
+                f"metrics cannot be written and training goes on without: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def total(self, name: str) -> int:
+        """The sum of a count over all rows."""
+        return sum(int(row.get(name) or 0) for row in self.rows)

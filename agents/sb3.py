@@ -15,6 +15,22 @@ from lrpilot.agents.algorithms import Agent
 _COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
 
 
+def trained_state(model: Agent) -> dict[str, Any]:
+    """Parameters and optimizers of an agent, copied."""
+    state: dict[str, Any] = {"parameters": copy.deepcopy(model.get_parameters())}
+    if isinstance(model, SAC) and model.log_ent_coef is not None:
+        state["log_ent_coef"] = model.log_ent_coef.detach().clone()
+    return state
+
+
+def load_trained_state(model: Agent, state: dict[str, Any]) -> None:
+    """Go back to what `trained_state()` gave."""
+    model.set_parameters(state["parameters"], device="cpu")
+    if isinstance(model, SAC) and model.log_ent_coef is not None:
+        with torch.no_grad():
+            model.log_ent_coef.copy_(state["log_ent_coef"])
+
+
 def agent_state(model: Agent) -> dict[str, Any]:
     """What training has made of an agent between two rollouts, in plain values and copied tensors.
 
@@ -23,7 +39,7 @@ def agent_state(model: Agent) -> dict[str, Any]:
     SB3 resets it when training goes on.
     """
     state: dict[str, Any] = {
-        "parameters": copy.deepcopy(model.get_parameters()),
+        **trained_state(model),
         "counters": {name: getattr(model, name) for name in _COUNTERS},
         "last_observations": torch.tensor(np.asarray(model._last_obs)),
         "last_episode_starts": torch.tensor(np.asarray(model._last_episode_starts)),
@@ -36,14 +52,12 @@ def agent_state(model: Agent) -> dict[str, Any]:
         }
     if isinstance(model, SAC):
         state["replay_buffer"] = _replay_buffer_state(model)
-        if model.log_ent_coef is not None:
-            state["log_ent_coef"] = model.log_ent_coef.detach().clone()
     return state
 
 
 def load_agent_state(model: Agent, state: dict[str, Any]) -> None:
     """Continue from `agent_state()` of an agent built with the same arguments."""
-    model.set_parameters(state["parameters"], device="cpu")
+    load_trained_state(model, state)
     for name in _COUNTERS:
         setattr(model, name, state["counters"][name])
     # with these, `learn` does not reset the environments
@@ -54,9 +68,6 @@ def load_agent_state(model: Agent, state: dict[str, Any]) -> None:
         model._last_lstm_states = hidden
     if isinstance(model, SAC):
         _load_replay_buffer(model, state["replay_buffer"])
-        if model.log_ent_coef is not None:
-            with torch.no_grad():
-                model.log_ent_coef.copy_(state["log_ent_coef"])
 
 
 def _replay_buffer_state(model: SAC) -> dict[str, Any]:

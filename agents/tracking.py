@@ -85,22 +85,41 @@ class ReportingTracker(Tracker):
 
 
 class TensorBoardTracker(Tracker):
-    """Writes TensorBoard events to `<run folder>/tensorboard`."""
+    """Writes TensorBoard events to `<run folder>/tensorboard`.
+
+    Where that fails, as on a full disk, a warning says so, and training goes on without them.
+    """
 
     def __init__(self, run_dir: Path, config: dict[str, Any], labels: Labels | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         super().__init__(run_dir, config)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer: SummaryWriter | None = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, row: dict[str, Any], *, step: int) -> None:
         """Write one scalar per metric."""
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        if self._writer is not None:
+            with self._failures_are_warnings():
+                for name, value in row.items():
+                    self._writer.add_scalar(name, value, step)
 
     def close(self, *, exit_code: int = 0) -> None:
         """Flush the events."""
-        self._writer.close()
+        if self._writer is not None:
+            with self._failures_are_warnings():
+                self._writer.close()
+
+    @contextmanager
+    def _failures_are_warnings(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            warnings.warn(
+                f"TensorBoard failed and is switched off for this run: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 class WandbTracker(Tracker):

@@ -16,10 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.algorithms import Agent, env_steps_before_update
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
-from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_snapshot
+from lrpilot.agents.checkpoint import Checkpointer, load_snapshot, read_newest
 from lrpilot.agents.curves import record_episode
 from lrpilot.agents.export import export_policy, import_policy, versions
+from lrpilot.agents.metrics import FILE_NAME as METRICS_FILE
 from lrpilot.agents.metrics import RolloutRecorder
+from lrpilot.agents.rollback import UpdateGuard
 from lrpilot.agents.stop_signal import StopSignal
 from lrpilot.agents.tracking import Tracker
 from lrpilot.envs.episodes import settings_for
@@ -31,7 +33,6 @@ from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
 AGENT_FILE = "agent.zip"
-METRICS_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
 
 
@@ -64,7 +65,8 @@ def train(
     """Train, or resume, and write checkpoint, policy, agent, metrics and summary.
 
     The results are written before the tracker is closed. Where training breaks off, by an error as
-    by a signal, the state after the last rollout is kept in the checkpoint. `agent.zip` is for
+    by a signal, the state after the last rollout is kept in the checkpoint. Where the run folder
+    cannot be written in between, a warning says so, and training goes on. `agent.zip` is for
     users of Stable-Baselines3, whose `load` unpickles it: whoever loads one runs what is in it.
     Nothing here reads it.
 
@@ -96,7 +98,10 @@ def train(
         training early, else it is None.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged, or one of another training.
+        CheckpointError: if both checkpoints are damaged, or of another training.
+        WorkerError: if workers of the environments die faster than they make steps.
+        UpdateError: if three updates in a row were not finite.
+        OSError: if the results cannot be written; it names the file.
     """
     tracker = tracker or Tracker(run_dir, {})
     exit_code = 1
@@ -174,7 +179,7 @@ def _start(
 ) -> tuple[Agent, dict[str, Any]]:
     """A new agent, or that of a checkpoint; with its metrics so far, its origin and first day."""
     if resume_from is not None:
-        snapshot = read_snapshot(resume_from / CHECKPOINT_FILE)
+        snapshot = read_newest(resume_from)
         model = algorithm(env=env, seed=seed, device="cpu")
         load_snapshot(model, snapshot)
         # checkpoints before 0.2 have no range
@@ -200,14 +205,15 @@ def _learn(
 ) -> None:
     """Train, and write the checkpoint of the last whole rollout, whatever ends the training."""
     try:
-        model.learn(
-            total_timesteps=total_steps - model.num_timesteps,
-            callback=[recorder, checkpointer],
-            log_interval=None,  # type: ignore[arg-type]
-            reset_num_timesteps=False,
-        )
+        with UpdateGuard(model):
+            model.learn(
+                total_timesteps=total_steps - model.num_timesteps,
+                callback=[recorder, checkpointer],
+                log_interval=None,  # type: ignore[arg-type]
+                reset_num_timesteps=False,
+            )
     except BaseException:
-        checkpointer.write()
+        checkpointer.try_to_write()
         raise
     if checkpointer.is_stopped:
         checkpointer.write()
@@ -252,6 +258,8 @@ def _write_results(
     summary = {
         **trained,
         "return_mean_last_rollouts": sum(recent) / len(recent) if recent else None,
+        "num_lost_episodes": recorder.total("num_lost_episodes"),
+        "num_rolled_back": recorder.total("num_rolled_back"),
         "seconds": float(last.get("seconds", 0.0)),
         "policy": POLICY_FILE,
         "policy_fingerprint": policy.fingerprint,

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.plain_loops import bare_step
 from benchmarks.problems import CIFAR, ENDLESS, IMAGES, MOMENTUM, available, decision, own_step
 from benchmarks.side_by_side import compare_with, medians, print_origin, read_options, seconds_of
-from lrpilot.envs import LRControlEnv, WorkerVecEnv, make_vec_env
+from lrpilot.envs import LRControlEnv, WorkerVecEnv, looped, make_vec_env
 from lrpilot.evaluation.report import format_table
 from lrpilot.tasks.images.models import lenet, mlp, resnet9, resnet18, small_cnn
 from lrpilot.tasks.images.task import ImageTask
@@ -129,24 +129,24 @@ def measure_sharing(task: ImageTask) -> list[str]:
     # all of it is in memory now, and no environment is charged for having touched it first
     for tensor in tensors:
         tensor.sum()
-    looped = []
+    in_one_process = []
     for num_envs in (1, 9):
         env = make_vec_env(task, num_envs, runner="looped", interval_steps=INTERVAL_STEPS)
         env.reset()
-        looped.append(private_mebibytes())
+        in_one_process.append(private_mebibytes())
         del env
     workers = []
     for num_envs in (2, 10):
         make_env = partial(LRControlEnv, task, interval_steps=INTERVAL_STEPS)
-        env = WorkerVecEnv(make_env, num_envs, num_workers=2)
+        env = WorkerVecEnv(partial(looped, make_env), num_envs, num_workers=2)
         env.reset()
-        workers.append([private_mebibytes(process.pid or 0) for process in env.processes])
+        workers.append([private_mebibytes(pid) for pid in env.pids])
         env.close()
     worker = statistics.mean(workers[0])
     return [
         task.name,
         f"{num_bytes / 2**20:.0f}",
-        f"{(looped[1] - looped[0]) / 8:.1f}",
+        f"{(in_one_process[1] - in_one_process[0]) / 8:.1f}",
         f"{(sum(workers[1]) - sum(workers[0])) / 8:.1f}",
         f"{worker:.0f}",
     ]

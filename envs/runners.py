@@ -1,4 +1,4 @@
-"""The three ways of running many environments of one task, and which of them is fastest."""
+"""The ways of running many environments of one task, and which of them is fastest."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import platform
 import re
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 import lrpilot
 from lrpilot.envs.episodes import settings_for
 from lrpilot.envs.lr_control import LRControlEnv
+from lrpilot.envs.process_workers import ProcessWorkers
+from lrpilot.envs.ray_workers import RayWorkers
 from lrpilot.envs.vec_lr_control import LRControlVecEnv
-from lrpilot.envs.worker_vec_env import WorkerVecEnv
+from lrpilot.envs.worker_vec_env import WorkerVecEnv, looped
+from lrpilot.envs.workers import MakeEnvs, Workers
 from lrpilot.files import write_whole
 from lrpilot.policy.settings import ControlSettings
 from lrpilot.tasks.data.files import cache_folder
@@ -30,7 +34,8 @@ from lrpilot.tasks.shipped import load_task
 from lrpilot.tasks.task import Task
 
 # in the order in which a tie is decided
-RUNNERS = {"looped": DummyVecEnv, "subprocess": WorkerVecEnv, "batched": LRControlVecEnv}
+MEASURED = ("looped", "subprocess", "batched")
+RUNNERS = (*MEASURED, "ray")
 MARGIN = 1.1
 # where jobs share a machine: the cores of each
 CORES_VARIABLE = "LRPILOT_NUM_CORES"
@@ -49,6 +54,9 @@ def make_vec_env(
     settings: ControlSettings | None = None,
     *,
     runner: str = "auto",
+    num_workers: int | None = None,
+    worker_runner: str = "looped",
+    ray_address: str | None = None,
     **arguments: Any,
 ) -> VecEnv:
     """Environments of one task for Stable-Baselines3.
@@ -56,21 +64,28 @@ def make_vec_env(
     | runner       | how they run                                   | equal to looped           |
     |--------------|------------------------------------------------|---------------------------|
     | "looped"     | one after the other                            |                           |
-    | "subprocess" | in as many processes as there are cores, each  | exactly, if that has one  |
-    |              | with one torch thread                          | thread                    |
+    | "subprocess" | in `num_workers` processes, each with one      | exactly, if that has one  |
+    |              | torch thread                                   | thread                    |
     | "batched"    | as one tensor computation (`LRControlVecEnv`), | to rounding               |
     |              | if the task has one                            |                           |
-    | "auto"       | in the fastest of these, as it was once        |                           |
-    |              | measured; see `fastest_runner`                 |                           |
+    | "ray"        | in `num_workers` actors of Ray, on this        | as "subprocess"           |
+    |              | machine or those of a cluster                  |                           |
+    | "auto"       | in the fastest of the first three, as it was   |                           |
+    |              | once measured; see `fastest_runner`            |                           |
     | "measure"    | the same, measured anew                        |                           |
 
-    Close the environments after use: that ends the processes.
+    Close the environments after use: that ends the workers. A worker that dies is started again;
+    see `WorkerVecEnv`.
 
     Args:
         task: the inner training problem, or the name of a shipped one.
         num_envs: how many, at least 1.
         settings: as those of `LRControlEnv`.
-        runner: one of these five.
+        runner: one of these six.
+        num_workers: processes of "subprocess", or actors of "ray", at most `num_envs`; default as
+            many as this process may use cores.
+        worker_runner: how a worker runs its environments, "looped" or "batched".
+        ray_address: of a Ray cluster, as "auto"; None starts Ray on this machine.
         **arguments: as those of `LRControlEnv`.
 
     Raises:
@@ -88,9 +103,24 @@ def make_vec_env(
     if runner == "batched":
         return LRControlVecEnv(task, num_envs, settings)
     make_env = partial(LRControlEnv, task, settings)
-    if runner == "subprocess":
-        return WorkerVecEnv(make_env, num_envs, num_workers=min(num_envs, num_cores()))
-    return DummyVecEnv([make_env] * num_envs)
+    if runner == "looped":
+        return looped(make_env, num_envs)
+    if worker_runner not in ("looped", "batched"):
+        raise ValueError(f"`worker_runner` must be looped or batched, got {worker_runner!r}")
+    make_envs: MakeEnvs = partial(looped, make_env)
+    if worker_runner == "batched":
+        make_envs = partial(LRControlVecEnv, task, settings=settings)
+    if num_workers is None:
+        num_workers = min(num_envs, num_cores())
+    start_workers: Callable[..., Workers] = ProcessWorkers
+    if runner == "ray":
+        start_workers = partial(RayWorkers, address=ray_address, use_gpu=not is_on_cpu(task))
+    return WorkerVecEnv(make_envs, num_envs, num_workers=num_workers, start_workers=start_workers)
+
+
+def is_on_cpu(task: Task) -> bool:
+    """Whether no task of a mixture, or the one task, names another device."""
+    return all(getattr(member, "device", "cpu") == "cpu" for member in task.members())
 
 
 def num_cores() -> int:
@@ -189,8 +219,7 @@ def measure_runners(task: Task, num_envs: int, settings: ControlSettings) -> dic
         logger.log(level, "batched runs of %s are left out: %s", task.name, error)
         batched = 0.0
     most = min(num_envs, num_cores())
-    is_on_cpu = all(getattr(member, "device", "cpu") == "cpu" for member in task.members())
-    if is_on_cpu and most > 1 and batched < most * rates["looped"]:
+    if is_on_cpu(task) and most > 1 and batched < most * rates["looped"]:
         rates["subprocess"] = measure("subprocess")
     return {**rates, "batched": batched} if batched else rates
 
@@ -257,7 +286,7 @@ def _remembered(path: Path, conditions: dict[str, Any]) -> tuple[dict[str, float
     try:
         kept = json.loads(path.read_bytes())
         rates = {name: float(rate) for name, rate in kept[RATES].items()}
-        is_sound = all(0.0 < rate < math.inf and name in RUNNERS for name, rate in rates.items())
+        is_sound = all(0.0 < rate < math.inf and name in MEASURED for name, rate in rates.items())
         if is_sound and "looped" in rates and kept.items() >= conditions.items():
             return rates, str(kept["measured_on"])
     except FileNotFoundError:

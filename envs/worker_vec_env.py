@@ -1,230 +1,226 @@
-"""WorkerVecEnv: environments in a few worker processes."""
+"""WorkerVecEnv: environments in a few workers, of which any may die."""
 
 import atexit
-import contextlib
-import multiprocessing
-import os
-import pickle
-import signal
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import CloudpickleWrapper, DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from lrpilot.envs.crew import Crew, Message
 from lrpilot.envs.indices import selected
+from lrpilot.envs.lost_episodes import lost_info
+from lrpilot.envs.process_workers import ProcessWorkers
+from lrpilot.envs.workers import MakeEnvs, Workers
 
 Array = NDArray[np.float32]
+Step = tuple[Array, Array, NDArray[np.bool_], list[dict[str, Any]]]
 
 
-# to make environments and to start them for the first time, which may read gigabytes
-FIRST_PATIENCE_SECONDS = 3600.0
-STEPS_OF_PATIENCE = 100.0
-CLOSE_SECONDS = 5.0
-
-
-class WorkerError(RuntimeError):
-    """A worker ended or does not answer: its environments, and the training on them, are lost."""
+def looped(make_env: Callable[[], gymnasium.Env[Any, Any]], num_envs: int) -> VecEnv:
+    """So many environments, which step one after the other."""
+    return DummyVecEnv([make_env] * num_envs)
 
 
 class WorkerVecEnv(VecEnv):
-    """B environments in W processes, each of which steps its share one after the other.
+    """B environments in W workers, which step side by side.
 
-    It gives exactly what SB3's `DummyVecEnv` gives with one torch thread. It differs from SB3's
-    `SubprocVecEnv` in what long trainings need: a process may have many environments; an exception
-    in a worker is raised here; Ctrl-C and SIGTERM are left to this process, so that a training
-    that they end can still be saved; and messages are copied, not sent as file descriptors, of
-    which the states of many networks would need thousands.
+    Where the workers loop over their environments (`looped`), it gives exactly what SB3's
+    `DummyVecEnv` gives with one torch thread. It differs from SB3's `SubprocVecEnv` in what long
+    trainings need: a worker may have many environments; an exception in an environment is raised
+    here; and a worker may die, or be stuck, without an end of the training.
+
+    **A worker that dies** (killed, out of memory, stuck for longer than `patience`, or with its
+    machine) is started again, while the others wait, and the episodes of its environments are
+    lost. At the step in which that is noticed, these environments give the first observation of
+    new episodes, reward 0, done, and the info of `lost_info`: a truncation at the last observation
+    before. In the rollout of an agent, the last transition of a lost episode is therefore worth
+    what the critic expects of the state it was in, whatever the action; with a discount of 1 its
+    advantage is 0, and the transitions before it are valued as where a rollout ends in mid-episode.
+    The new episodes are drawn by generators seeded with `SeedSequence([seed, i, n])`, where `seed`
+    is that of `seed`, i the first environment of the worker and n the number of workers that have
+    died so far, so that the same deaths at the same steps give the same training. What `set_attr`
+    has set in a worker that dies is lost. A worker that has been started again three times and
+    then dies before its next step is an error.
 
     Args:
-        make_env: makes one environment.
+        make_envs: makes the environments of one worker, as `partial(looped, make_env)` does.
         num_envs: B, at least 1.
         num_workers: W, 1 to `num_envs`; each has one torch thread.
         patience: seconds without an answer after which the workers count as stuck, once a step
-            has been made; at least a hundred times the slowest step. The first step is waited for
-            an hour.
+            has been made; at least a hundred times the slowest step. The start of workers and of
+            episodes is waited for an hour.
+        start_workers: called as `start_workers(make_envs, sizes)`; default processes.
 
     Raises:
         ValueError: if a count is out of range.
-        WorkerError: by any method, if a worker has ended or is stuck.
+        WorkerError: by any method, if a worker dies again and again.
     """
 
     def __init__(
         self,
-        make_env: Callable[[], gymnasium.Env[Any, Any]],
+        make_envs: MakeEnvs,
         num_envs: int,
         *,
         num_workers: int,
         patience: float = 600.0,
+        start_workers: Callable[[MakeEnvs, list[int]], Workers] = ProcessWorkers,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"`num_envs` must be at least 1, got {num_envs}")
         if not 1 <= num_workers <= num_envs:
             raise ValueError(f"`num_workers` must be 1 to {num_envs}, got {num_workers}")
         shares = np.array_split(np.arange(num_envs), num_workers)
-        self._patience = patience
-        self._slowest_step: float | None = None
         self._shares: list[list[int]] = [share.tolist() for share in shares]
-        # a forked process could hang in torch's threads; a fork server would keep old variables
-        context = multiprocessing.get_context("spawn")
-        self.processes = []
-        self._connections: list[Connection] = []
+        self._first_seed: int | None = None
+        workers = start_workers(make_envs, [len(share) for share in self._shares])
+        self._crew = Crew(workers, num_workers, patience=patience)
         atexit.register(self.close)
         try:
-            for share in self._shares:
-                connection, remote = context.Pipe()
-                args = (remote, CloudpickleWrapper(make_env), len(share))
-                process = context.Process(target=_work, args=args, daemon=True)
-                with _deaf_to_ctrl_c():
-                    process.start()
-                remote.close()
-                self.processes.append(process)
-                self._connections.append(connection)
-            observation_space, action_space = self._receive(range(num_workers))[0]
+            self._crew.start()
         except BaseException:
             self.close()
             raise
-        super().__init__(num_envs, observation_space, action_space)
-
-    def _send(self, worker: int, name: str, *args: Any, **kwargs: Any) -> None:
-        if self._connections[worker].closed:
-            raise WorkerError("the workers have ended: make the environments anew")
-        # a worker that has ended is noticed when its answer is read
-        with contextlib.suppress(BrokenPipeError):
-            self._connections[worker].send_bytes(pickle.dumps((name, args, kwargs)))
-
-    def _receive(self, workers: Iterable[int]) -> list[Any]:
-        """The answers of these workers; all are read before an error among them is raised."""
-        workers = list(workers)
-        try:
-            answers = self._read(workers)
-        except WorkerError:
-            self.close()
-            raise
-        for answer in answers.values():
-            if isinstance(answer, Exception):
-                raise answer
-        return [answers[worker] for worker in workers]
-
-    def _read(self, workers: list[int]) -> dict[int, Any]:
-        """The answers as they come in, errors of the environments among them."""
-        pending = {self._connections[worker]: worker for worker in workers}
-        answers: dict[int, Any] = {}
-        # seconds are counted one by one: those in which this process itself is stopped are not
-        waited = 0
-        while pending:
-            ready = wait(list(pending), timeout=1.0)
-            waited = 0 if ready else waited + 1
-            if waited >= self._patience_now():
-                raise WorkerError(self._silence(sorted(pending.values()), waited))
-            for connection in ready:
-                assert isinstance(connection, Connection)
-                worker = pending.pop(connection)
-                answers[worker] = self._answer(worker)
-        return answers
-
-    def _patience_now(self) -> float:
-        if self._slowest_step is None:
-            return FIRST_PATIENCE_SECONDS
-        return max(self._patience, STEPS_OF_PATIENCE * self._slowest_step)
-
-    def _silence(self, workers: list[int], seconds: int) -> str:
-        named = ", ".join(f"{i} (process {self.processes[i].pid})" for i in workers)
-        slowest = "" if self._slowest_step is None else f"; a step took {self._slowest_step:.3g} s"
-        return (
-            f"no answer for {seconds} s from worker {named}{slowest}: it was stopped, or waits for "
-            "something that does not come"
-        )
-
-    def _answer(self, worker: int) -> Any:
-        try:
-            return pickle.loads(self._connections[worker].recv_bytes())
-        except (EOFError, ConnectionResetError):
-            process = self.processes[worker]
-            process.join()
-            hint = ""
-            if process.exitcode == -signal.SIGKILL:
-                hint = ": it was killed, perhaps for want of memory"
-            elif self._slowest_step is None:
-                hint = (
-                    '; a script that starts workers must do so under `if __name__ == "__main__":`'
-                )
-            raise WorkerError(
-                f"worker {worker} (process {process.pid}) ended with exit code "
-                f"{process.exitcode}{hint}"
-            ) from None
+        hello = self._crew.hello
+        self._num_states = [hello[worker].num_states for worker in range(num_workers)]
+        # of the last step or reset, which comes before this is read
+        self._last = np.zeros((num_envs, 0), np.float32)
+        super().__init__(num_envs, hello[0].observation_space, hello[0].action_space)
 
     def seed(self, seed: int | None = None) -> list[int]:
         """Seed environment i with seed + i at the next reset."""
         seeds = [int(drawn) for drawn in super().seed(seed) if drawn is not None]
-        for worker, share in enumerate(self._shares):
-            self._send(worker, "seed", seeds[share[0]])
-        self._receive(range(len(self._shares)))
+        self._first_seed = seeds[0]
+        self._crew.ask(
+            range(len(self._shares)),
+            lambda worker: ("seed", (seeds[self._shares[worker][0]],), {}),
+        )
         return seeds
 
     def reset(self) -> Array:
         """Start all episodes; returns observations of shape (B, features)."""
-        for worker in range(len(self._shares)):
-            self._send(worker, "reset")
-        return np.concatenate(self._receive(range(len(self._shares))))
+        everyone = range(len(self._shares))
+        begun = self._begin(everyone)
+        self._last = np.concatenate([begun[worker] for worker in everyone])
+        return self._last.copy()
+
+    def _begin(self, workers: Iterable[int]) -> dict[int, Array]:
+        """First observations of new episodes."""
+        begun = self._crew.ask(
+            workers, lambda worker: ("begin", (self._new_seed(worker),), {}), is_first=True
+        )
+        self._crew.lost -= begun.keys()
+        return begun
+
+    def _new_seed(self, worker: int) -> int | None:
+        """For the generators of a worker that has been started again."""
+        if worker not in self._crew.lost or self._first_seed is None:
+            return None
+        entropy = [self._first_seed, self._shares[worker][0], self._crew.num_deaths]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def step_async(self, actions: Array) -> None:
         """Send the actions, of shape (B, 1), to the workers."""
-        for worker, share in enumerate(self._shares):
-            self._send(worker, "step", actions[share])
+        for worker in self._sound():
+            self._crew.send(worker, "step", actions[self._shares[worker]])
 
-    def step_wait(self) -> tuple[Array, Array, NDArray[np.bool_], list[dict[str, Any]]]:
-        """Wait until every environment has made its step."""
+    def _sound(self) -> list[int]:
+        """The workers whose environments are in the episodes that the agent knows."""
+        return [worker for worker in range(len(self._shares)) if worker not in self._crew.lost]
+
+    def step_wait(self) -> Step:
+        """Wait until every environment has made its step, or has lost its episode."""
         start = time.monotonic()
-        answers = self._receive(range(len(self._shares)))
-        self._slowest_step = max(self._slowest_step or 0.0, time.monotonic() - start)
-        observations, rewards, dones, infos = zip(*answers, strict=True)
+        asked = self._sound()
+        steps: dict[int, Step] = self._crew.receive(asked)
+        if len(steps) == len(asked):
+            self._crew.took(time.monotonic() - start)
+        self._crew.have_stepped(steps)
+        for worker, observations in self._begin(sorted(self._crew.lost)).items():
+            infos = [lost_info(self._last[i].copy()) for i in self._shares[worker]]
+            size = len(infos)
+            steps[worker] = observations, np.zeros(size, np.float32), np.ones(size, bool), infos
+        in_order = [steps[worker] for worker in range(len(self._shares))]
+        all_observations, rewards, dones, infos_of_each = zip(*in_order, strict=True)
+        self._last = np.concatenate(all_observations)
         return (
-            np.concatenate(observations),
+            self._last.copy(),
             np.concatenate(rewards),
             np.concatenate(dones),
-            [info for part in infos for info in part],
+            [info for infos in infos_of_each for info in infos],
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all environments, of those that have just lost their episode None."""
+        asked = self._sound()
+        for worker in asked:
+            self._crew.send(worker, "states")
+        states = self._crew.receive(asked)
+        return {
+            "states": [
+                state
+                for worker, num_states in enumerate(self._num_states)
+                for state in states.get(worker, [None] * num_states)
+            ],
+            "num_deaths": self._crew.num_deaths,
+            "last_observations": self._last.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of as many environments, with as many workers if batched."""
+        states, num_states = state["states"], sum(self._num_states)
+        if len(states) != num_states:
+            raise ValueError(f"it is one of {len(states)} states, and {num_states} are needed")
+        ends = np.cumsum(self._num_states).tolist()
+        parts = {
+            worker: states[end - size : end]
+            for worker, (end, size) in enumerate(zip(ends, self._num_states, strict=True))
+        }
+        self._crew.lost = {worker for worker, part in parts.items() if None in part}
+        self._crew.num_deaths = state["num_deaths"]
+        self._last = np.array(state["last_observations"], np.float32)
+        asked = [worker for worker in parts if worker not in self._crew.lost]
+        self._crew.ask(asked, lambda w: ("load_states", (parts[w],), {}), is_first=True)
+        # also of those that had to be started again meanwhile
+        self._crew.lost -= set(asked)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the workers as they are now."""
+        return [hello.pid for _, hello in sorted(self._crew.hello.items())]
 
     def close(self) -> None:
         """End the workers; one that does not end by itself is killed."""
-        for connection in self._connections:
-            connection.close()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+        self._crew.close()
         atexit.unregister(self.close)
 
-    def _ask(self, name: str, *args: Any, indices: Any, **kwargs: Any) -> list[Any]:
-        """Call a `DummyVecEnv` method that answers with a list, once per worker concerned."""
+    def _call(self, name: str, *args: Any, indices: Any, **kwargs: Any) -> list[Any]:
+        """Call a method that answers with a list, once per worker concerned."""
         wanted = selected(indices, self.num_envs)
-        asked = []
-        for worker, share in enumerate(self._shares):
-            mine = [i for i in wanted if i in share]
-            if mine:
-                self._send(worker, name, *args, indices=[i - share[0] for i in mine], **kwargs)
-                asked.append((worker, mine))
-        answers = self._receive(worker for worker, _ in asked)
+        mine = {
+            worker: [i for i in wanted if i in share]
+            for worker, share in enumerate(self._shares)
+            if not set(wanted).isdisjoint(share)
+        }
+
+        def message(worker: int) -> Message:
+            inside = [i - self._shares[worker][0] for i in mine[worker]]
+            return name, args, {**kwargs, "indices": inside}
+
+        answers = self._crew.ask(mine, message)
         found = {
             i: value
-            for (_, mine), values in zip(asked, answers, strict=True)
-            for i, value in zip(mine, values, strict=True)
+            for worker, rows in mine.items()
+            for i, value in zip(rows, answers[worker], strict=True)
         }
         return [found[i] for i in wanted]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """An attribute of each environment, copied."""
-        return self._ask("get_attr", attr_name, indices=indices)
+        return self._call("get_attr", attr_name, indices=indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of each environment."""
@@ -234,50 +230,10 @@ class WorkerVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of each environment."""
-        return self._ask("env_method", method_name, *method_args, indices=indices, **method_kwargs)
+        return self._call("env_method", method_name, *method_args, indices=indices, **method_kwargs)
 
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: Any = None
     ) -> list[bool]:
         """Whether each environment has this wrapper."""
-        return self._ask("env_is_wrapped", wrapper_class, indices=indices)
-
-
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """What is started here is not ended by Ctrl-C while it imports; this process is, afterwards."""
-    # where this starts, it lets the signals through
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(connection: Connection, make_env: CloudpickleWrapper, num_envs: int) -> None:
-    """Answer a `WorkerVecEnv` until it closes the connection."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    # a closed connection ends the worker, wherever it is
-    with contextlib.suppress(EOFError, OSError):
-        try:
-            env = DummyVecEnv([make_env.var] * num_envs)
-            answer: Any = (env.observation_space, env.action_space)
-        except Exception as error:
-            answer = _with_traceback(error)
-        while True:
-            connection.send_bytes(pickle.dumps(answer))
-            name, args, kwargs = pickle.loads(connection.recv_bytes())
-            try:
-                answer = getattr(env, name)(*args, **kwargs)
-            except Exception as error:
-                answer = _with_traceback(error)
-    # nothing is left to be saved, and to take the interpreter down would last a second
-    os._exit(0)
-
-
-def _with_traceback(error: Exception) -> Exception:
-    error.add_note(f"in a worker:\n{traceback.format_exc()}")
-    return error
+        return self._call("env_is_wrapped", wrapper_class, indices=indices)

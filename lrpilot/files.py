@@ -15,12 +15,17 @@ _TEMPORARY = re.compile(r"\..+?(?:\.(?P<host>\w+)\.(?P<pid>\d+))?\.[0-9a-f]{16}"
 _SECONDS_PER_DAY = 24 * 3600
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_whole(
+    path: str | os.PathLike[str], content: bytes | str, *, previous: Path | None = None
+) -> None:
     """Write or replace a file, with its folder, completely or not at all.
 
     Args:
         path: the file.
         content: what it will hold; a text is written as UTF-8, as it is.
+        previous: where the file that is replaced is kept, in the same folder. The new one is on
+            the disk before that, so that at every moment, a power cut included, one of the two
+            is whole; between the two renames there is the previous one alone.
 
     Raises:
         OSError: if that fails, as it does in a full or read-only folder; it names the file.
@@ -32,7 +37,13 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                if previous is not None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

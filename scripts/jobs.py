@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrpilot import PolicyFileError
 from lrpilot.agents.checkpoint import CheckpointError
+from lrpilot.agents.rollback import UpdateError
 from lrpilot.envs import WorkerError
 from lrpilot.files import write_whole
 from lrpilot.redaction import without_home
@@ -46,7 +47,14 @@ from scripts.sweeps import (
 )
 
 # what a reader can mend: these say it in their message
-MENDABLE = (CheckpointError, DataError, FileNotFoundError, PolicyFileError, WorkerError)
+MENDABLE = (
+    CheckpointError,
+    DataError,
+    FileNotFoundError,
+    PolicyFileError,
+    UpdateError,
+    WorkerError,
+)
 # arguments of what is ours, of which the configuration names those that differ from the default
 FREE = re.compile(r"(task|env|scheduler|rival|logger)\.[\w.]+=")
 

@@ -16,14 +16,21 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lrpilot.agents.checkpoint import FILE_NAME, read_snapshot
+from lrpilot.agents.checkpoint import FILE_NAME, PREVIOUS_NAME, has_checkpoint, read_newest
 from lrpilot.agents.training import has_results
 from lrpilot.redaction import without_home
 from scripts.overrides import composed, given_overrides, plain
 
 # what decides how the training goes on
 SAME = ("seed", "task", "env", "agent")
-MAY_CHANGE = ("agent.total_steps", "agent.checkpoint_steps", "num_threads", "show_progress")
+MAY_CHANGE = (
+    "agent.total_steps",
+    "agent.checkpoint_steps",
+    "env.num_workers",
+    "env.ray_address",
+    "num_threads",
+    "show_progress",
+)
 OF_THIS_RUN = ("resume", "output_root")
 
 
@@ -52,10 +59,10 @@ def find_run_dir(resume: str | bool, output_root: str) -> Path:
     """The run folder to continue; True means the newest with a checkpoint."""
     if resume is not True:
         run_dir = Path(str(resume))
-        if not (run_dir / FILE_NAME).is_file():
+        if not has_checkpoint(run_dir):
             raise ValueError(f"`resume` must be a run folder with a checkpoint, got {run_dir}")
         return run_dir
-    found = Path(output_root).rglob(FILE_NAME)
+    found = [p for name in (FILE_NAME, PREVIOUS_NAME) for p in Path(output_root).rglob(name)]
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise ValueError(f"`resume=true` found no {FILE_NAME} under {output_root}")
@@ -73,7 +80,7 @@ def resumed_config(run_dir: Path, read: Sequence[str]) -> tuple[DictConfig, list
         ValueError: if it would be another training, if an override of the checkpoint names code,
             or if nothing is left to do.
     """
-    snapshot = read_snapshot(run_dir / FILE_NAME)
+    snapshot = read_newest(run_dir)
     if not snapshot["settings"]:
         raise ValueError(f"`resume` must be a run folder of train_agent.py, got {run_dir}")
     recorded, kept = snapshot["settings"]["overrides"], snapshot["settings"]["config"]

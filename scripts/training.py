@@ -1,6 +1,7 @@
 """From a composed configuration to a trained agent, for every script that trains one."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
 from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from lrpilot.agents.tracking import ReportingTracker
-from lrpilot.envs.runners import fastest_runner
+from lrpilot.envs.runners import fastest_runner, make_vec_env
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.tasks.task import Task
 from scripts.overrides import plain
@@ -21,6 +22,9 @@ from scripts.resuming import settings_of
 from scripts.run_folders import CONFIG_FILE, write_config
 from scripts.sweeps import script_command
 from scripts.tracking import make_tracker
+
+# what `make_vec_env` takes beside the settings
+OF_WORKERS = ("num_workers", "worker_runner", "ray_address")
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -69,7 +73,9 @@ def train_configured(
         "agent.total_steps=... and agent.num_envs=... change that"
     )
     env = dict(instantiate(cfg.env, _convert_="all").keywords)
-    runner, settings = env.pop("runner"), ControlSettings(**env)
+    runner = env.pop("runner")
+    of_workers = {name: env.pop(name) for name in OF_WORKERS if name in env}
+    settings = ControlSettings(**env)
     if runner in ("auto", "measure"):
         # so that the run is known, and resumed, as it was
         cfg.env.runner = fastest_runner(task, agent.num_envs, settings, anew=runner == "measure")
@@ -90,12 +96,16 @@ def train_configured(
         checkpoint_steps=agent.checkpoint_steps,
         init_from=Policy.load(agent.init_from) if agent.init_from and not resume_from else None,
         tracker=tracker,
-        card={name: config[name] for name in ("task", "env", "agent")},
+        card={
+            **{name: config[name] for name in ("task", "agent")},
+            "env": {name: value for name, value in config["env"].items() if name != "ray_address"},
+        },
         # reads the commit now, not after hours of training
         provenance=describe_provenance(),
         command=None if overrides is None else settings_of(cfg, overrides),
         resume_from=resume_from,
         show_progress=cfg.show_progress,
+        make_env=partial(make_vec_env, **of_workers),
     )
 
 

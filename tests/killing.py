@@ -4,49 +4,19 @@
 Every training is a fork of this process, so that it starts at once, and runs `train_agent.py`.
 """
 
-import hashlib
 import json
 import os
-import runpy
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
-# what the forks need is imported once; torch's optimizers import `_dynamo`
-import torch._dynamo
+import torch
 
-import scripts.train_agent  # noqa: F401
-from tests.script_runs import ROOT, TINY
+from benchmarks.kill_and_resume import digest, start
+from tests.script_runs import TINY
 
 RESULTS = ("agent.zip", "metrics.csv", "policy.safetensors", "summary.json")
-
-
-def start(run_dir: Path, *arguments: str) -> int:
-    """Run the script in a fork; returns its process."""
-    process = os.fork()
-    if process:
-        return process
-    log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    sys.argv = ["train_agent.py", *arguments, f"hydra.run.dir={run_dir}"]
-    try:
-        runpy.run_path(str(ROOT / "scripts" / "train_agent.py"), run_name="__main__")
-    except SystemExit as end:
-        print(end, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def digest(run_dir: Path) -> str:
-    """Of the policy file, or a text that says that there is none."""
-    path = run_dir / "policy.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "none"
 
 
 def kill_and_resume(folder: Path, name: str, seconds: float) -> tuple[bool, str]:

@@ -1,10 +1,12 @@
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrpilot.agents.tracking import TensorBoardTracker, WandbTracker
+from tests.full_disk import full_disk
 
 
 @pytest.mark.slow
@@ -57,3 +59,18 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     tracker.log({"return_mean": 1.0}, step=1)
     tracker.close()
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_on_a_full_disk_warns_and_goes_on(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(tmp_path, {})
+
+    def track() -> None:
+        for step in range(100):
+            tracker.log({"return_mean": 1.0}, step=step)
+            # it writes in a thread
+            time.sleep(0.01)
+        tracker.close()
+
+    with full_disk(10), pytest.warns(RuntimeWarning, match=r"TensorBoard failed .* too large"):
+        track()

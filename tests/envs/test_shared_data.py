@@ -29,9 +29,9 @@ def image_task(data: Any, **changes: Any) -> Any:
     )
 
 
-def private_bytes(process: Any) -> Any:
+def private_bytes(pid: int) -> Any:
     """Memory of a process that no other one has a share in (unique set size)."""
-    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     sizes = [line.split()[1] for line in lines if line.startswith("Private_")]
     return 1024 * sum(map(int, sizes))
 
@@ -59,11 +59,11 @@ def private_bytes_per_worker(num_train: Any) -> Any:
     )
     env = make_vec_env(task, 2, runner="subprocess", num_decisions=2, initial_lr_factors=(1, 1))
     assert isinstance(env, WorkerVecEnv)
-    assert len(env.processes) == min(2, os.cpu_count() or 1)
+    assert len(env.pids) == min(2, os.cpu_count() or 1)
     env.seed(0)
     env.reset()
     env.step(np.zeros((2, 1), np.float32))
-    found = [private_bytes(process) for process in env.processes]
+    found = [private_bytes(pid) for pid in env.pids]
     env.close()
     return max(found)
 

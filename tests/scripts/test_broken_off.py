@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lrpilot import Policy
+from lrpilot.agents.metrics import read_rows
 from tests.script_runs import ROOT, TINY, run_scripts
 
 pytestmark = pytest.mark.slow
@@ -58,19 +59,28 @@ def wait_for(found: Any, process: Any) -> Any:
     return found()
 
 
-def test_a_killed_worker_is_named_with_the_command_that_goes_on(start: Any, tmp_path: Path) -> None:
+def test_training_goes_on_after_a_worker_is_killed_until_sigterm_asks_for_another_start(
+    start: Any, tmp_path: Path
+) -> None:
     process = start(*WORKERS, "hydra.run.dir=cut")
     metrics = tmp_path / "cut" / "metrics.csv"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, process)
+
+    def rows() -> Any:
+        return read_rows(metrics.read_text()) if metrics.exists() else []
+
+    wait_for(lambda: len(rows()) > 2, process)
     os.kill(workers_of(process)[0], signal.SIGKILL)
+    wait_for(lambda: any(row["num_lost_episodes"] == "1" for row in rows()), process)
+    process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == 75
     assert "Traceback" not in errors
     assert errors.strip().endswith(f"/scripts/train_agent.py resume={tmp_path}/cut")
-    more = ["resume=cut", "agent.total_steps=58", "hydra.run.dir=rest"]
+    done = Policy.load(tmp_path / "cut").card["num_env_steps"]
+    more = ["resume=cut", f"agent.total_steps={done + 58}", "hydra.run.dir=rest"]
     ((code, _, errors),) = run_scripts([["train_agent.py", *more]], tmp_path)
     assert code == 0, errors
-    assert Policy.load(tmp_path / "rest").card["num_env_steps"] >= 116
+    assert Policy.load(tmp_path / "rest").card["num_env_steps"] == done + 58
 
 
 def test_ctrl_c_while_workers_start_leaves_one_word(start: Any) -> None:

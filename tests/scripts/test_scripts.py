@@ -127,6 +127,7 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path: 
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
+    assert process.returncode == 75
     summary = json.loads((root / "cut" / "summary.json").read_text())
     assert summary["num_env_steps"] < 2900
     script(
