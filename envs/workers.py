@@ -86,7 +86,11 @@ class Worker:
     def answer(self, message: bytes) -> bytes:
         """Do what a message says; an error is an answer, too."""
         name, args, kwargs = pickle.loads(message)
-        own = {"begin": self._begin, "states": self._states, "load_states": self._load_states}
+        own: dict[str, Callable[..., Any]] = {
+            "begin": self._begin,
+            "states": self._states,
+            "load_states": self._load_states,
+        }
         try:
             answer = (own.get(name) or getattr(self._envs, name))(*args, **kwargs)
         except Exception as error:

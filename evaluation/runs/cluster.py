@@ -58,7 +58,8 @@ class Cluster:
         try:
             needs = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             task = ray.remote(max_retries=NUM_RETRIES, **needs)(_work)
-            shared, waiting, running = ray.put(work), list(items), {}
+            shared, waiting = ray.put(work), list(items)
+            running: dict[Any, str] = {}
             while waiting or running:
                 while waiting and len(running) < num_workers:
                     name = waiting.pop(0)
@@ -77,16 +78,17 @@ class Cluster:
             ray.shutdown()
 
     def _connect(self, num_workers: int) -> Any:
+        ray: Any
         try:
             import ray
         except ImportError as error:
             raise ImportError("`workers=ray` needs Ray: pip install lrpilot[sweep]") from error
-        quiet = {"log_to_driver": False, "configure_logging": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         try:
             if self.address == "local":
                 num_cpus = num_workers * self.num_cpus
                 # without the niceness of 15, with which workers starve beside other processes
-                system = {"worker_niceness": 0}
+                system: dict[str, Any] = {"worker_niceness": 0}
                 ray.init(
                     "local",
                     num_cpus=num_cpus,
