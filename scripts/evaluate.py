@@ -22,6 +22,7 @@ from lrpilot.evaluation.report import COMPARISON_FILES
 from lrpilot.evaluation.runs.grid import Method
 from scripts.jobs import run_job, run_script
 from scripts.overrides import plain
+from scripts.resources import cluster_of
 from scripts.tracking import tracked
 from scripts.training import make_task
 
@@ -56,6 +57,7 @@ def evaluate(cfg: DictConfig, out_dir: Path) -> None:
         out_dir=out_dir,
         store=Path(cfg.store) if cfg.store else None,
         num_workers=cfg.num_workers,
+        cluster=cluster_of(cfg),
         show_progress=cfg.show_progress,
     )
     write_page(out_dir, out_dir / PAGE_FILE)

@@ -35,7 +35,7 @@ EXPERTS_FILE = "experts.csv"
 METRICS_FILE = "metrics.csv"
 UNREAD = (
     *("agent", "scheduler", "rival", "policy"),
-    *("compare", "is_quick", "logger", "store", "num_workers"),
+    *("compare", "is_quick", "logger", "store", "num_workers", "workers"),
 )
 
 

@@ -31,6 +31,7 @@ UNREAD = (
     "show_progress",
     "store",
     "num_workers",
+    "workers",
 )
 
 

@@ -23,6 +23,7 @@ from lrpilot.evaluation.page import PAGE_FILE, write_page
 from lrpilot.evaluation.runs.output import RUNS_FILE, Output
 from lrpilot.evaluation.runs.provenance import provenance_line
 from scripts.jobs import run_job, run_script
+from scripts.resources import cluster_of
 from scripts.tracking import tracked
 from scripts.training import train_configured
 
@@ -67,6 +68,7 @@ def reproduce(cfg: DictConfig, out_dir: Path) -> None:
             is_quick=cfg.is_quick,
             store=Path(cfg.store) if cfg.store else None,
             num_workers=cfg.num_workers,
+            cluster=cluster_of(cfg),
         ),
     )
     if (out_dir / RUNS_FILE).exists():

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
+from omegaconf import DictConfig
 
 from lrpilot.envs.runners import CORES_VARIABLE, num_cores
+from lrpilot.evaluation.runs.cluster import Cluster
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLOTS_FOLDER = ".slots"
@@ -53,6 +55,19 @@ def num_gpus(gpus_per_job: float | None) -> float:
             f"got {gpus_per_job}"
         )
     return int(gpus_per_job) if gpus_per_job in (0, 1) or gpus_per_job > 1 else gpus_per_job
+
+
+def cluster_of(cfg: DictConfig) -> Cluster | None:
+    """Where the runs of a comparison are trained, if not in processes of this machine.
+
+    Raises:
+        ValueError: if `workers` or `gpus_per_job` is out of range.
+    """
+    if cfg.workers not in ("processes", "ray"):
+        raise ValueError(f"`workers` must be processes or ray, got {cfg.workers!r}")
+    if cfg.workers == "processes":
+        return None
+    return Cluster(cfg.ray_address, cfg.cpus_per_job, num_gpus(cfg.gpus_per_job))
 
 
 def whole_gpus(gpus_per_job: float | None) -> int | None:

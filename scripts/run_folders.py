@@ -20,7 +20,7 @@ LOCK_FILE = ".lock"
 UNCLAIMED = {OVERRIDES_FILE, ERROR_FILE, REFUSED_FILE, LOCK_FILE}
 # what a job of a sweep may have otherwise when it goes on
 OF_THE_MACHINE = {"cpus_per_job", "gpus_per_job", "ray_address", "num_threads", "num_workers"}
-OF_THE_MACHINE |= {"show_progress", "output_root", "store", "logger"}
+OF_THE_MACHINE |= {"workers", "show_progress", "output_root", "store", "logger"}
 
 
 class OtherJobError(ValueError):

@@ -27,7 +27,7 @@ from scripts.jobs import run_job, run_script
 
 UNREAD = (
     *("env", "agent", "logger", "scheduler", "rival"),
-    *("seed", "compare", "is_quick", "store", "num_workers"),
+    *("seed", "compare", "is_quick", "store", "num_workers", "workers"),
 )
 
 

@@ -26,7 +26,7 @@ from scripts.training import command_line, train_configured
 
 # EX_TEMPFAIL of sysexits.h: to start the same again is all that it needs
 EXIT_CODE_OF_SIGTERM = 75
-UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick", "store", "num_workers")
+UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick", "store", "num_workers", "workers")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="train_agent")

@@ -44,7 +44,7 @@ from scripts.studies import (
 )
 from scripts.training import command_line, train_configured
 
-UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick", "store")
+UNREAD = ("scheduler", "rival", "policy", "compare", "is_quick", "store", "workers")
 # rows whose mean return a trial is worth, as in the summary of a training
 _NUM_LAST_ROWS = 10
 _POLL_SECONDS = 0.5

@@ -42,6 +42,7 @@ MISTAKES = {
     ("evaluate.py", "num_skipped_seeds=-1"): "`num_skipped_seeds` must be a whole number of at",
     ("evaluate.py", "output_root=a_file/in"): "cannot use a_file/in",
     ("evaluate.py", "agent.num_envs=3"): "`agent.num_envs=3` must be left out: evaluate.py does no",
+    ("evaluate.py", "workers=threads"): "`workers` must be processes or ray, got 'threads'",
     ("reproduce.py", "is_quick=yes"): "`is_quick` must be true or false, got 'yes'",
     ("reproduce.py", "compare.num_tuning=0"): "`compare.num_tuning` must be a whole number of at",
     ("reproduce.py", "policy=nowhere"): "no policy at nowhere",
