@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from lrpilot.agents.training import METRICS_FILE, SUMMARY_FILE
+from lrpilot.agents.metrics import FILE_NAME as METRICS_FILE
+from lrpilot.agents.training import SUMMARY_FILE
 from lrpilot.command.folders import csv_of, flat
 from lrpilot.evaluation.report import format_table
 from lrpilot.evaluation.sweep import (
