@@ -76,7 +76,7 @@ def test_the_own_task_learns_and_compares(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_runs_in_the_trainer_beside_linear_decay(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    table = rows(run("trainer.py", "--total-steps", "100", cwd=tmp_path))
+    table = rows(run("trainer.py", "--total-steps", "300", cwd=tmp_path))
     assert set(table) == {"policy", "linear"}
     # at the smallest initial learning rate, which linear decay does not get away from
     assert table["policy"][0] < table["linear"][0]

@@ -53,8 +53,8 @@ def test_a_run_that_fails_with_results_keeps_its_folder(tmp_path: Path) -> None:
         claimed(tmp_path, CFG).__enter__()
 
 
-def test_files_of_hydra_are_no_results(tmp_path: Path) -> None:
-    (tmp_path / ".hydra").mkdir()
+def test_what_is_written_before_a_run_claims_its_folder_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "overrides.yaml").touch()
     (tmp_path / "train_agent.log").touch()
     with claimed(tmp_path, CFG):
         assert (tmp_path / "config.yaml").read_text() == "seed: 1\npolicy: '3'\n"

@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("wandb")
     commands = [
         ["train_agent.py", "-m", *TINY[:-1], *WANDB, "seed=3,4", "hydra.sweep.dir=sweeps/mine"],
-        [*EVALUATE, *WANDB, "policy=sweeps/mine/0", "hydra.run.dir=evaluated"],
+        [*EVALUATE, *WANDB, "policy=sweeps/mine/seed-3", "hydra.run.dir=evaluated"],
         ["reproduce.py", "experiment=quick/lazy_boundary", *WANDB, "show_progress=false",
          "hydra.run.dir=reproduced"],
         [*EVALUATE, "logger=csv", "hydra.run.dir=untracked"],
@@ -34,9 +34,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_runs_of_a_sweep_share_a_group_and_tell_task_and_algorithm(root: Any) -> None:
-    runs = [read_run(root / "sweeps/mine" / job) for job in ("0", "1")]
+    runs = [read_run(root / "sweeps/mine" / job) for job in ("seed-3", "seed-4")]
     assert [run["group"] for run in runs] == ["mine", "mine"]
-    assert [run["name"] for run in runs] == ["mine/0", "mine/1"]
+    assert [run["name"] for run in runs] == ["mine/seed-3", "mine/seed-4"]
     for run, seed in zip(runs, (3, 4), strict=True):
         assert run["job_type"] == "train"
         assert run["tags"] == ["quadratic", "PPO"]
@@ -44,7 +44,7 @@ def test_runs_of_a_sweep_share_a_group_and_tell_task_and_algorithm(root: Any) ->
 
 
 def test_the_policy_is_an_artifact_with_its_card(root: Any) -> None:
-    run, policy = read_run(root / "sweeps/mine/0"), Policy.load(root / "sweeps/mine/0")
+    run, policy = read_run(root / "sweeps/mine/seed-3"), Policy.load(root / "sweeps/mine/seed-3")
     (artifact,) = (a for a in run["artifacts"] if a["type"] == "policy")
     assert artifact["files"] == ["policy.safetensors"]
     assert artifact["metadata"]["policy_fingerprint"] == policy.fingerprint
@@ -52,7 +52,7 @@ def test_the_policy_is_an_artifact_with_its_card(root: Any) -> None:
 
 
 def test_a_training_shows_the_learning_rates_and_losses_of_its_policy(root: Any) -> None:
-    history = read_run(root / "sweeps/mine/0")["history"]
+    history = read_run(root / "sweeps/mine/seed-3")["history"]
     assert history["trained policy._type"] == "table-file"
     assert history["trained policy.ncols"] == 3
     assert history["num_env_steps"] == 58
