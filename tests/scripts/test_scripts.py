@@ -270,6 +270,8 @@ def test_experiment_without_an_agent_leaves_table_runs_and_figure(tmp_path: Path
     done = script(
         "reproduce.py",
         "+experiment=quick/lazy_boundary",
+        "compare.widths=[16,64]",
+        "compare.shown_width=64",
         "num_threads=1",
         f"hydra.run.dir={tmp_path}",
         cwd=tmp_path,

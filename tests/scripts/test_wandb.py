@@ -24,8 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     commands = [
         ["train_agent.py", "-m", *TINY[:-1], *WANDB, "seed=3,4", "hydra.sweep.dir=sweeps/mine"],
         [*EVALUATE, *WANDB, "policy=sweeps/mine/seed-3", "hydra.run.dir=evaluated"],
-        ["reproduce.py", "experiment=quick/lazy_boundary", *WANDB, "show_progress=false",
-         "hydra.run.dir=reproduced"],
+        ["reproduce.py", "experiment=quick/lazy_boundary", "compare.widths=[16]",
+         "compare.shown_width=16", *WANDB, "show_progress=false", "hydra.run.dir=reproduced"],
         [*EVALUATE, "logger=csv", "hydra.run.dir=untracked"],
     ]  # fmt: skip
     for code, _, err in run_scripts(commands, root):
