@@ -1,9 +1,9 @@
 """Workers that are actors of Ray, on this machine or on those of a cluster."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+from lrpilot.envs.ray_connection import connect
 from lrpilot.envs.workers import MakeEnvs, Worker, WorkerError
 
 
@@ -16,15 +16,14 @@ class RayWorkers:
     Args:
         make_envs: makes the environments of a worker.
         sizes: how many each of them has.
-        address: of the cluster, as "auto"; None starts Ray on this machine, until `close`. Where
-            this process is connected already, that connection is used and kept.
+        address: as that of `connect`.
         use_gpu: whether a worker needs a GPU; where there are more workers than GPUs, several
             share one.
 
     Raises:
         ImportError: if Ray is not installed.
-        ValueError: if the cluster has fewer cores than there are workers, or no GPU where one is
-            needed.
+        ValueError: if there is no cluster at the address, or it has fewer cores than there are
+            workers, or no GPU where one is needed.
     """
 
     def __init__(
@@ -32,25 +31,11 @@ class RayWorkers:
         make_envs: MakeEnvs,
         sizes: Sequence[int],
         *,
-        address: str | None = None,
+        address: str = "local",
         use_gpu: bool = False,
     ) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError("`runner='ray'` needs Ray: pip install lrpilot[sweep]") from error
-        self._ray: Any = ray
+        self._ray, self._is_own = connect(address, num_cpus=len(sizes))
         self._sizes = sizes
-        self._is_own = not ray.is_initialized()
-        if self._is_own:
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            if address is None:
-                # "local", or Ray takes a cluster that it finds; without the niceness of 15 that it
-                # gives to workers, and with which they starve on a machine that has other work
-                quiet["_system_config"] = {"worker_niceness": 0}
-                ray.init("local", num_cpus=len(sizes), include_dashboard=False, **quiet)
-            else:
-                ray.init(address, **quiet)
         try:
             needed = self._resources(use_gpu)
         except ValueError:

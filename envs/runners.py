@@ -56,7 +56,7 @@ def make_vec_env(
     runner: str = "auto",
     num_workers: int | None = None,
     worker_runner: str = "looped",
-    ray_address: str | None = None,
+    ray_address: str = "local",
     **arguments: Any,
 ) -> VecEnv:
     """Environments of one task for Stable-Baselines3.
@@ -85,7 +85,7 @@ def make_vec_env(
         num_workers: processes of "subprocess", or actors of "ray", at most `num_envs`; default as
             many as this process may use cores.
         worker_runner: how a worker runs its environments, "looped" or "batched".
-        ray_address: of a Ray cluster, as "auto"; None starts Ray on this machine.
+        ray_address: of a Ray cluster, as "auto"; "local" starts Ray on this machine.
         **arguments: as those of `LRControlEnv`.
 
     Raises:

@@ -27,7 +27,6 @@ MAY_CHANGE = (
     "agent.total_steps",
     "agent.checkpoint_steps",
     "env.num_workers",
-    "env.ray_address",
     "num_threads",
     "show_progress",
 )

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents import train
-from lrpilot.agents.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from lrpilot.agents.checkpoint import has_checkpoint
 from lrpilot.agents.tracking import ReportingTracker
 from lrpilot.envs.runners import fastest_runner, make_vec_env
 from lrpilot.evaluation.runs.provenance import describe_provenance
@@ -24,7 +24,7 @@ from scripts.sweeps import script_command
 from scripts.tracking import make_tracker
 
 # what `make_vec_env` takes beside the settings
-OF_WORKERS = ("num_workers", "worker_runner", "ray_address")
+OF_WORKERS = ("num_workers", "worker_runner")
 
 
 def make_task(cfg: DictConfig) -> Task:
@@ -63,7 +63,7 @@ def train_configured(
     if "agent" not in cfg:
         raise ValueError("`agent` must be chosen, as in agent=ppo, got none")
     torch.set_num_threads(cfg.num_threads)
-    if (run_dir / CHECKPOINT_FILE).is_file():
+    if has_checkpoint(run_dir):
         resume_from, kept = run_dir, OmegaConf.load(run_dir / CONFIG_FILE)
         if cfg.env.runner in ("auto", "measure"):
             cfg.env.runner = kept.env.runner
@@ -96,16 +96,13 @@ def train_configured(
         checkpoint_steps=agent.checkpoint_steps,
         init_from=Policy.load(agent.init_from) if agent.init_from and not resume_from else None,
         tracker=tracker,
-        card={
-            **{name: config[name] for name in ("task", "agent")},
-            "env": {name: value for name, value in config["env"].items() if name != "ray_address"},
-        },
+        card={name: config[name] for name in ("task", "env", "agent")},
         # reads the commit now, not after hours of training
         provenance=describe_provenance(),
         command=None if overrides is None else settings_of(cfg, overrides),
         resume_from=resume_from,
         show_progress=cfg.show_progress,
-        make_env=partial(make_vec_env, **of_workers),
+        make_env=partial(make_vec_env, ray_address=cfg.ray_address, **of_workers),
     )
 
 

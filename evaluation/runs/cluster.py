@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from lrpilot.envs.ray_connection import connect
+
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -18,8 +20,7 @@ class Cluster:
     """Where Ray runs, and what one of its workers needs. It needs the extra `sweep`.
 
     Args:
-        address: "local" starts Ray on this machine, and ends it afterwards; "auto" is the cluster
-            that this machine belongs to; else a cluster's address.
+        address: as that of `connect`.
         num_cpus: of a worker, and its threads in torch; at least 1.
         num_gpus: of a worker: a share of one that several workers have, or whole ones. Ray shows a
             worker its own GPUs alone.
@@ -54,8 +55,9 @@ class Cluster:
             ValueError: if there is no cluster at the address, or nowhere what a worker needs.
             RuntimeError: if the worker of an item was killed again and again.
         """
-        ray = self._connect(num_workers)
+        ray, is_own = connect(self.address, num_cpus=num_workers * self.num_cpus)
         try:
+            self._require_resources(ray)
             needs = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             task = ray.remote(max_retries=NUM_RETRIES, **needs)(_work)
             shared, waiting = ray.put(work), list(items)
@@ -67,51 +69,27 @@ class Cluster:
                 (done, *_), _ = ray.wait(list(running))
                 name = running.pop(done)
                 try:
-                    yield name, ray.get(done)
+                    result = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 except ray.exceptions.RayError as error:
                     raise RuntimeError(
                         f"the worker of {name} was killed {1 + NUM_RETRIES} times: {error}"
                     ) from error
+                yield name, result
         finally:
-            ray.shutdown()
+            if is_own:
+                ray.shutdown()
 
-    def _connect(self, num_workers: int) -> Any:
-        ray: Any
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError("`workers=ray` needs Ray: pip install lrpilot[sweep]") from error
-        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        try:
-            if self.address == "local":
-                num_cpus = num_workers * self.num_cpus
-                # without the niceness of 15, with which workers starve beside other processes
-                system: dict[str, Any] = {"worker_niceness": 0}
-                ray.init(
-                    "local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    _system_config=system,
-                    **quiet,
-                )
-            else:
-                ray.init(self.address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise ValueError(
-                f"`address` must be that of a running cluster of Ray, got {self.address!r}: {error}"
-            ) from error
-        # a task that fits nowhere would wait for ever
+    def _require_resources(self, ray: Any) -> None:
+        """A task that fits nowhere would wait for ever."""
         there = ray.cluster_resources()
         for kind, needed in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
             if there.get(kind, 0) < needed:
-                ray.shutdown()
                 raise ValueError(
                     f"`num_{kind.lower()}s` must be at most the {there.get(kind, 0):g} of the "
                     f"cluster, got {needed:g}"
                 )
-        return ray
 
 
 def _work(work: Callable[[Item], Value], item: Item, num_threads: int) -> Value:

@@ -140,7 +140,7 @@ def test_an_array_of_slurm_is_asked_for_what_a_job_needs_and_runs_the_jobs(tmp_p
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_identically_and_does_nothing_twice(tmp_path: Path) -> None:
-    """The first job is finished, and the second one in its middle, when it is killed."""
+    """The first job is finished, and the second one renames its checkpoint, when it is killed."""
     arguments = [*TINY, "agent.checkpoint_steps=58", "agent.total_steps=870", "seed=0,1"]
     command = [ROOT / "scripts" / "train_agent.py", "-m", *arguments]
     with subprocess.Popen(
@@ -156,6 +156,7 @@ def test_a_killed_sweep_goes_on_bit_identically_and_does_nothing_twice(tmp_path:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not (second / "summary.json").exists()
+    (second / "checkpoint.pt").rename(second / "checkpoint_previous.pt")
     written = (first / "policy.safetensors").stat().st_mtime_ns
     again, whole = run_scripts(
         [
@@ -166,6 +167,7 @@ def test_a_killed_sweep_goes_on_bit_identically_and_does_nothing_twice(tmp_path:
     )
     assert again[0] == whole[0] == 0, again[2]
     assert f"job 0 was finished before: {first}" in again[1]
+    assert "checkpoint.pt is missing: the training goes on from checkpoint_previous.pt" in again[2]
     assert (first / "policy.safetensors").stat().st_mtime_ns == written
     policies = [Policy.load(tmp_path / sweep / "seed-1").fingerprint for sweep in ("killed", "w")]
     assert policies[0] == policies[1]

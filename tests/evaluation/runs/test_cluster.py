@@ -10,6 +10,7 @@ import pytest
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrpilot.envs.ray_connection import connect
 from lrpilot.evaluation.methods.schedules import constant, cosine
 from lrpilot.evaluation.runs.cell import Cell, grid_of
 from lrpilot.evaluation.runs.cluster import NUM_RETRIES, Cluster
@@ -71,6 +72,22 @@ def test_a_worker_that_is_killed_again_and_again_ends_the_comparison(
 def test_what_no_machine_has_is_refused(task: QuadraticTask, on_ray: Callable[..., Runner]) -> None:
     with pytest.raises(ValueError, match="`num_gpus` must be at most the 0 of the cluster, got 8"):
         on_ray(num_gpus=8).run([Cell(task, Method("cosine", cosine), 1.0, 3)], "")
+
+
+@pytest.mark.slow
+def test_a_connection_of_this_process_is_used_and_kept() -> None:
+    ray, _ = connect("local", num_cpus=2)
+    try:
+        assert dict(Cluster().map(len, {"a": "x", "b": "xy"}, num_workers=2)) == {"a": 1, "b": 2}
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_named() -> None:
+    with pytest.raises(ValueError, match="`ray_address` must be local, or that of a running"):
+        connect("auto", num_cpus=1)
 
 
 @pytest.mark.parametrize("given", [{"num_cpus": 0}, {"num_gpus": -1.0}, {"num_gpus": 1.5}])
