@@ -172,12 +172,14 @@ def _run_in_sweep(
     start = time.perf_counter()
     try:
         with only_job(run_dir), _logged(run_dir):
-            write_overrides(run_dir)
+            is_begun = (run_dir / CONFIG_FILE).is_file()
+            if not is_begun:
+                write_overrides(run_dir)
             cfg = _checked(cfg, unread)
             _take_share(cfg)
-            is_begun = (run_dir / CONFIG_FILE).is_file()
             if is_begun:
                 cfg = as_begun(cfg, run_dir)
+                write_overrides(run_dir)
             if (run_dir / DONE_FILE).is_file():
                 returned, done = read_done(run_dir), "was finished before"
             else:

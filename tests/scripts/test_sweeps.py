@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from lrpilot import Policy
 from tests.script_runs import ROOT, TINY, run_scripts
@@ -229,6 +230,9 @@ def test_jobs_of_another_sweep_are_refused_in_the_folders_of_this_one(answers: A
     assert code == 1
     assert "`hydra.sweep.dir` must be of a sweep of the same jobs" in err
     assert "(`task.total_steps`: 60 kept, 61 given); name another folder" in err
+    kept = [OmegaConf.load(path) for path in (answers[1] / "sweep").rglob("overrides.yaml")]
+    assert len(kept) == 4
+    assert not any("++task.total_steps=61" in overrides for overrides in kept)
 
 
 @pytest.mark.slow

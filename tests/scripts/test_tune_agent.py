@@ -8,7 +8,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.pruners import ThresholdPruner
 
+from scripts.tune_agent import Reports
 from tests.script_runs import TINY, run_scripts
 
 pytestmark = pytest.mark.slow
@@ -49,6 +51,15 @@ COMMANDS = {
         "hydra.run.dir=server",
     ],
 }
+
+
+def test_a_training_with_hopeless_returns_is_pruned_before_its_end() -> None:
+    study = optuna.create_study(direction="maximize", pruner=ThresholdPruner(lower=0.0))
+    reports = Reports(study.ask(), total_steps=100, earlier=[])
+    reports({"num_episodes": 0, "return_mean": ""}, 50)
+    reports({"num_episodes": 2, "return_mean": 1.0}, 60)
+    with pytest.raises(optuna.TrialPruned):
+        reports({"num_episodes": 2, "return_mean": -5.0}, 70)
 
 
 @pytest.fixture(scope="module")
