@@ -55,7 +55,8 @@ def evaluate(
             below everything else in the tables; with 0 there are none.
         total_steps: optimizer steps per run; default the task's.
         out_dir: the output folder; it is made if need be.
-        store: folder of finished runs, which are not trained again; default `cells` in `out_dir`.
+        store: folder of finished runs, which are not trained again; default `cells` in `out_dir`,
+            where those of another version are trained again.
         num_workers: processes that train side by side; with 0, this one trains.
         cluster: of Ray, whose workers train instead, so many at a time.
         show_progress: whether to draw a progress bar.

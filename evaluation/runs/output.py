@@ -27,7 +27,8 @@ class Output:
         origin: machine, versions and commit, for the heads of tables.
         progress: called as `progress(iterable, total=..., desc=...)`; shows how far it is.
         is_quick: whether this is the experiment's quick version, which judges nothing.
-        store: folder of finished runs, which are not trained again; default `cells` in `folder`.
+        store: folder of finished runs, which are not trained again; default `cells` in `folder`,
+            where those of another version are trained again.
         num_workers: see `Runner`.
         cluster: see `Runner`.
     """
@@ -42,7 +43,7 @@ class Output:
 
     def train(self, cells: Sequence[Cell], desc: str) -> list[Result]:
         """The results of the cells, in their order; see `Runner.run`."""
-        store = Store(self.store or self.folder / "cells")
+        store = Store(self.store or self.folder / "cells", renews=self.store is None)
         return Runner(store, self.progress, self.num_workers, self.cluster).run(cells, desc)
 
     def write_runs(self, results: Sequence[Result]) -> None:

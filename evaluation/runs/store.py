@@ -86,19 +86,22 @@ class Store:
 
     Args:
         folder: the folder; it is made if need be.
+        renews: whether a run of another version is trained again, where nobody else reads the
+            folder; else it is refused.
     """
 
     folder: Path
+    renews: bool = False
 
     def path(self, name: str) -> Path:
         """Where the run of this name is."""
         return self.folder / f"{name}.parquet"
 
     def read(self, name: str) -> Result | None:
-        """The finished run of this name, or None.
+        """The finished run of this name, or None if it is to be trained.
 
         Raises:
-            ValueError: if the file is damaged, or comes from another version than this one.
+            ValueError: if the file is damaged, or comes from another version and is not renewed.
         """
         path = self.path(name)
         if not path.exists():
@@ -108,6 +111,8 @@ class Store:
         try:
             require_one_version([here, result.origin], f"`store` {self.folder}")
         except ValueError as error:
+            if self.renews:
+                return None
             raise ValueError(f"{error}, which runs now; name another folder") from None
         return result
 

@@ -16,6 +16,7 @@ from lrpilot import Policy
 from lrpilot.evaluation.methods import schedules
 from lrpilot.evaluation.runs.cell import TUNING, Cell, grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
+from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.runner import Runner
 from lrpilot.evaluation.runs.store import Store, read_results, write_results
 from lrpilot.tasks.quadratic import QuadraticTask
@@ -125,6 +126,18 @@ def test_a_run_of_another_version_is_refused(
     changed(next(tmp_path.iterdir()), **{column: "other"})
     with pytest.raises(ValueError, match=rf"`store` .* one version, .*{column} other.*another"):
         runner.run(cells[:1], "")
+
+
+def test_the_runs_of_an_output_folder_are_trained_again_by_another_version(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    output = Output(tmp_path, "", no_bar)
+    output.train(cells[:1], "")
+    (path,) = (tmp_path / "cells").iterdir()
+    changed(path, commit="other", seconds=-1.0)
+    (result,) = output.train(cells[:1], "")
+    assert result.row["seconds"] >= 0.0
+    assert parquet.read_table(path)["commit"][0].as_py() != "other"
 
 
 def test_a_damaged_run_is_named(cells: list[Cell], tmp_path: Path) -> None:
