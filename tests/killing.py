@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.kill_and_resume import digest, start
-from tests.script_runs import TINY
+from tests.programs import TINY
 
 RESULTS = ("agent.zip", "metrics.csv", "policy.safetensors", "summary.json")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import programs
+from tests.programs import NO_USER_WARNING, ROOT
+
 PAGE = (ROOT / "docs" / "your_own_task.md").read_text()
 BLOCKS = re.findall(r"^```(python|yaml|bash)\n(.*?)^```$", PAGE, re.S | re.M)
 FILE_NAME = re.compile(r"# (\S+\.(?:py|yaml))\n")
@@ -57,7 +59,10 @@ def test_a_task_from_a_model_takes_under_15_lines() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(PROGRAMS)))
 def test_the_program_runs(index: int, project: Path) -> None:
-    run([sys.executable, "-W", "error::UserWarning", "-c", PROGRAMS[index]], project)
+    path = project / f"program_{index}.py"
+    path.write_text(PROGRAMS[index])
+    code, _, err = programs.run(path, cwd=project, before=NO_USER_WARNING)
+    assert code == 0, err
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.script_runs import ROOT
+from tests.programs import ROOT
 
 NUM_KILLS = 6
 

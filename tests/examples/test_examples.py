@@ -1,23 +1,22 @@
-"""The examples as their reader runs them: a subprocess, in an empty folder."""
+"""The examples as their reader runs them: a process, in an empty folder."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lrpilot import Policy, PolicyLR
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests import programs
+from tests.programs import NO_USER_WARNING, ROOT
 
 
 def run(name: str, *arguments: str, cwd: Path) -> str:
-    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    code, out, err = programs.run(
+        ROOT / "examples" / name, *arguments, cwd=cwd, before=NO_USER_WARNING
+    )
+    assert code == 0, err
+    return out
 
 
 def returns(output: str) -> list[float]:

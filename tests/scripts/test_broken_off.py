@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 
 from lrpilot import Policy
 from lrpilot.agents.metrics import read_rows
-from tests.script_runs import ROOT, TINY, run_scripts
+from tests import programs
+from tests.programs import TINY, run_scripts
 
 pytestmark = pytest.mark.slow
 
@@ -26,22 +26,13 @@ def start(tmp_path: Path) -> Iterator[Any]:
     processes = []
 
     def start(*arguments: Any) -> Any:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "train_agent.py"), *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LRPILOT_CACHE": str(tmp_path)},
-        )
+        process = programs.start("train_agent.py", *arguments, cwd=tmp_path, start_new_session=True)
         processes.append(process)
         return process
 
     yield start
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.communicate()
 
 

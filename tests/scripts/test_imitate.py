@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrpilot import Policy
-from tests.script_runs import run_scripts
+from tests.programs import run_scripts
 
 SMALL = [
     *("num_threads=1", "show_progress=false", "task.total_steps=40", "env.horizon_factors=[0.8,1]"),

@@ -3,14 +3,12 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.script_runs import ROOT
+from tests.programs import Program, run, start
 
 GRID = (
     "task=digits",
@@ -24,22 +22,13 @@ GRID = (
 NUM_RUNS = 9
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *GRID, *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def begin(*arguments: str, cwd: Path) -> Program:
+    return start("evaluate.py", *GRID, *arguments, cwd=cwd, start_new_session=True)
 
 
 def finish(*arguments: str, cwd: Path) -> None:
-    process = start(*arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    code, _, err = run("evaluate.py", *GRID, *arguments, cwd=cwd)
+    assert code == 0, err
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -62,9 +51,9 @@ def test_a_killed_evaluation_ends_with_the_same_table(
 ) -> None:
     store = tmp_path / "kept"
     given = (f"store={store}", f"num_workers={num_workers}")
-    process = start(*given, "hydra.run.dir=killed", cwd=tmp_path)
+    process = begin(*given, "hydra.run.dir=killed", cwd=tmp_path)
     while len(list(store.glob("*.parquet"))) < 4:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

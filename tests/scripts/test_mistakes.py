@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.script_runs import TINY, run_scripts
+from tests.programs import TINY, run_scripts
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.script_runs import run_scripts
+from tests.programs import run_scripts
 
 pytestmark = pytest.mark.slow
 

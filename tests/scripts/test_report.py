@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.page.made_up_runs import make_rows, write_runs
-from tests.script_runs import run_scripts
+from tests.programs import run_scripts
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 
 from lrpilot.agents import checkpoint
 from scripts import resuming
-from tests.script_runs import ROOT, TINY, run_scripts
+from tests.programs import ROOT, TINY, run_scripts
 
 RESULTS = ("agent.zip", "metrics.csv", "policy.safetensors", "summary.json")
 OWN = "agent.algorithm._target_=stable_baselines3.PPO"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.script_runs import ROOT, TINY, run_scripts
+from tests.programs import ROOT, TINY, run_scripts
 
 pytestmark = pytest.mark.slow
 

@@ -1,37 +1,38 @@
-"""Every script as its user runs it: a subprocess, tiny, in an empty folder."""
+"""Every script as its user runs it: a process, tiny, in an empty folder."""
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from omegaconf import OmegaConf
 
 from lrpilot import Policy
-from tests.script_runs import run_scripts
+from tests.programs import ROOT, run, run_scripts, start
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["num_threads=1", "logger=csv", "agent.num_envs=2", "agent.algorithm.n_steps=29"]
 TINY += ["agent.algorithm.batch_size=58", "env.runner=looped"]
 
 
-def script(name: str, *arguments: Any, cwd: Any, check: Any = True) -> Any:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=check,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
-    )
+class Done(NamedTuple):
+    """What is left of a script."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def script(name: str, *arguments: str, cwd: Path, check: bool = True) -> Done:
+    done = Done(*run(name, *arguments, cwd=cwd))
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,17 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
         cwd=folder,
     )
     return folder / "agent"
+
+
+NAMES = ("train_agent", "evaluate", "reproduce", "imitate", "tune_agent", "report", "collect")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "stress_nmf", "draw_schedulers"])
+def test_a_script_that_is_started_anew_says_what_it_does(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
 
 
 def test_training_leaves_the_promised_files_directly_in_the_run_folder(run_dir: Any) -> None:
@@ -109,17 +121,12 @@ def test_terminated_training_resumes_with_resume_true_bit_identically(tmp_path: 
         cwd=tmp_path,
     )
     root = tmp_path / "root"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "scripts" / "train_agent.py"),
-            *arguments,
-            "agent.total_steps=2900000",
-            f"hydra.run.dir={root}/cut",
-        ],
+    process = start(
+        "train_agent.py",
+        *arguments,
+        "agent.total_steps=2900000",
+        f"hydra.run.dir={root}/cut",
         cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
     )
     metrics = root / "cut" / "metrics.csv"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lrpilot.redaction import without_folders
-from tests.script_runs import TINY, run_scripts
+from tests.programs import TINY, run_scripts
 from tests.wandb_runs import read_run
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
          f"policy={runs}/one", "placebos=false", f"hydra.run.dir={runs}/evaluated"],
         ["report.py", f"runs=[{runs}/evaluated]", f"hydra.run.dir={runs}/page"],
     ]  # fmt: skip
-    codes = run_scripts(commands, home, HOME=str(home), WANDB_API_KEY=SECRET)
+    codes = run_scripts(commands, home, environment={"HOME": str(home), "WANDB_API_KEY": SECRET})
     assert [code for code, _, _ in codes] == [0, 0, 0, 1, 0, 0], codes
     return home
 

@@ -5,9 +5,6 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lrpilot import Policy
-from tests.script_runs import ROOT, TINY, run_scripts
+from tests.programs import ROOT, TINY, run, run_scripts, start
 
 # a script of the kind of ours, whose jobs say when and where they ran; seed 3 fails
 APP = """
@@ -78,16 +75,6 @@ SLURM = {
 }
 
 
-def run(folder: Path, *command: Any, **environment: str) -> Any:
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LRPILOT_CACHE": str(folder), **environment},
-    )
-
-
 def rows_of(path: Path) -> Any:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -101,16 +88,18 @@ def test_jobs_of_a_launcher_share_no_gpu_and_each_finishes_or_says_why(
     app = tmp_path / "app.py"
     app.write_text(APP.replace("CONF", repr(str(ROOT / "conf"))))
     more = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}/sweep"]
-    done = run(tmp_path, app, "-m", "seed=range(5)", *more, CUDA_VISIBLE_DEVICES="4,5")
+    arguments = ("-m", "seed=range(5)", *more)
+    here = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "4,5"}
+    code, _, err = run(app, *arguments, cwd=tmp_path, environment=here)
     jobs = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/facts.json")]
-    assert len(jobs) == 4, done.stderr
+    assert len(jobs) == 4, err
     for job in jobs:
         others = [other for other in jobs if other is not job and other["gpus"] == job["gpus"]]
         assert job["gpus"] in ("4", "5")
         assert all(job["end"] <= o["start"] or o["end"] <= job["start"] for o in others)
         assert job["threads"] == [1, 1, 1]
-    assert done.returncode == 1
-    found = re.search(r"failed jobs: 1\n  (.*): (.*)\nrun them again with: (.*)", done.stderr)
+    assert code == 1
+    found = re.search(r"failed jobs: 1\n  (.*): (.*)\nrun them again with: (.*)", err)
     assert found is not None
     assert found[1] == f"{tmp_path}/sweep/seed-3"
     assert found[2] == "`seed` must not be 3, got 3"
@@ -127,35 +116,29 @@ def test_an_array_of_slurm_is_asked_for_what_a_job_needs_and_runs_the_jobs(tmp_p
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (tmp_path / name).chmod(0o755)
     more = ["hydra/launcher=submitit_slurm", "gpus_per_job=1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run(tmp_path, app, "-m", "seed=2,3", *more, PATH=path)
+    here = {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    _, _, err = run(app, "-m", "seed=2,3", *more, cwd=tmp_path, environment=here)
     asked, *_ = (tmp_path / "sweep" / ".submitit").rglob("*.sh")
     lines = asked.read_text().splitlines()
     options = ("array=0-1%2", "cpus-per-task=1", "gpus-per-node=1", "requeue", "signal=USR2@300")
     assert {f"#SBATCH --{option}" for option in options} <= set(lines)
     facts = json.loads((tmp_path / "sweep" / "seed-2" / "facts.json").read_text())
     assert (facts["gpus"], facts["threads"]) == ("0", [1, 1, 1])
-    assert "failed jobs: 1" in done.stderr
-    assert f"{tmp_path}/sweep/seed-3: `seed` must not be 3, got 3" in done.stderr
+    assert "failed jobs: 1" in err
+    assert f"{tmp_path}/sweep/seed-3: `seed` must not be 3, got 3" in err
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_identically_and_does_nothing_twice(tmp_path: Path) -> None:
     """The first job is finished, and the second one renames its checkpoint, when it is killed."""
     arguments = [*TINY, "agent.checkpoint_steps=58", "agent.total_steps=870", "seed=0,1"]
-    command = [ROOT / "scripts" / "train_agent.py", "-m", *arguments]
-    with subprocess.Popen(
-        [sys.executable, *map(str, command), "hydra.sweep.dir=killed"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "LRPILOT_CACHE": str(tmp_path)},
-    ) as process:
-        first, second = (tmp_path / "killed" / f"seed-{seed}" for seed in (0, 1))
-        while not (second / "checkpoint.pt").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    process = start("train_agent.py", "-m", *arguments, "hydra.sweep.dir=killed", cwd=tmp_path)
+    first, second = (tmp_path / "killed" / f"seed-{seed}" for seed in (0, 1))
+    while not (second / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
     assert not (second / "summary.json").exists()
     (second / "checkpoint.pt").rename(second / "checkpoint_previous.pt")
     written = (first / "policy.safetensors").stat().st_mtime_ns

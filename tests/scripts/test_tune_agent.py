@@ -11,7 +11,7 @@ import pytest
 from optuna.pruners import ThresholdPruner
 
 from scripts.tune_agent import Reports
-from tests.script_runs import TINY, run_scripts
+from tests.programs import TINY, run_scripts
 
 pytestmark = pytest.mark.slow
 

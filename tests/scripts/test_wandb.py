@@ -8,7 +8,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from lrpilot import Policy
-from tests.script_runs import ROOT, TINY, run_scripts
+from tests.programs import ROOT, TINY, run_scripts
 from tests.wandb_runs import read_run
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from lrpilot.policy.actor import Policy
 from lrpilot.policy.clock import ClockSpec
 from lrpilot.policy.observation import ObservationSpec
 from lrpilot.schedulers.policy_lr import PolicyLR
+from tests import programs
 from tests.lrpilot.integrations.loss_lr import LossLR
+from tests.programs import ROOT
 from tests.scheduling import plain_action
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_ranks(function: str, *arguments: Any, num_ranks: int = 2) -> list[Any]:
@@ -37,8 +36,6 @@ def run_ranks(function: str, *arguments: Any, num_ranks: int = 2) -> list[Any]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     shared = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -46,19 +43,14 @@ def run_ranks(function: str, *arguments: Any, num_ranks: int = 2) -> list[Any]:
         "GLOO_SOCKET_IFNAME": "lo",
         "ACCELERATE_USE_CPU": "true",
     }
-    command = [sys.executable, __file__, function, json.dumps(arguments)]
+    command = [__file__, function, json.dumps(arguments)]
     ranks = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_ranks)
+        programs.start(*command, cwd=ROOT, environment=shared | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(num_ranks))
     ]
-    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * num_ranks
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    outputs = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * num_ranks, outputs
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 
 def batches(num: int) -> list[tuple[Tensor, Tensor]]:

@@ -12,8 +12,16 @@ from tests.lrpilot.integrations.ranks import run_ranks
 pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 
 from lrpilot.integrations.accelerate import LossStepper
+
+
+@pytest.fixture(autouse=True)
+def _new_process() -> None:
+    """All accelerators of a process share a state: that of the tests before, and of the Trainer."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 class Training:

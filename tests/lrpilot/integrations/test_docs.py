@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lrpilot.policy.actor import Policy
+from tests.programs import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "integrations.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE, re.S | re.M))
@@ -66,23 +66,27 @@ def test_the_recipe_of_fine_tuning_runs_and_stays_below_its_learning_rate() -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_snippet_runs(section: str, tmp_path: Path) -> None:
-    code = SECTIONS[section]
+    text = SECTIONS[section]
     for library in LIBRARIES:
-        if re.search(rf"^(from|import) {library}\b", code, re.M):
+        if re.search(rf"^(from|import) {library}\b", text, re.M):
             pytest.importorskip(library)
-    command, num_processes = [sys.executable, "snippet.py"], 1
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(text + LAST_LINES)
     if "torchrun" in PAGE.split(f"## {section}\n")[1].split("```")[0]:
         num_processes = 2
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launcher, "snippet.py"]
-    (tmp_path / "snippet.py").write_text(code + LAST_LINES)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, timeout=240, capture_output=True, text=True
-    )
-    output = done.stdout + done.stderr
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", str(snippet)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, timeout=240, capture_output=True, text=True
+        )
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        num_processes = 1
+        code, out, err = run(snippet, cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
+    output = out + err
     # after its last line, torch's threads of gloo can abort an interpreter, with or without us
     assert len(list(tmp_path.glob("*.ended"))) == num_processes, output
-    assert done.returncode == 0 or num_processes > 1, output
+    assert code == 0 or num_processes > 1, output
     # the horizon is the loop's, and one that the policy knows
     assert "`total_steps`" not in output
