@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from stable_baselines3.common.vec_env import CloudpickleWrapper
 
 from lrpilot.envs.workers import MakeEnvs, Worker, WorkerError
 
 CLOSE_SECONDS = 5.0
+# lrpilot is not among them: the server may know another one than this process
+PRELOADED = ("torch._dynamo", "stable_baselines3", "gymnasium")
 
 
 class ProcessWorkers:
@@ -29,18 +32,24 @@ class ProcessWorkers:
     """
 
     def __init__(self, make_envs: MakeEnvs, sizes: Sequence[int]) -> None:
-        # a forked process could hang in torch's threads; a fork server would keep old variables
-        self._context = multiprocessing.get_context("spawn")
+        # a fork of this process could hang in torch's threads; one of a server that has only
+        # imported what all workers import starts at once, and shares its memory
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload(list(PRELOADED))
         self._make_envs = CloudpickleWrapper(make_envs)
         self._sizes = sizes
-        self.processes: dict[int, SpawnProcess] = {}
+        self.processes: dict[int, BaseProcess] = {}
         self._connections: dict[int, Connection] = {}
         self._have_answered: set[int] = set()
 
     def start(self, worker: int) -> None:
         """Start a process."""
         connection, remote = self._context.Pipe()
-        args = (remote, self._make_envs, self._sizes[worker])
+        args = (remote, dict(os.environ), self._make_envs, self._sizes[worker])
         process = self._context.Process(target=_work, args=args, daemon=True)
         with _deaf_to_ctrl_c():
             process.start()
@@ -112,8 +121,16 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, make_envs: CloudpickleWrapper, num_envs: int) -> None:
+def _work(
+    connection: Connection,
+    variables: dict[str, str],
+    make_envs: CloudpickleWrapper,
+    num_envs: int,
+) -> None:
     """Answer until the connection is closed."""
+    # not those that the server was started with
+    os.environ.clear()
+    os.environ.update(variables)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # a closed connection ends the worker, wherever it is

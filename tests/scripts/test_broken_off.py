@@ -36,11 +36,19 @@ def start(tmp_path: Path) -> Iterator[Any]:
         process.communicate()
 
 
-def workers_of(process: Any) -> Any:
-    command = ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)]
-    listed = subprocess.run(command, capture_output=True, text=True)
+def children_of(pid: int, command: str) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(pid)],
+        capture_output=True,
+        text=True,
+    )
     lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
-    return [int(pid) for pid, command in lines if "spawn_main" in command]
+    return [int(child) for child, arguments in lines if command in arguments]
+
+
+def workers_of(process: Any) -> list[int]:
+    servers = children_of(process.pid, "multiprocessing.forkserver")
+    return [worker for server in servers for worker in children_of(server, "")]
 
 
 def wait_for(found: Any, process: Any) -> Any:
