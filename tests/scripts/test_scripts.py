@@ -50,10 +50,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder / "agent"
 
 
-NAMES = ("train_agent", "evaluate", "reproduce", "imitate", "tune_agent", "report", "collect")
+NAMES = ("reproduce", "imitate", "tune_agent", "report", "collect", "stress_nmf")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "stress_nmf", "draw_schedulers"])
+@pytest.mark.parametrize("name", [*NAMES, "draw_schedulers"])
 def test_a_script_that_is_started_anew_says_what_it_does(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

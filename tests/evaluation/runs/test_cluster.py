@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.optim import Optimizer
@@ -38,12 +39,33 @@ class Killed:
         return constant(optimizer, total_steps=total_steps)
 
 
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Any]:
+    """Of this process, which all comparisons use."""
+    ray, _ = connect("local", num_cpus=2)
+    yield ray
+    ray.shutdown()
+
+
 @pytest.fixture
 def on_ray(tmp_path: Path) -> Callable[..., Runner]:
     return lambda **cluster: Runner(Store(tmp_path / "store"), no_bar, 2, Cluster(**cluster))
 
 
 @pytest.mark.slow
+def test_what_no_machine_has_is_refused(task: QuadraticTask, on_ray: Callable[..., Runner]) -> None:
+    with pytest.raises(ValueError, match="`num_gpus` must be at most the 0 of the cluster, got 8"):
+        on_ray(num_gpus=8).run([Cell(task, Method("cosine", cosine), 1.0, 3)], "")
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_named() -> None:
+    with pytest.raises(ValueError, match="`ray_address` must be local, or that of a running"):
+        connect("auto", num_cpus=1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connection")
 def test_ray_gives_the_same_runs_though_a_worker_is_killed(
     task: QuadraticTask, tmp_path: Path, on_ray: Callable[..., Runner]
 ) -> None:
@@ -58,6 +80,7 @@ def test_ray_gives_the_same_runs_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("connection")
 def test_a_worker_that_is_killed_again_and_again_ends_the_comparison(
     task: QuadraticTask, tmp_path: Path, on_ray: Callable[..., Runner]
 ) -> None:
@@ -69,25 +92,9 @@ def test_a_worker_that_is_killed_again_and_again_ends_the_comparison(
 
 
 @pytest.mark.slow
-def test_what_no_machine_has_is_refused(task: QuadraticTask, on_ray: Callable[..., Runner]) -> None:
-    with pytest.raises(ValueError, match="`num_gpus` must be at most the 0 of the cluster, got 8"):
-        on_ray(num_gpus=8).run([Cell(task, Method("cosine", cosine), 1.0, 3)], "")
-
-
-@pytest.mark.slow
-def test_a_connection_of_this_process_is_used_and_kept() -> None:
-    ray, _ = connect("local", num_cpus=2)
-    try:
-        assert dict(Cluster().map(len, {"a": "x", "b": "xy"}, num_workers=2)) == {"a": 1, "b": 2}
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
-
-
-@pytest.mark.slow
-def test_an_address_without_a_cluster_is_named() -> None:
-    with pytest.raises(ValueError, match="`ray_address` must be local, or that of a running"):
-        connect("auto", num_cpus=1)
+def test_a_connection_of_this_process_is_used_and_kept(connection: Any) -> None:
+    assert dict(Cluster().map(len, {"a": "x", "b": "xy"}, num_workers=2)) == {"a": 1, "b": 2}
+    assert connection.is_initialized()
 
 
 @pytest.mark.parametrize("given", [{"num_cpus": 0}, {"num_gpus": -1.0}, {"num_gpus": 1.5}])
