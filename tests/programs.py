@@ -53,7 +53,12 @@ class Program:
 
     def _read(self, i: int, end: int) -> None:
         with os.fdopen(end, errors="replace") as pipe:
-            self._outputs[i] = pipe.read()
+            for line in pipe:
+                self._outputs[i] += line
+
+    def errors(self) -> str:
+        """What it has said so far to its standard error."""
+        return self._outputs[1]
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""

@@ -1,6 +1,7 @@
 """Trainings that break off from outside end in a line, and go on."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -89,3 +90,60 @@ def test_ctrl_c_while_workers_start_leaves_one_word(start: Any) -> None:
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert errors == "interrupted\n"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Any]:
+    """A folder that a second mount of it makes read-only, until it is called again."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: Any) -> Any:
+        return subprocess.run(["mount", *options, folder], capture_output=True, text=True)
+
+    if mount("-t", "tmpfs", "-o", "size=64m", "tmpfs").returncode:
+        pytest.skip("only root can mount a folder")
+
+    def toggle(*, read_only: bool) -> None:
+        if read_only:
+            assert mount("--bind", folder).returncode == 0
+            assert mount("-o", "remount,ro,bind").returncode == 0
+        else:
+            subprocess.run(["umount", folder], check=True)
+
+    yield toggle
+    while not subprocess.run(["umount", folder], capture_output=True).returncode:
+        pass
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_training_whose_folder_becomes_read_only_goes_on_and_loses_nothing(
+    start: Any, tmp_path: Path, disk: Any, is_mended: bool
+) -> None:
+    arguments = [*TINY, "agent.total_steps=5800", "agent.checkpoint_steps=58"]
+    process = start(*arguments, "hydra.run.dir=disk/run")
+    metrics = tmp_path / "disk/run/metrics.csv"
+
+    def rows() -> int:
+        return len(read_rows(metrics.read_text())) if metrics.exists() else 0
+
+    wait_for(lambda: rows() > 2, process)
+    disk(read_only=True)
+    num_rows = rows()
+    wait_for(lambda: "metrics cannot be written" in process.errors(), process)
+    if is_mended:
+        disk(read_only=False)
+    _, errors = process.communicate()
+    assert "the checkpoint cannot be written and training goes on without" in errors
+    if is_mended:
+        assert process.returncode == 0, errors
+        assert rows() == 100
+        return
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    assert re.match(r"cannot use .*policy.safetensors: Read-only file system; continue with", last)
+    assert rows() == num_rows
+    rest = ["train_agent.py", "resume=disk/run", "hydra.run.dir=rest"]
+    ((code, _, errors),) = run_scripts([rest], tmp_path)
+    assert code == 0, errors
+    assert Policy.load(tmp_path / "rest").card["num_env_steps"] == 5800

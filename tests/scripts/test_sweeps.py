@@ -274,3 +274,18 @@ def test_what_is_collected_of_failed_jobs_is_their_logs_and_a_command(answers: A
         assert line.startswith(f"seed-{seed} failed: `cpus_per_job` must be at least ")
         assert line.endswith(f"; see wrong/seed-{seed}/output.log")
     assert command.startswith("what is missing is run with: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_named_with_the_extra(
+    tmp_path: Path, launcher: str
+) -> None:
+    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    arguments = ("-m", *TINY, "seed=0,1", f"hydra/launcher={launcher}")
+    missing = f"import sys; sys.modules[{plugin!r}] = None"
+    code, _, err = run("train_agent.py", *arguments, cwd=tmp_path, before=missing)
+    assert code == 1
+    message = f"`hydra/launcher` must be installed, got {launcher}, which the extra sweep brings"
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1

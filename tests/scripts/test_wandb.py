@@ -1,5 +1,9 @@
 """What Weights & Biases gets from scripts, read back from offline runs."""
 
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from lrpilot import Policy
-from tests.programs import ROOT, TINY, run_scripts
+from tests.programs import ROOT, TINY, run_scripts, start
 from tests.wandb_runs import read_run
 
 pytestmark = pytest.mark.slow
@@ -89,3 +93,21 @@ def test_the_command_of_a_sweeps_agent_is_accepted(tmp_path: Path) -> None:
     ((code, _, err),) = run_scripts([["train_agent.py", *arguments, *tiny]], tmp_path)
     assert code == 0, err
     assert read_run(tmp_path / "run")["config"]["agent"]["algorithm"]["learning_rate"] == 0.0001
+
+
+def test_a_training_whose_service_is_killed_goes_on_with_a_warning(tmp_path: Path) -> None:
+    arguments = [*TINY[:-1], *WANDB, "agent.total_steps=2900", "hydra.run.dir=run"]
+    training = start("train_agent.py", *arguments, cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        assert training.poll() is None, training.communicate()
+        time.sleep(0.02)
+    command = ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(training.pid)]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    (service,) = (int(line.split()[0]) for line in listed.splitlines() if "wandb-core" in line)
+    os.kill(service, signal.SIGKILL)
+    _, err = training.communicate()
+    assert training.returncode == 0, err
+    assert "W&B failed and is switched off for this run" in err
+    assert Policy.load(tmp_path / "run").card["num_env_steps"] == 2900
+    assert len(metrics.read_text().splitlines()) == 1 + 2900 // 58
