@@ -289,3 +289,33 @@ def test_a_launcher_that_is_not_installed_is_named_with_the_extra(
     message = f"`hydra/launcher` must be installed, got {launcher}, which the extra sweep brings"
     assert err.startswith(message)
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_evaluations_are_swept_beside_each_other(tmp_path: Path) -> None:
+    arguments = ["task=quadratic", "policy=small_networks,cifar", "scheduler=[constant]"]
+    arguments += ["num_seeds=1", "initial_lr_factors=[1]", "placebos=false", "show_progress=false"]
+    launcher = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
+    code, _, err = run("evaluate.py", "-m", *arguments, *launcher, cwd=tmp_path)
+    assert code == 0, err
+    losses = {}
+    for policy in ("small_networks", "cifar"):
+        rows = rows_of(tmp_path / "sweep" / f"policy-{policy}" / "runs.csv")
+        assert [row["scheduler"] for row in rows] == ["policy", "constant"]
+        losses[policy] = [row["held_out_loss"] for row in rows]
+    # they met the same run, and each its own policy
+    assert losses["small_networks"][0] != losses["cifar"][0]
+    assert losses["small_networks"][1] == losses["cifar"][1]
+
+
+@pytest.mark.slow
+def test_experiments_are_swept(tmp_path: Path) -> None:
+    small = ["compare.widths=[16]", "compare.shown_width=16", "show_progress=false"]
+    seeds = ["seed=0,1", "hydra.sweep.dir=sweep"]
+    arguments = ["-m", "experiment=quick/lazy_boundary", *small, *seeds]
+    code, _, err = run("reproduce.py", *arguments, cwd=tmp_path)
+    assert code == 0, err
+    for seed in (0, 1):
+        folder = tmp_path / "sweep" / f"seed-{seed}"
+        assert (folder / "table_lazy_boundary.md").stat().st_size > 0
+        assert OmegaConf.load(folder / "config.yaml").seed == seed
