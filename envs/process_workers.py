@@ -53,9 +53,10 @@ class ProcessWorkers:
         process = self._context.Process(target=_work, args=args, daemon=True)
         with _deaf_to_ctrl_c():
             process.start()
+            # before Ctrl-C is heard again: one that `close` did not know would be waited for at exit
+            self.processes[worker] = process
+            self._connections[worker] = connection
         remote.close()
-        self.processes[worker] = process
-        self._connections[worker] = connection
 
     def send(self, worker: int, message: bytes) -> None:
         """Send a message; a process that has ended is noticed when its answer is read."""
