@@ -150,11 +150,13 @@ def open_study(url: str, name: str, *, pruner: str | None, num_seeds: int) -> op
             pruner=_pruner(pruner, num_seeds * NUM_REPORTS),
         )
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        # of a driver that is missing, only the cause tells its name
+        reason = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         # the message may repeat the URL
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, "it")
+        told = f"{type(reason).__name__}: {reason}".splitlines()[0].replace(url, "it")
         raise ValueError(
             f"`search.storage` must be a file or a server that can be used, got "
-            f"{without_password(url)}: {reason}"
+            f"{without_password(url)}: {told}"
         ) from None
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -62,6 +62,12 @@ def test_a_training_with_hopeless_returns_is_pruned_before_its_end() -> None:
         reports({"num_episodes": 2, "return_mean": -5.0}, 70)
 
 
+def test_a_server_without_its_driver_names_the_driver() -> None:
+    with pytest.raises(ValueError, match="got mysql://me:.*No module named 'MySQLdb'") as refused:
+        open_study(f"mysql://me:{SECRET}@127.0.0.1/x", "a study", pruner=None, num_seeds=1)
+    assert SECRET not in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("searches")
