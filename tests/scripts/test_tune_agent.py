@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.pruners import ThresholdPruner
 
+from scripts.studies import open_study
 from scripts.tune_agent import Reports
 from tests.programs import TINY, run_scripts
 
@@ -63,7 +64,7 @@ def test_a_training_with_hopeless_returns_is_pruned_before_its_end() -> None:
 
 
 def test_a_server_without_its_driver_names_the_driver() -> None:
-    with pytest.raises(ValueError, match="got mysql://me:.*No module named 'MySQLdb'") as refused:
+    with pytest.raises(ValueError, match=r"got mysql://me:.*No module named 'MySQLdb'") as refused:
         open_study(f"mysql://me:{SECRET}@127.0.0.1/x", "a study", pruner=None, num_seeds=1)
     assert SECRET not in str(refused.value)
 
