@@ -149,8 +149,13 @@ def _server(process: int) -> socket.socket:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     other.close()
-    atexit.register(server.kill)
+    atexit.register(_end, mine, server)
     return mine
+
+
+def _end(connection: socket.socket, server: subprocess.Popen[bytes]) -> None:
+    connection.close()
+    server.wait()
 
 
 def _ask(request: dict[str, Any], outputs: Sequence[int] = ()) -> Any:
@@ -160,22 +165,27 @@ def _ask(request: dict[str, Any], outputs: Sequence[int] = ()) -> Any:
 
 
 def _serve(connection: socket.socket) -> None:
-    """Answer each message."""
+    """Answer each message; at their end, end what still runs."""
+    running = set()
     while True:
         message, outputs, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 2)
         if not message:
-            return
+            break
         request = json.loads(message)
         if "poll" in request:
             ended, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
+            running.discard(ended)
         else:
             answer = os.fork()
             if not answer:
                 _become(request, outputs)
+            running.add(answer)
         for output in outputs:
             os.close(output)
         connection.send(json.dumps(answer).encode())
+    for program in running:
+        os.kill(program, signal.SIGKILL)
 
 
 def import_what_scripts_use() -> None:
