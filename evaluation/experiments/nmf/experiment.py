@@ -189,14 +189,19 @@ def compare(
     for (name, mode), value in progress(tuned.items(), "held-out"):
         trial = run_schedule(task, schedules[name], value, mode, seeds)
         outcomes.append(Outcome(name, mode, value, trial))
-    outcomes += [
-        outcome("placebo: replay", mean_control(policy, task, num_tuning)),
-        outcome("placebo: untrained", PolicyControl(untrained(policy, 0))),
-        outcome("placebo: random walk", random_actions(policy, outcomes[0].trial, 0)),
+    walk = random_actions(policy, outcomes[0].trial, 0)
+    others = [
+        lambda: outcome("placebo: replay", mean_control(policy, task, num_tuning)),
+        lambda: outcome("placebo: untrained", PolicyControl(untrained(policy, 0))),
+        lambda: outcome("placebo: random walk", walk),
+        lambda: outcome("oracle: exact line", OracleControl(), "-"),
     ]
-    constants = [run_schedule(task, constant, v, "fraction", seeds) for v in cap_fractions]
+    outcomes += [make() for make in progress(others, "placebos and oracle")]
+    constants = [
+        run_schedule(task, constant, fraction, "fraction", seeds)
+        for fraction in progress(cap_fractions, "hindsight")
+    ]
     best = constants[int(np.argmin([trial.scores.mean() for trial in constants]))]
     best = replace(best, scores=np.min([trial.scores for trial in constants], axis=0))
-    outcomes.append(Outcome("hindsight: constant", "fraction", float("nan"), best))
-    outcomes.append(outcome("oracle: exact line", OracleControl(), "-"))
+    outcomes.insert(-1, Outcome("hindsight: constant", "fraction", float("nan"), best))
     return outcomes
