@@ -6,6 +6,7 @@ alone), microseconds per call beside torch's cosine, and what `import lrpilot` a
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,9 @@ from lrpilot.policy.observation import FEATURES
 from lrpilot.tasks.images.task import ImageTask
 
 INTERVAL_STEPS = 10
+LONG = 10_000
 DEPLOYED_INTERVAL_STEPS = (20, 333)  # 30 decisions in 600 (the CIFAR-10 task) and in 10,000 steps
+EMPTY = "an empty call"
 NUM_PARAMETERS = 80_000
 LOSS_GROUPS = ("progress", "loss", "lr")
 GROUPS = {
@@ -51,17 +54,34 @@ def constant_policy(groups: tuple[str, ...]) -> Policy:
     return Policy(layers, observation, ActionSpec(), ClockSpec(horizon_range=(1, ENDLESS)))
 
 
-def measure_share(task: ImageTask, interval_steps: int) -> float:
-    """Share of a training's time that `PolicyLR.step` with all features takes."""
+def measure_shares(task: ImageTask, num_turns: int) -> dict[str, float]:
+    """Shares of a training's time that the steps of schedulers take, less that of an empty call.
+
+    They take turns, each after a step of the training, since what a call finds in the processor's
+    caches then costs more than the call itself.
+    """
     run = task.start(0)
-    policy = constant_policy(GROUPS["all features"])
-    scheduler = PolicyLR(run.optimizer, policy, total_steps=ENDLESS, interval_steps=interval_steps)
+    features = constant_policy(GROUPS["all features"])
+    schedulers: dict[str, Callable[[torch.Tensor], object]] = {
+        f"all features, every {interval_steps} steps": PolicyLR(
+            run.optimizer, features, total_steps=ENDLESS, interval_steps=interval_steps
+        ).step
+        for interval_steps in DEPLOYED_INTERVAL_STEPS
+    }
+    schedulers["cifar, T = 10,000"] = PolicyLR(run.optimizer, "cifar", total_steps=LONG).step
+    cosine = CosineAnnealingLR(run.optimizer, ENDLESS)
+    schedulers["torch cosine"] = lambda loss: cosine.step()
+    schedulers[EMPTY] = lambda loss: None
     losses: list[torch.Tensor] = []
-    in_step = in_scheduler = 0.0
-    for _ in range(interval_steps * max(3, 1000 // interval_steps)):
-        in_step += seconds_of(lambda: losses.append(run.step()))
-        in_scheduler += seconds_of(partial(scheduler.step, losses.pop()))
-    return in_scheduler / in_step
+    in_steps = 0.0
+    inside = dict.fromkeys(schedulers, 0.0)
+    for _ in range(num_turns):
+        for name, step in schedulers.items():
+            in_steps += seconds_of(lambda: losses.append(run.step()))
+            inside[name] += seconds_of(partial(step, losses.pop()))
+    nothing = inside.pop(EMPTY)
+    of_a_step = in_steps / len(schedulers) - nothing
+    return {name: (seconds - nothing) / of_a_step for name, seconds in inside.items()}
 
 
 def scheduler_steps() -> dict[str, Action]:
@@ -103,15 +123,14 @@ def measure_import(repetitions: int) -> float:
 
 def main() -> None:
     """Measure everything and print it."""
-    options = read_options(__doc__, num_rounds=5)
+    options = read_options(__doc__, num_rounds=5, num_turns=999)
     print_origin("processor time, seed 0")
+    shares = {task.name: measure_shares(task, options.num_turns) for task in available(CNNS)}
+    print("Share of the time of a training's steps (batch 64)")
     lines = [
-        [task.name, *(f"{measure_share(task, steps):.2%}" for steps in DEPLOYED_INTERVAL_STEPS)]
-        for task in available(CNNS)
+        [name, *(f"{share:.2%}" for share in of_task.values())] for name, of_task in shares.items()
     ]
-    print("PolicyLR with all features over the steps of a training (batch 64)")
-    header = ["task", *(f"interval {steps}" for steps in DEPLOYED_INTERVAL_STEPS)]
-    print(format_table(header, lines) + "\n")
+    print(format_table(["task", *next(iter(shares.values()))], lines) + "\n")
     print(f"PolicyLR.step in microseconds (interval {INTERVAL_STEPS}, 0-d tensor loss)")
     steps = scheduler_steps()
     take_turns(steps, num_calls=1000, num_rounds=1)
