@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import lrpilot
 from lrpilot import ControlSettings
@@ -154,6 +155,24 @@ def test_error_while_an_environment_is_made_is_raised_here() -> None:
     make_env = partial(LRControlEnv, digits(), reward="none")
     with pytest.raises(ValueError, match="`reward` must be one of"):
         WorkerVecEnv(partial(looped, make_env), 1, num_workers=1)
+
+
+class InterruptingEnvs:
+    """Presses Ctrl-C while it is sent to a worker."""
+
+    def __reduce__(self) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return InterruptingEnvs, ()
+
+    def __call__(self, num_envs: int) -> VecEnv:
+        return MAKE_ENVS(num_envs)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_worker_starts_leaves_no_process() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        WorkerVecEnv(InterruptingEnvs(), 2, num_workers=2)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
