@@ -151,3 +151,19 @@ def test_the_page_says_nothing_to_the_console_and_asks_for_nothing_but_itself(
     page: Page, path: Path, said: list[str]
 ) -> None:
     assert {text for text in said if not text.startswith(("data:", "blob:"))} == {path.as_uri()}
+
+
+def test_the_plots_of_a_page_with_its_library_beside_it_are_drawn(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs = write_runs(make_rows(NAMES), tmp_path / "runs")
+    path = tmp_path / "runs" / "report.html"
+    write_page(runs, path, library=tmp_path / "plotly.min.js")
+    page = browser.new_page(offline=True)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.locator(".plot .main-svg").first.wait_for()
+    page.close()
+    assert said == []
