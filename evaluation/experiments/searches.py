@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 from lrpilot.evaluation.report import line_style, write_figure
 from lrpilot.evaluation.tuning_cost import expected_best
@@ -47,6 +48,15 @@ def draw_searches(panels: Mapping[str, Searched], path: Path, *, most_runs: int)
         style = line_style("policy, one run", 0, is_policy=True)
         axis.plot([1], [mean], marker="o", **style)
         axis.axhline(mean, color=style["color"], linewidth=0.6, linestyle=":")
-        axis.set(title=task, xlabel="training runs spent", xscale="log", yscale="log")
+        axis.set(title=task, xlabel="training runs spent", xscale="log")
+        axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+        lowest, highest = axis.dataLim.intervaly
+        if highest > 10.0 * lowest:
+            axis.set_yscale("log")
     axes[0, 0].set_ylabel("expected best held-out loss")
     write_figure(figure, path, num_legend_columns=len(rivals) + 1)
+
+
+def _plain(value: float, position: int | None) -> str:
+    """10 instead of 10^1."""
+    return f"{value:g}"
