@@ -14,6 +14,13 @@ import numpy as np
 
 from lrpilot import Policy
 from lrpilot.evaluation import report
+from lrpilot.evaluation.experiments.claims import claims_table
+from lrpilot.evaluation.experiments.pair_claims import (
+    POLICY,
+    claims_of,
+    task_outcome,
+    worth_text,
+)
 from lrpilot.evaluation.experiments.searches import Searched, draw_searches
 from lrpilot.evaluation.runs.cell import REPORT, TUNING, Cell, grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
@@ -21,10 +28,9 @@ from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
 from lrpilot.evaluation.statistics import Rows, best_factor, bounded_loss, mean_at_factors, select
 from lrpilot.evaluation.statistics.profiles import steps_to_target
-from lrpilot.evaluation.tuning_cost import MOST_RUNS, losses_by_scheduler, worth_in_runs
+from lrpilot.evaluation.tuning_cost import losses_by_scheduler, worth_in_runs
 from lrpilot.tasks.task import Task
 
-POLICY = "policy"
 SMOOTHED_SHARE = 0.05
 
 
@@ -75,7 +81,7 @@ def compare_pairs(
     learned = Method(POLICY, partial(deployed, policy=policy))
     methods = {POLICY: learned, **pairs}
     results: list[Result] = []
-    summary, tables, panels = [], [], {}
+    summary, tables, panels, outcomes = [], [], {}, []
     chosen_names = list(only or tasks)
     for name in chosen_names:
         task = tasks[name]
@@ -102,6 +108,7 @@ def compare_pairs(
         panels[name] = searched_in(tuning_rows)
         summary.append(grid_search_line(name, unseen, tuning_rows, tuned, panels[name]))
         output.write_runs(results)
+        outcomes.append(task_outcome(unseen, tuned, panels[name]))
     num_trainings = len(pairs) * len(initial_lr_factors)
     draw_searches(panels, output.folder / "grid_search.png", most_runs=num_trainings)
     steps = policy.card.get("num_inner_steps", 0)
@@ -109,6 +116,7 @@ def compare_pairs(
         f"{len(chosen_names)} tasks: policy against {len(pairs)} pairs of optimizer and scheduler "
         f"and a grid search over {num_trainings} trainings; {num_seeds} "
         f"unseen seeds, {report.describe_spread(num_seeds)}, choices on {num_tuning} others",
+        claims_table(claims_of(outcomes), with_verdicts=not output.is_quick),
         report.format_table(SEARCH_COLUMNS, summary),
         *tables,
         name="table.md",
@@ -207,12 +215,11 @@ def grid_search_line(
     mine = [r.row["held_out_loss"] for r in unseen if _is(r, POLICY, tuned[POLICY])]
     anywhere = [bounded_loss(r.row) for r in unseen if r.row["scheduler"] == POLICY]
     (grid,) = searched.rivals.values()
-    worth = worth_in_runs(searched.policy, grid)
     return [
         name,
         choice,
         report.format_interval(found),
         report.format_interval(mine),
         f"{np.mean(anywhere):.4g}",
-        f"over {MOST_RUNS}" if math.isinf(worth) else f"{worth:.0f}",
+        worth_text(worth_in_runs(searched.policy, grid)),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from lrpilot.evaluation.experiments.greedy.claims import (
+from lrpilot.evaluation.experiments.claims import (
     NO_FIGURE,
     Claim,
     compared,

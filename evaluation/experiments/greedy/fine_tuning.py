@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from lrpilot.evaluation.experiments.greedy.claims import (
+from lrpilot.evaluation.experiments.claims import (
     NO_FIGURE,
     Claim,
     compared,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from lrpilot.evaluation.experiments.greedy.claims import NO_FIGURE, Claim, compared, write_claims
+from lrpilot.evaluation.experiments.claims import NO_FIGURE, Claim, compared, write_claims
 from lrpilot.evaluation.experiments.greedy.perturbed import KINDS, perturbed
 from lrpilot.evaluation.experiments.greedy.protocols import (
     Contest,

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from lrpilot.evaluation.experiments.greedy.claims import Claim, write_claims
+from lrpilot.evaluation.experiments.claims import Claim, write_claims
 from lrpilot.evaluation.experiments.greedy.protocols import (
     Contest,
     Runs,

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
 from lrpilot import Policy
-from lrpilot.evaluation.experiments.greedy.claims import (
+from lrpilot.evaluation.experiments.claims import (
     NO_FIGURE,
     Claim,
     compared,

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from torch.optim import SGD, AdamW
 
 from lrpilot import Policy
 from lrpilot.evaluation.experiments.optimizer_pairs import compare_pairs, moving_mean
+from lrpilot.evaluation.experiments.pair_claims import TaskOutcome, claims_of
 from lrpilot.evaluation.methods import schedules
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
@@ -79,12 +81,31 @@ def test_pairs_multiply_the_learning_rate_of_their_own_optimizer(folder: Path) -
 @pytest.mark.slow
 def test_the_table_names_the_choice_of_the_grid_and_every_pair(folder: Path) -> None:
     text = (folder / "table.md").read_text()
-    summary, table = text.split("\n\n")[1:]
+    claims, summary, table = text.split("\n\n")[1:]
+    assert [line.split("|")[1].strip() for line in claims.splitlines()[2:]] == [
+        "better than all pairs of optimizer and scheduler",
+        "worth more than a search",
+        "does not diverge",
+    ]
     assert summary.splitlines()[2].split("|")[2].strip() in {
         line.split("|")[1].strip() for line in table.splitlines()[3:]
     }
     assert len(table.splitlines()) == 2 + 5
     assert (folder / "grid_search.png").stat().st_size > 5000
+
+
+def test_claims_count_the_tasks_on_which_they_hold() -> None:
+    good = TaskOutcome(0.4, 0.5, [0.6, 0.7], worth=9.0, num_diverged=0, num_runs=20)
+    bad = TaskOutcome(0.5, 0.7, [0.6, 0.4], worth=math.inf, num_diverged=1, num_runs=20)
+    beats, worth, stable = claims_of([good, bad])
+    assert beats[2:] == ("tuned, on 1 of 2 tasks", "untuned, on 1 of 2 tasks", "does not hold on 1")
+    assert worth.fair == "one run equals 9, over 64 runs of the grid"
+    assert worth.verdict == "one run is worth 9 at least"
+    # the exact interval of 1 in 40 ends where so few or fewer have a probability of 2.5 %
+    high = float(stable.fair.split("at most ")[1].rstrip("%")) / 100
+    assert binom.cdf(1, 40, high) == pytest.approx(0.025, rel=0.02)
+    assert stable.verdict == "does not hold"
+    assert claims_of([good])[0].verdict == claims_of([good])[2].verdict == "holds"
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=60), st.integers(0, 20))

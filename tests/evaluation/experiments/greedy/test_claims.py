@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrpilot.evaluation.experiments.greedy.claims import Claim, claims_table, compared
+from lrpilot.evaluation.experiments.claims import Claim, claims_table, compared
 from lrpilot.evaluation.experiments.greedy.pairs import (
     PAPER_SHARES,
     PairLosses,
