@@ -313,6 +313,7 @@ def test_experiment_trains_its_agent_and_compares_it(tmp_path: Path) -> None:
     assert policy.card["env"]["runner"] == "batched"
     for part in ("random", "digits"):
         assert "placebo: replay" in (tmp_path / f"table_{part}.md").read_text()
+        assert f"| {part}: better schedules" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrpilot import Policy
+from lrpilot.evaluation.experiments.claims import Claim, write_claims
 from lrpilot.evaluation.experiments.nmf import report
 from lrpilot.evaluation.experiments.nmf.report import Outcome
 from lrpilot.evaluation.experiments.nmf.trials import (
@@ -66,9 +67,10 @@ def compare_on_problems(
         cap_fractions: fractions of the cap that are tried.
         policy: the learned policy.
         output: gets runs.parquet and, for each problem, outcomes_<problem>.csv,
-            table_<problem>.md and curves_<problem>.png.
+            table_<problem>.md and curves_<problem>.png; and at last table.md.
     """
     results: list[Result] = []
+    claims: list[Claim] = []
 
     def compare_on(name: str, task: NMFTask, num_tuning: int, num_held_out: int) -> None:
         outcomes = compare(
@@ -91,12 +93,15 @@ def compare_on_problems(
         output.write_rows(report.outcome_rows(outcomes, name), f"outcomes_{name}.csv")
         results.extend(report.results_of(outcomes, name, evaluation_seeds(num_held_out)))
         output.write_runs(results)
+        claims.extend(report.claims_of(outcomes, name))
         report.draw_outcomes(outcomes, f"NMF, {name}", output.folder / f"curves_{name}.png")
 
     compare_on("random", task, num_tuning, num_held_out)
     fixed = replace(task, smallest_shape=None, smallest_rank=None, scale_range=(1.0, 1.0))
     for matrix, rank in real_matrices.items():
         compare_on(matrix, replace(fixed, matrix=matrix, rank=rank), 1, num_real_seeds)
+    title = "policy minus the best tuned schedule, log10(f(T)/f(0)), paired by run"
+    write_claims(output, title, claims, details=[])
 
 
 def run_schedule(

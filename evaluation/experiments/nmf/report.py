@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from scipy.stats import binomtest
 
+from lrpilot.evaluation.experiments.claims import NO_FIGURE, Claim, compared
 from lrpilot.evaluation.experiments.nmf.trials import Trial
 from lrpilot.evaluation.report import (
     format_interval,
@@ -18,6 +20,9 @@ from lrpilot.evaluation.report import (
 )
 from lrpilot.evaluation.runs.cell import REPORT
 from lrpilot.evaluation.runs.grid import Result
+
+BOUNDED = ("clipped", "fraction")
+"""The modes in which a control never leaves the bound."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     """Whether the policy beats the best tuned schedule with cap, and its replay, significantly."""
     by_name = {outcome.name: outcome for outcome in outcomes}
     policy = outcomes[0].trial.scores
-    best = best_schedule(outcomes, "clipped", "fraction")
+    best = best_schedule(outcomes, *BOUNDED)
     lines = []
     for title, other in (
         (f"best tuned schedule with cap ({best.name}, {best.mode})", best),
@@ -78,6 +83,34 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         judged = judge(list(policy - other.trial.scores), lower="better", higher="worse")
         lines.append(f"policy against {title}: {judged}")
     return "\n".join(lines)
+
+
+def claims_of(outcomes: Sequence[Outcome], problem: str) -> list[Claim]:
+    """What the paper says, on one problem; it has no figures.
+
+    Differences are paired by run, in log10(f(T)/f(0)), between the policy and the best of the
+    schedules that were tuned without the bound, which the paper compares with, and with it. Runs
+    under the bound are those of all controls that keep it; the interval of their share is the exact
+    (Clopper-Pearson) one of 95 %.
+    """
+    policy = outcomes[0].trial.scores
+    raw = best_schedule(outcomes, "raw")
+    bounded = best_schedule(outcomes, *BOUNDED)
+    without, _ = compared(list(policy), list(raw.trial.scores), raw.name)
+    with_bound, word = compared(list(policy), list(bounded.trial.scores), bounded.name)
+    kept = [outcome.trial.diverged for outcome in outcomes if outcome.mode in BOUNDED]
+    diverged, runs = sum(int(each.sum()) for each in kept), sum(len(each) for each in kept)
+    most = binomtest(diverged, runs).proportion_ci().high
+    return [
+        Claim(f"{problem}: better schedules", f"yes, {NO_FIGURE}", without, with_bound, word),
+        Claim(
+            f"{problem}: the bound keeps runs from diverging",
+            f"yes, {NO_FIGURE}",
+            "-",
+            f"{diverged} of {runs} runs did, at most {most:.2%}",
+            "holds" if diverged == 0 else "does not hold",
+        ),
+    ]
 
 
 def outcome_rows(outcomes: Sequence[Outcome], problem: str) -> list[dict[str, Any]]:
@@ -133,7 +166,7 @@ def results_of(outcomes: Sequence[Outcome], problem: str, seeds: Sequence[int]) 
 def draw_outcomes(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Mean log loss and mean step size over steps: policy, best schedules, placebos, oracle."""
     constant = next(o for o in outcomes if (o.name, o.mode) == ("constant", "fraction"))
-    shown = [outcomes[0], best_schedule(outcomes, "clipped", "fraction"), constant]
+    shown = [outcomes[0], best_schedule(outcomes, *BOUNDED), constant]
     shown += [best_schedule(outcomes, "raw")]
     shown += [o for o in outcomes if o.name.startswith(("placebo", "oracle"))]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))

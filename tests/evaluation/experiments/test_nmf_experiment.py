@@ -213,6 +213,22 @@ def test_table_verdict_and_figure_are_made(outcomes: list[Outcome], tmp_path: Pa
     assert len({(row["control"], row["cap"], row["run"]) for row in rows}) == 5 * len(outcomes)
 
 
+def test_claims_pair_the_policy_with_the_best_schedule_without_the_bound_and_with_it(
+    outcomes: list[Outcome],
+) -> None:
+    better, kept = report.claims_of(outcomes, "random")
+    policy = outcomes[0].trial.scores
+    for modes, told in ((("raw",), better.as_in_paper), (("clipped", "fraction"), better.fair)):
+        best = report.best_schedule(outcomes, *modes)
+        assert float(told.split()[0]) == pytest.approx(
+            (policy - best.trial.scores).mean(), abs=1e-4
+        )
+    assert better.verdict.endswith((f"than {best.name}", f"from {best.name}"))
+    # the policy, two schedules in two modes, three placebos and the hindsight, five runs each
+    assert kept.fair.startswith("0 of 45 runs did, at most 7.8")
+    assert kept.verdict == "holds"
+
+
 def test_hindsight_is_at_least_as_good_as_its_best_constant(
     outcomes: list[Outcome],
 ) -> None:
