@@ -51,9 +51,9 @@ class ProcessWorkers:
         connection, remote = self._context.Pipe()
         args = (remote, dict(os.environ), self._make_envs, self._sizes[worker])
         process = self._context.Process(target=_work, args=args, daemon=True)
-        with _deaf_to_ctrl_c():
+        with _deaf_to_ctrl_c(), _known_start_method():
             process.start()
-            # before Ctrl-C is heard again: one that `close` did not know would be waited for at exit
+            # before Ctrl-C is heard again: `close` ends what it knows, and the exit waits for all
             self.processes[worker] = process
             self._connections[worker] = connection
         remote.close()
@@ -108,6 +108,20 @@ class ProcessWorkers:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+@contextlib.contextmanager
+def _known_start_method() -> Iterator[None]:
+    """A new process takes over the default start method; joblib's own, in its jobs, it lacks."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    if before is None or before in multiprocessing.get_all_start_methods():
+        yield
+        return
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @contextlib.contextmanager

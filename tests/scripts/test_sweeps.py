@@ -309,6 +309,17 @@ def test_evaluations_are_swept_beside_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_beside_others_may_have_workers_of_its_own(tmp_path: Path) -> None:
+    arguments = [*TINY, "env.runner=subprocess", "env.num_workers=2", "seed=0,1"]
+    launcher = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
+    code, _, err = run("train_agent.py", "-m", *arguments, *launcher, cwd=tmp_path)
+    assert code == 0, err
+    for seed in (0, 1):
+        summary = json.loads((tmp_path / "sweep" / f"seed-{seed}" / "summary.json").read_text())
+        assert summary["env"]["runner"] == "subprocess"
+
+
+@pytest.mark.slow
 def test_experiments_are_swept(tmp_path: Path) -> None:
     small = ["compare.widths=[16]", "compare.shown_width=16", "show_progress=false"]
     seeds = ["seed=0,1", "hydra.sweep.dir=sweep"]
