@@ -157,6 +157,28 @@ def test_error_while_an_environment_is_made_is_raised_here() -> None:
         WorkerVecEnv(partial(looped, make_env), 1, num_workers=1)
 
 
+class SeeingEnv(LRControlEnv):
+    """Tells a variable of its process."""
+
+    @property
+    def variable(self) -> str | None:
+        return os.environ.get("A_VARIABLE")
+
+
+@pytest.mark.slow
+def test_workers_have_the_variables_of_the_moment_in_which_they_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_envs = partial(looped, partial(SeeingEnv, digits()))
+    found = []
+    for value in ("before", "after"):
+        monkeypatch.setenv("A_VARIABLE", value)
+        env = WorkerVecEnv(make_envs, 1, num_workers=1)
+        found += env.get_attr("variable")
+        env.close()
+    assert found == ["before", "after"]
+
+
 class InterruptingEnvs:
     """Presses Ctrl-C while it is sent to a worker."""
 
