@@ -53,7 +53,7 @@ class ProcessWorkers:
         process = self._context.Process(target=_work, args=args, daemon=True)
         with _deaf_to_ctrl_c(), _known_start_method():
             process.start()
-            # before Ctrl-C is heard again: `close` ends what it knows, and the exit waits for all
+            # before Ctrl-C is heard again, so that `close` ends it
             self.processes[worker] = process
             self._connections[worker] = connection
         remote.close()

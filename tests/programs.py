@@ -202,6 +202,8 @@ def _become(request: dict[str, Any], outputs: Sequence[int]) -> None:
     """Be the program that is asked for, to its end."""
     if request["start_new_session"]:
         os.setsid()
+    # who runs the tests in the background has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, output in zip((1, 2), outputs, strict=True):
         os.dup2(output, number)

@@ -190,7 +190,16 @@ class InterruptingEnvs:
         return MAKE_ENVS(num_envs)
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """This process, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_a_worker_starts_leaves_no_process() -> None:
     before = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
