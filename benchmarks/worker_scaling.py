@@ -101,7 +101,7 @@ def seconds_per_decision(env: VecEnv, num_episodes: int) -> float:
 
 
 def seconds_per_env_step(env: VecEnv, *, num_epochs: int, num_rollouts: int) -> float:
-    """Of a training by PPO as in `conf/agent/ppo.yaml`, after its first rollout."""
+    """Of a training by PPO of the default size (`conf/agent/ppo.yaml`), after its first rollout."""
     n_steps = 2 * (NUM_DECISIONS - 1)
     agent = PPO(
         "MlpPolicy",

@@ -13,6 +13,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import CloudpickleWrapper
 
+from lrpilot.envs.start_method import known_start_method
 from lrpilot.envs.workers import MakeEnvs, Worker, WorkerError
 
 CLOSE_SECONDS = 5.0
@@ -51,7 +52,7 @@ class ProcessWorkers:
         connection, remote = self._context.Pipe()
         args = (remote, dict(os.environ), self._make_envs, self._sizes[worker])
         process = self._context.Process(target=_work, args=args, daemon=True)
-        with _deaf_to_ctrl_c(), _known_start_method():
+        with _deaf_to_ctrl_c(), known_start_method():
             process.start()
             # before Ctrl-C is heard again, so that `close` ends it
             self.processes[worker] = process
@@ -108,20 +109,6 @@ class ProcessWorkers:
             if process.is_alive():
                 process.kill()
                 process.join()
-
-
-@contextlib.contextmanager
-def _known_start_method() -> Iterator[None]:
-    """A new process takes over the default start method; joblib's own, in its jobs, it lacks."""
-    before = multiprocessing.get_start_method(allow_none=True)
-    if before is None or before in multiprocessing.get_all_start_methods():
-        yield
-        return
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        yield
-    finally:
-        multiprocessing.set_start_method(before, force=True)
 
 
 @contextlib.contextmanager

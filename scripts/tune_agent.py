@@ -25,6 +25,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from lrpilot.envs.start_method import known_start_method
 from lrpilot.redaction import without_password
 from scripts.jobs import explain, run_job, run_script
 from scripts.overrides import given_overrides, key_of
@@ -125,8 +126,9 @@ def _work_beside_each_other(cfg: DictConfig, run_dir: Path, url: str, study: opt
     workers = [
         context.Process(target=work, args=(cfg, run_dir, url)) for _ in range(cfg.num_workers)
     ]
-    for worker in workers:
-        worker.start()
+    with known_start_method():
+        for worker in workers:
+            worker.start()
     with _bar(cfg, len(finished(study))) as bar:
         while any(worker.is_alive() for worker in workers):
             time.sleep(_POLL_SECONDS)

@@ -17,6 +17,7 @@ from lrpilot.evaluation import report
 from lrpilot.evaluation.experiments.claims import claims_table
 from lrpilot.evaluation.experiments.pair_claims import (
     POLICY,
+    TaskOutcome,
     claims_of,
     task_outcome,
     worth_text,
@@ -26,9 +27,9 @@ from lrpilot.evaluation.runs.cell import REPORT, TUNING, Cell, grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, deployed
 from lrpilot.evaluation.runs.output import Output
 from lrpilot.evaluation.runs.seeds import evaluation_seeds, tuning_seeds
-from lrpilot.evaluation.statistics import Rows, best_factor, bounded_loss, mean_at_factors, select
+from lrpilot.evaluation.statistics import Rows, best_factor, mean_at_factors, select
 from lrpilot.evaluation.statistics.profiles import steps_to_target
-from lrpilot.evaluation.tuning_cost import losses_by_scheduler, worth_in_runs
+from lrpilot.evaluation.tuning_cost import losses_by_scheduler
 from lrpilot.tasks.task import Task
 
 SMOOTHED_SHARE = 0.05
@@ -106,9 +107,9 @@ def compare_pairs(
         lines = summarize(unseen, tuned, target_scheduler)
         tables.append(report.format_table([name, *COLUMNS], lines))
         panels[name] = searched_in(tuning_rows)
-        summary.append(grid_search_line(name, unseen, tuning_rows, tuned, panels[name]))
-        output.write_runs(results)
         outcomes.append(task_outcome(unseen, tuned, panels[name]))
+        summary.append(grid_search_line(name, unseen, tuning_rows, tuned, outcomes[-1]))
+        output.write_runs(results)
     num_trainings = len(pairs) * len(initial_lr_factors)
     draw_searches(panels, output.folder / "grid_search.png", most_runs=num_trainings)
     steps = policy.card.get("num_inner_steps", 0)
@@ -199,12 +200,9 @@ def grid_search_line(
     unseen: Sequence[Result],
     tuning_rows: Rows,
     tuned: Mapping[str, float],
-    searched: Searched,
+    outcome: TaskOutcome,
 ) -> list[str]:
-    """What the grid search found, beside one untuned run of the policy.
-
-    The last cell is the policy's `worth_in_runs` of the grid, on the tuning seeds.
-    """
+    """What the grid search found, beside one untuned run of the policy."""
     means = {
         m: mean_at_factors(select(tuning_rows, scheduler=m))[factor]
         for m, factor in tuned.items()
@@ -213,13 +211,11 @@ def grid_search_line(
     choice = min(means, key=lambda m: means[m])
     found = [r.row["held_out_loss"] for r in unseen if _is(r, choice, tuned[choice])]
     mine = [r.row["held_out_loss"] for r in unseen if _is(r, POLICY, tuned[POLICY])]
-    anywhere = [bounded_loss(r.row) for r in unseen if r.row["scheduler"] == POLICY]
-    (grid,) = searched.rivals.values()
     return [
         name,
         choice,
         report.format_interval(found),
         report.format_interval(mine),
-        f"{np.mean(anywhere):.4g}",
-        worth_text(worth_in_runs(searched.policy, grid)),
+        f"{outcome.untuned_policy:.4g}",
+        worth_text(outcome.worth),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lrpilot.envs.start_method import known_start_method
 from lrpilot.evaluation.runs.cell import Cell
 from lrpilot.evaluation.runs.cluster import Cluster
 from lrpilot.evaluation.runs.grid import Result
@@ -100,7 +101,8 @@ class Runner:
             initializer=torch.set_num_threads,
             initargs=(torch.get_num_threads(),),
         ) as pool:
-            names = {pool.submit(_train, self.store, c): name for name, c in missing.items()}
+            with known_start_method():
+                names = {pool.submit(_train, self.store, c): name for name, c in missing.items()}
             num_done = 0
             try:
                 for future in as_completed(names):

@@ -89,9 +89,9 @@ def claims_of(outcomes: Sequence[Outcome], problem: str) -> list[Claim]:
     """What the paper says, on one problem; it has no figures.
 
     Differences are paired by run, in log10(f(T)/f(0)), between the policy and the best of the
-    schedules that were tuned without the bound, which the paper compares with, and with it. Runs
-    under the bound are those of all controls that keep it; the interval of their share is the exact
-    (Clopper-Pearson) one of 95 %.
+    tuned schedules: without the bound, as traditional schedules are, which is taken for the paper's
+    protocol, since that is not public, and with it. Runs under the bound are those of all controls
+    that keep it; the interval of their share is the exact (Clopper-Pearson) one of 95 %.
     """
     policy = outcomes[0].trial.scores
     raw = best_schedule(outcomes, "raw")

@@ -1,6 +1,8 @@
 import math
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +86,23 @@ def test_processes_give_the_same_runs(cells: list[Cell], tmp_path: Path) -> None
     there = without_seconds(apart.run(cells, ""))
     assert repr([r.row for r in there]) == repr([r.row for r in here])
     assert repr([list(r.losses) for r in there]) == repr([list(r.losses) for r in here])
+
+
+@pytest.fixture
+def as_job_of_joblib() -> Iterator[None]:
+    """The default start method is joblib's own, as in its jobs."""
+    pytest.importorskip("joblib.externals.loky")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("loky", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_job_of_joblib")
+def test_a_job_of_joblib_may_have_processes(cells: list[Cell], tmp_path: Path) -> None:
+    assert len(Runner(Store(tmp_path), no_bar, num_workers=2).run(cells, "")) == len(cells)
+    assert multiprocessing.get_start_method() == "loky"
 
 
 @pytest.mark.slow
