@@ -121,6 +121,8 @@ def test_pages_may_share_one_copy_of_the_library(tmp_path: Path) -> None:
 
     assert "../plotly.min.js" in Cells((folder / "report.html").read_text()).links
     assert library.stat().st_size > 1e6 > (folder / "report.html").stat().st_size
+    # the page's own policy lets it be read, from a disk and from a server
+    assert "script-src 'unsafe-inline' 'self' file:;" in (folder / "report.html").read_text()
 
 
 def test_rows_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
