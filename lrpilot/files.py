@@ -74,10 +74,12 @@ def remove_leftovers(folder: Path) -> None:
     Of this machine's processes that are gone, and of any process after a day.
     """
     with suppress(OSError):  # there is no folder, or it cannot be written
-        for path in folder.iterdir():
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and (_is_of_a_gone_process(match) or _is_older_than_a_day(path)):
-                path.unlink(missing_ok=True)
+        # a folder may hold ten thousand runs, and is looked through whenever one is added
+        for name in os.listdir(folder):
+            if name.startswith(".") and (match := _TEMPORARY.fullmatch(name)):
+                path = folder / name
+                if _is_of_a_gone_process(match) or _is_older_than_a_day(path):
+                    path.unlink(missing_ok=True)
 
 
 def _is_of_a_gone_process(match: re.Match[str]) -> bool:

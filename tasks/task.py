@@ -4,10 +4,31 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Any, Self, TypeVar
 
 from lrpilot.arguments import require_count
 from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
+
+_T = TypeVar("_T")
+
+
+class shared_property(cached_property[_T]):
+    """Computed once for a task and its copies at other learning rates (`Task.at_lr`)."""
+
+    def __get__(self, task: Any, owner: type[Any] | None = None) -> _T:  # type: ignore[override]
+        """The value, which is computed if none of the copies was asked for it."""
+        if task is None:
+            return self  # type: ignore[return-value]
+        found = _found_by(task)
+        if self.attrname not in found:
+            found[self.attrname] = self.func(task)
+        return found[self.attrname]  # type: ignore[no-any-return]
+
+
+def _found_by(task: "Task") -> dict[str | None, Any]:
+    found: dict[str | None, Any] = task.__dict__.setdefault("_found", {})
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +82,7 @@ class Task(ABC):
         Raises:
             ValueError: if the learning rate is not positive.
         """
+        _found_by(self)
         task = copy.copy(self)
         object.__setattr__(task, "base_lr", lr)
         Task.__post_init__(task)

@@ -104,9 +104,9 @@ def train(
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
     initial_lr = (method.base_lr or task.base_lr) * initial_lr_factor
-    run = replace(task, optimizer=method.optimizer or task.optimizer, base_lr=initial_lr).start(
-        seed
-    )
+    if method.optimizer is not None:
+        task = replace(task, optimizer=method.optimizer)
+    run = task.at_lr(initial_lr).start(seed)
     optimizer: Any = run.optimizer
     if hasattr(optimizer, "train"):  # schedule-free optimizers train at another point
         optimizer.train()

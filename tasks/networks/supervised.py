@@ -7,7 +7,6 @@ single runs, batched runs, measurements and their states follow from that.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,7 @@ from lrpilot.tasks.networks.task import (
     measuring,
     scaled_size,
 )
+from lrpilot.tasks.task import shared_property
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,14 +60,14 @@ class SupervisedTask(NetworkTask):
         data = self.load()
         return data.held_out_x[: self.num_privileged], data.held_out_y[: self.num_privileged]
 
-    @cached_property
+    @shared_property
     def is_classification(self) -> bool:
         """Whether the loss is torch's cross-entropy of class numbers, (examples,)."""
         targets = self.load().train_y
         is_numbers = targets.dtype == torch.int64 and targets.dim() == 1
         return self.loss is functional.cross_entropy and is_numbers and bool((targets >= 0).all())
 
-    @cached_property
+    @shared_property
     def draws_globally(self) -> bool:
         """Whether a forward pass in training draws from torch's global generators, as dropout does.
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lrpilot.tasks.data.matrices import (
     to_tensor,
 )
 from lrpilot.tasks.devices import DeviceTask
+from lrpilot.tasks.task import shared_property
 
 NOISES = ("none", "minibatch", "gaussian", "relative")
 UPDATES = ("simultaneous", "alternating")
@@ -134,7 +134,7 @@ class NMFProblem(DeviceTask):
                     "use 'ball'"
                 )
 
-    @cached_property
+    @shared_property
     def real_matrix(self) -> Tensor:
         """The real matrix, or the user's, with mean 1."""
         if isinstance(self.matrix, Tensor):

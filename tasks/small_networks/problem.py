@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lrpilot.tasks.small_networks.instance import (
     Split,
     make_network,
 )
+from lrpilot.tasks.task import shared_property
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class SmallNetworkProblem(DeviceTask):
         require_count("num_privileged", self.num_privileged)
         require_count("num_setups", self.num_setups)
 
-    @cached_property
+    @shared_property
     def setups(self) -> list[Setup]:
         """What the runs draw from."""
         generator = torch.Generator().manual_seed(self.setup_seed)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from lrpilot.tasks.small_trainings.data import draw_examples
 from lrpilot.tasks.small_trainings.families import FAMILIES, SIZES
 from lrpilot.tasks.small_trainings.optimizer import DrawnOptimizer, OptimizerDraws
 from lrpilot.tasks.small_trainings.setup import BATCH_SIZES, NUM_MASKS, Network, Setup, draw_setup
+from lrpilot.tasks.task import shared_property
 
 _VALUE_NOISE = (0.0, 0.5)
 _INIT_SCALES = (0.5, 2.0)
@@ -104,7 +104,7 @@ class SmallTrainingProblem(DeviceTask):
         require_count("num_privileged", self.num_privileged)
         require_count("num_setups", self.num_setups)
 
-    @cached_property
+    @shared_property
     def setups(self) -> list[Setup]:
         """What the runs draw from."""
         dice = Dice(torch.Generator().manual_seed(self.setup_seed))

@@ -17,6 +17,8 @@ from lrpilot.tasks.language.sentences import SentenceTask
 from lrpilot.tasks.networks.task import measuring
 from lrpilot.tasks.quadratic import QuadraticTask
 from lrpilot.tasks.runs import Closure, OptimizerFactory, as_closure_run, backpropagate
+from lrpilot.tasks.shipped import load_task
+from lrpilot.tasks.small_networks.task import SmallNetworkTask
 from lrpilot.tasks.task import Task
 from lrpilot.tasks.theory.width import WidthTask
 from tests.made_up import SENTENCES, TEXT
@@ -352,6 +354,13 @@ def test_a_task_at_another_lr_starts_the_same_run_with_its_optimizer_at_that_lr(
     assert [group["lr"] for group in run.optimizer.param_groups] == [0.02]
     assert is_same(run.parameters, same.parameters)
     assert [float(same.step(0.02)) for _ in range(3)] == advance(run, 3)
+
+
+def test_what_a_task_found_out_is_known_at_every_lr() -> None:
+    task = load_task("small_networks", num_setups=3)
+    assert isinstance(task, SmallNetworkTask)
+
+    assert task.at_lr(0.02).setups is task.at_lr(0.03).setups is task.setups
 
 
 def test_a_task_at_an_lr_that_is_not_positive_is_refused() -> None:
