@@ -114,20 +114,22 @@ def train(
     scheduler: Any = method.make(optimizer, total_steps=total_steps, **whole_run)
     if isinstance(scheduler, LineSearchLR):
         _search_in(run, scheduler)
+    is_adaptive = isinstance(scheduler, AdaptiveLR)
     lrs, losses = [], []
     start = time.perf_counter()
-    first_disturbed = disturbance.first_step(total_steps)
+    first_disturbed, as_it_is = disturbance.first_step(total_steps), nullcontext()
     for t in range(total_steps):
         if t == first_disturbed:
             disturbance.begin(run)
-        with disturbance.around_step(optimizer) if t >= first_disturbed else nullcontext():
+        with as_it_is if t < first_disturbed else disturbance.around_step(optimizer):
             loss = run.step()
             # a search, or a hypergradient, sets it within the step
             lrs.append(float(optimizer.param_groups[0]["lr"]))
-        losses.append(float(loss))
-        if not math.isfinite(losses[-1]):
+        value = float(loss)
+        losses.append(value)
+        if not math.isfinite(value):
             break
-        if isinstance(scheduler, AdaptiveLR):
+        if is_adaptive:
             scheduler.step(loss)
         else:
             scheduler.step()

@@ -29,7 +29,7 @@ def describe_provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "lrpilot": __version__,
         "commit": _commit(),
-        "command": _command(),
+        "command": _command(*sys.argv),
     }
 
 
@@ -40,12 +40,13 @@ def provenance_line() -> str:
     return ", ".join(f"{key} {value}" for key, value in described.items())
 
 
-def _command() -> str:
+@functools.cache
+def _command(program: str, *arguments: str) -> str:
     """The command line: of absolute paths the last part, and no home folder or password."""
-    script = Path(sys.argv[0]).resolve()
+    script = Path(program).resolve()
     named = [
         "=".join(Path(part).name if os.path.isabs(part) else part for part in argument.split("="))
-        for argument in sys.argv[1:]
+        for argument in arguments
     ]
     shown = script.relative_to(_ROOT) if script.is_relative_to(_ROOT) else script.name
     return shlex.join(["python", str(shown), *map(without_home, named)])

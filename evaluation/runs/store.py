@@ -14,6 +14,7 @@ from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.files import write_whole
 
 CURVES = ("lrs", "losses", "actions")
+_OF_CURVES = {f"{name}.list.element": "zstd" for name in CURVES}
 REQUIRED = ("task", "scheduler", "initial_lr_factor", "initial_lr", "seed", "held_out_loss")
 VERSIONS = ("lrpilot", "torch", "commit")
 """What runs of one table have in common."""
@@ -37,12 +38,12 @@ def write_results(results: Sequence[Result], path: Path) -> None:
     names = list(dict.fromkeys(name for record in records for name in record))
     table = pyarrow.table({name: [record.get(name) for record in records] for name in names})
     file = io.BytesIO()
-    # of one run they would hold every value a second time, in a third of the time of writing
+    # of one run, nothing but the curves is worth it, and the rest takes half of the time of writing
     repeats = len(results) > 1
     with parquet.ParquetWriter(
         file,
         table.schema,
-        compression="zstd",
+        compression="zstd" if repeats else _OF_CURVES,
         use_dictionary=repeats,
         write_statistics=repeats,
     ) as writer:
