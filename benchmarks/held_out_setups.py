@@ -21,6 +21,7 @@ from lrpilot import Policy
 from lrpilot.agents.imitation import search_experts, train_controlled
 from lrpilot.evaluation.report import format_table
 from lrpilot.evaluation.tuning_cost import worth_in_runs
+from lrpilot.tasks.small_trainings.families import FAMILIES
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -56,6 +57,7 @@ def main() -> None:
         horizons=[300],
         num_trainings=48,
         num_setups=24,
+        families=list(FAMILIES),
         sizes=["small"],
         setup_seed=7,
         seed=0,
@@ -65,14 +67,15 @@ def main() -> None:
         base_lr=0.2,
         total_steps=max(options.horizons),
         num_setups=options.num_setups,
+        families=options.families,
         sizes=options.sizes,
         setup_seed=options.setup_seed,
         calibrate=False,
     )
     print_origin(
         f"{options.num_trainings} trainings of {options.num_setups} {' and '.join(options.sizes)} "
-        f"setups of setup_seed "
-        f"{options.setup_seed}, seed {options.seed}"
+        f"setups of {', '.join(options.families)}, setup_seed {options.setup_seed}, seed "
+        f"{options.seed}"
     )
     for total_steps in options.horizons:
         rng = np.random.default_rng(options.seed)

@@ -1,6 +1,8 @@
 """Random data for small trainings: vectors, images, patches of images, and sequences of symbols."""
 
 import math
+from collections import Counter
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ _TEACHER_WIDTH = 16
 _TEMPLATES_PER_CLASS = 2
 _SIDE = 8
 _NUM_INPUT_CLASSES = 4
+_SPLITS = (0.8, 0.9, 1.0)
+"""Where the training, held-out and test pieces of a text end."""
 
 
 def random_network(x: Tensor, num_outputs: int, generator: torch.Generator) -> Tensor:
@@ -90,6 +94,31 @@ def draw_sequences(
     return torch.stack(symbols, dim=1)
 
 
+@cache
+def manual() -> Tensor:
+    """Python's own manual, as characters by their rank of frequency, (characters,)."""
+    from pydoc_data.topics import topics  # a megabyte that nobody else reads
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    ranks = {c: rank for rank, (c, _) in enumerate(Counter(text).most_common())}
+    return torch.tensor([ranks[c] for c in text], dtype=torch.uint8)
+
+
+def draw_text(sizes: Sizes, length: int, num_symbols: int, generator: torch.Generator) -> Tensor:
+    """Pieces (examples, length) of the manual that comes with Python, each split from its own part.
+
+    Some passages stand in it twice. The `num_symbols` - 1 most frequent characters keep their
+    number, the others have the last.
+    """
+    pieces = manual().clamp(max=num_symbols - 1).unfold(0, length, 1)
+    ends = [round(share * len(pieces)) for share in _SPLITS]
+    starts = [
+        torch.randint(low, high - length, (size,), generator=generator)
+        for low, high, size in zip((0, *ends[:-1]), ends, sizes, strict=True)
+    ]
+    return pieces[torch.cat(starts)]
+
+
 def draw_examples(
     ends: Ends, sizes: Sizes, generator: torch.Generator, *, noise: float
 ) -> tuple[Tensor, Tensor]:
@@ -106,6 +135,9 @@ def draw_examples(
             the values' noise; a random grammar has its own.
     """
     total = sum(sizes)
+    if ends.kind == "text":
+        text = draw_text(sizes, ends.shape[0] + 1, ends.num_symbols, generator)
+        return text[:, :-1], text[:, 1:]
     if ends.kind == "symbols":
         (length,) = ends.shape
         if ends.loss == "next":

@@ -1,7 +1,7 @@
 """Families of small networks: what their shape is, and how they compute."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -15,11 +15,11 @@ class Ends:
     """What goes into a network, and what comes out of it."""
 
     kind: str
-    """Of the inputs: "vectors", "images", "patches" (sequences of vectors) or "symbols"."""
+    """Of the inputs: "vectors", "images", "patches" (sequences of vectors), "symbols" or "text"."""
     shape: tuple[int, ...]
     """Of one input: (features,), (height, width, 1), (length, features), or (length,)."""
     num_symbols: int
-    """0 unless the inputs are symbols."""
+    """0 unless the inputs are symbols or text."""
     loss: str
     """"classes", "values" (squared errors) or "next" (the symbol after each position)."""
     num_outputs: int
@@ -50,6 +50,10 @@ class Family(ABC):
 
     kinds: ClassVar[tuple[tuple[str, str], ...]]
     """Kinds of inputs, and losses, that they are trained on."""
+    initial_std: ClassVar[float | None] = None
+    """Of all weights, where biases begin at 0; None: as torch's own layers begin."""
+    size_factor: ClassVar[int] = 1
+    """How much larger the networks may be than those of other families."""
 
     @classmethod
     @abstractmethod
@@ -139,7 +143,7 @@ class Transformer(Family):
     mean over the positions.
     """
 
-    kinds = (
+    kinds: ClassVar[tuple[tuple[str, str], ...]] = (
         ("patches", "classes"),
         ("patches", "values"),
         ("symbols", "classes"),
@@ -183,6 +187,26 @@ class Transformer(Family):
 
 
 @dataclass(frozen=True)
+class GPT(Transformer):
+    """Transformers whose weights begin small, as GPT-2's do, half of them on real text."""
+
+    kinds = (("text", "next"), ("text", "next"), ("symbols", "next"), ("patches", "classes"))
+    initial_std = 0.02
+    size_factor = 6
+
+    @classmethod
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """1 or 2 blocks; small ones of 1 to 4 heads of width 6 to 16."""
+        most_heads, widest = size.num_heads[1], size.half_head_widths[1]
+        larger = replace(
+            size,
+            num_heads=(size.num_heads[0], 2 * most_heads),
+            half_head_widths=(size.half_head_widths[0], widest + 2),
+        )
+        return super().draw(dice, larger)
+
+
+@dataclass(frozen=True)
 class RNN(Family):
     """A recurrent cell; the head is of the last state, or of each to predict the next symbol."""
 
@@ -223,4 +247,5 @@ FAMILIES: dict[str, type[Family]] = {
     "cnn": CNN,
     "transformer": Transformer,
     "rnn": RNN,
+    "gpt": GPT,
 }

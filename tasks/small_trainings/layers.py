@@ -205,6 +205,9 @@ class ParameterSpec(NamedTuple):
 class Blueprint(Layers):
     """A forward pass of one example through a network of zeros, that finds what it consists of.
 
+    Args:
+        initial_std: of all weights, where biases begin at 0; None: as torch's own layers begin.
+
     Attributes:
         parameters: what the layers ask for.
         statistics: features of each batch normalization.
@@ -212,8 +215,9 @@ class Blueprint(Layers):
         num_multiplications: of the linear layers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, initial_std: float | None = None) -> None:
         super().__init__(())
+        self._initial_std = initial_std
         self.parameters: list[ParameterSpec] = []
         self.statistics: list[int] = []
         self.num_dropped = 0
@@ -226,6 +230,9 @@ class Blueprint(Layers):
 
     def parameter(self, *shape: int, bound: float, center: float = 0.0) -> Tensor:
         """Note the parameter."""
+        if self._initial_std is not None and bound > 0.0:
+            # a uniform variable within +- b has the standard deviation b / sqrt(3)
+            bound = self._initial_std * math.sqrt(3) if len(shape) > 1 else 0.0
         self.parameters.append(ParameterSpec(shape, bound, center))
         return torch.zeros(1, *shape)
 

@@ -55,18 +55,23 @@ class SmallTrainingProblem(DeviceTask):
     | transformer | normalized before or after each block     | patches: classes, values;       |
     |             |                                           | symbols: classes, the next one  |
     | rnn         | plain, GRU or LSTM                        | as transformers                 |
+    | gpt         | transformers whose weights begin at a     | text: the next character;       |
+    |             | standard deviation of .02, biases at 0    | symbols: the next; patches:     |
+    |             |                                           | classes                         |
 
-    A run draws one of the setups, and by itself: data (scikit-learn's digits, or synthetic ones,
-    see `draw_examples`), their noise, the scale of the initial weights (0.5 to 2, log-uniform), the
-    optimizer, gradient clipping (half of the runs, to norm 1), dropout (0.05 to 0.3 in setups that
-    have it) and label smoothing (0.1 for a fifth). The loss is the mean cross-entropy in nats or
-    squared error; the privileged loss is that of held-out data, without smoothing.
+    A run draws one of the setups, and by itself: data (scikit-learn's digits, Python's manual, or
+    synthetic ones, see `draw_examples`), their noise, the scale of the initial weights (0.5 to 2,
+    log-uniform), the optimizer, gradient clipping (half of the runs, to norm 1), dropout (0.05 to
+    0.3 in setups that have it) and label smoothing (0.1 for a fifth). The loss is the mean
+    cross-entropy in nats or squared error; the privileged loss is that of held-out data, without
+    smoothing.
 
     Args:
         optimizer: `OptimizerDraws`, or one optimizer for all runs.
-        families: some of "mlp", "cnn", "transformer" and "rnn".
+        families: some of "mlp", "cnn", "transformer", "rnn" and "gpt".
         sizes: some of "small" (500 to 10,000 parameters) and "wide" (10,000 to 100,000, which cost
-            up to ten times as much); with both, half of each family's setups are wide.
+            up to ten times as much), of the family gpt up to six times as many; with both, half of
+            each family's setups are wide.
         num_train_range: training examples, log-uniform. With few, a long run learns them by
             heart, and the best that it can do is to stop.
         label_noise_range: share of random labels, uniform.

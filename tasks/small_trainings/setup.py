@@ -33,7 +33,7 @@ class Setup:
     @cached_property
     def blueprint(self) -> Blueprint:
         """Parameters and size of the network."""
-        layers = Blueprint()
+        layers = Blueprint(self.family.initial_std)
         self.family.outputs(layers, torch.zeros(1, 1, *self.ends.shape), self.ends)
         return layers
 
@@ -121,6 +121,7 @@ def draw_setup(dice: Dice, family: str, size: str, num_train_range: Sequence[int
     """A random setup of this family and size."""
     kind, limits = FAMILIES[family], SIZES[size]
     fewest, most = limits.num_parameters
+    most, costliest = kind.size_factor * most, kind.size_factor * limits.max_multiplications
     while True:
         network = kind.draw(dice, limits)
         batch_size = dice.log_uniform_integer(BATCH_SIZES)
@@ -133,7 +134,7 @@ def draw_setup(dice: Dice, family: str, size: str, num_train_range: Sequence[int
         )
         cost = batch_size * setup.blueprint.num_multiplications
         is_within = fewest <= setup.blueprint.num_parameters <= most
-        if is_within and cost <= limits.max_multiplications:
+        if is_within and cost <= costliest:
             return setup
 
 
@@ -145,6 +146,8 @@ def _draw_ends(dice: Dice, kind: str, loss: str) -> Ends:
         shape = (8, 8, 1)
     elif kind == "patches":
         shape = ((8, 8), (16, 4))[dice.integer((0, 1))]
+    elif kind == "text":
+        shape, num_symbols = (dice.log_uniform_integer((8, 32)),), dice.integer((32, 96))
     else:
         shape, num_symbols = (dice.log_uniform_integer((6, 16)),), dice.integer((6, 24))
     num_outputs = dice.integer((2, 10) if loss == "classes" else (1, 4))

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from lrpilot.tasks.small_trainings.batch import BatchedSmallTrainings
+from lrpilot.tasks.small_trainings.data import draw_text, manual
 from lrpilot.tasks.small_trainings.families import SIZES
 from lrpilot.tasks.small_trainings.optimizer import KINDS, OptimizerDraws
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 from tests.running import check_batched_environments, check_batched_runs, through_file
 
-FAMILIES = ("mlp", "cnn", "transformer", "rnn")
+FAMILIES = ("mlp", "cnn", "transformer", "rnn", "gpt")
 NUM_RUNS = 12
 SEEDS = list(range(NUM_RUNS))
 EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
@@ -112,8 +113,8 @@ def test_dropout_differs_from_step_to_step() -> None:
 def test_everything_that_may_be_drawn_is_drawn() -> None:
     task = make_task(num_setups=200)
     setups = task.setups
-    assert Counter(type(s.family).__name__.lower() for s in setups) == dict.fromkeys(FAMILIES, 50)
-    assert {s.ends.kind for s in setups} == {"vectors", "images", "patches", "symbols"}
+    assert Counter(type(s.family).__name__.lower() for s in setups) == dict.fromkeys(FAMILIES, 40)
+    assert {s.ends.kind for s in setups} == {"vectors", "images", "patches", "symbols", "text"}
     assert {s.ends.loss for s in setups} == {"classes", "values", "next"}
     assert {s.has_dropout for s in setups} == {True, False}
     drawn = Counter(getattr(s.family, "normalization", "") for s in setups)
@@ -122,20 +123,54 @@ def test_everything_that_may_be_drawn_is_drawn() -> None:
         assert set(names.split()) <= {getattr(s.family, name, "") for s in setups}
 
 
+def test_weights_of_gpts_begin_small_and_their_biases_at_zero() -> None:
+    run = make_task(families=("gpt",), num_setups=1).start(0)
+    parameters = [value.detach() for value in run.parameters]
+    weights = [float(value.std()) for value in parameters if value.dim() > 1]
+    others = {x for value in parameters if value.dim() == 1 for x in value.tolist()}
+
+    # times the scale of a run's initial weights
+    assert all(0.5 * 0.02 * 0.8 < std < 2 * 0.02 * 1.2 for std in weights)
+    assert others == {0.0, 1.0}
+
+
+def test_texts_of_the_splits_come_from_parts_of_their_own() -> None:
+    sizes, length = (300, 100, 100), 200
+    text = draw_text(sizes, length, 256, torch.Generator().manual_seed(0))
+    whole = bytes(manual().tolist())
+    parts = [[bytes(piece.tolist()) for piece in part] for part in text.split(sizes)]
+    # some passages of the manual stand in it twice
+    train, held_out, test = (
+        [whole.index(piece) for piece in part if whole.index(piece) == whole.rindex(piece)]
+        for part in parts
+    )
+    assert min(map(len, (train, held_out, test))) > 20
+    assert max(train) + length <= min(held_out)
+    assert max(held_out) + length <= min(test)
+
+
+def test_rare_characters_of_a_text_are_one_symbol() -> None:
+    few, all_ = (
+        draw_text((50, 5, 5), 9, count, torch.Generator().manual_seed(0)) for count in (32, 256)
+    )
+    assert torch.equal(few, all_.clamp(max=31))
+    assert int(all_.max()) > 31
+
+
 def test_setups_are_small() -> None:
     for setup in make_task(num_setups=100, num_train_range=(300, 400)).setups:
-        assert 500 <= setup.blueprint.num_parameters <= 10_000
+        assert 500 <= setup.blueprint.num_parameters <= 10_000 * setup.family.size_factor
         assert 8 <= setup.batch_size <= 256
         assert 300 <= setup.num_train <= 400
 
 
 def test_half_of_each_familys_setups_are_wide_where_both_sizes_are_asked_for() -> None:
-    setups = make_task(sizes=("small", "wide"), num_setups=16).setups
+    setups = make_task(sizes=("small", "wide"), num_setups=20).setups
     small, wide = SIZES["small"].num_parameters, SIZES["wide"].num_parameters
     for k, setup in enumerate(setups):
-        fewest, most = small if k % 8 < 4 else wide
-        assert fewest <= setup.blueprint.num_parameters <= most
-    assert [type(setup.family) for setup in setups[:4]] == [type(s.family) for s in setups[4:8]]
+        fewest, most = small if k % 10 < 5 else wide
+        assert fewest <= setup.blueprint.num_parameters <= most * setup.family.size_factor
+    assert [type(setup.family) for setup in setups[:5]] == [type(s.family) for s in setups[5:10]]
 
 
 def test_small_setups_are_the_same_without_wide_ones() -> None:
