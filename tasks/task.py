@@ -82,11 +82,15 @@ class Task(ABC):
         Raises:
             ValueError: if the learning rate is not positive.
         """
-        _found_by(self)
         task = copy.copy(self)
+        object.__setattr__(task, "_found", _found_by(self))
         object.__setattr__(task, "base_lr", lr)
         Task.__post_init__(task)
         return task
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what it found, which may be a whole matrix: another process finds it, too."""
+        return {name: value for name, value in vars(self).items() if name != "_found"}
 
     def member_of_seed(self, seed: int) -> "Task":
         """The task whose run `start(seed)` is: this one, unless it is a mixture of several."""

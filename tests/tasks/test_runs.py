@@ -1,4 +1,5 @@
 import copy
+import pickle
 import random
 from collections.abc import Callable
 from functools import partial
@@ -361,6 +362,14 @@ def test_what_a_task_found_out_is_known_at_every_lr() -> None:
     assert isinstance(task, SmallNetworkTask)
 
     assert task.at_lr(0.02).setups is task.at_lr(0.03).setups is task.setups
+
+
+def test_what_a_task_found_out_is_not_sent_to_other_processes() -> None:
+    task = make_nmf(matrix="digits", scale_range=(1.0, 1.0))
+    size = len(pickle.dumps(task))
+    assert task.real_matrix.numel() > 10_000
+
+    assert len(pickle.dumps(task)) == size
 
 
 def test_a_task_at_an_lr_that_is_not_positive_is_refused() -> None:
