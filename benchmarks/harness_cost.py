@@ -56,7 +56,7 @@ def through_harness(task: Task, folder: Path) -> Callable[[], object]:
 
 def main() -> None:
     """Measure and print."""
-    options = read_options(__doc__, tasks=["digits", "digits_mlp"], num_rounds=9)
+    options = read_options(__doc__, tasks=["digits", "digits_mlp"], num_rounds=31)
     print_origin(f"whole trainings, medians of {options.num_rounds} rounds")
     lines = []
     with tempfile.TemporaryDirectory() as folder:
