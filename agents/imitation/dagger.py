@@ -208,8 +208,10 @@ def imitate(
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
     }
+    known_range: Mapping[str, Sequence[float]] = {}
     if init_from is not None:
         trained_on["init_from_fingerprint"] = init_from.fingerprint
+        known_range = init_from.card.get("feature_range", {})
     policy = actor.policy(settings, trained_on)
     horizons: list[int] = []
     rollouts: list[Rollout] = []
@@ -240,9 +242,7 @@ def imitate(
         losses = [
             _update(actor, optimizer, whole, decay, caution) for _ in range(updates_per_round)
         ]
-        seen = torch.cat([rollout.observations.flatten(0, 1) for rollout in rollouts])
-        bounds = zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)
-        trained_on["feature_range"] = dict(zip(names, map(list, bounds), strict=True))
+        trained_on["feature_range"] = _feature_range(rollouts, names, known_range)
         trained_on["num_env_steps"] += rollout.wanted.numel()
         trained_on["num_inner_steps"] += num_runs * total_steps
         policy = actor.policy(settings, dict(trained_on))
@@ -258,6 +258,18 @@ def imitate(
         bar.set_postfix_str(f"error {row['error']}, regret {row['regret']}")
         report(policy, metrics.getvalue())
     return policy
+
+
+def _feature_range(
+    rollouts: Sequence[Rollout], names: Sequence[str], known: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """Least and greatest value of each feature that was seen, here or before."""
+    seen = torch.cat([rollout.observations.flatten(0, 1) for rollout in rollouts])
+    ranges = {}
+    for name, *bounds in zip(names, seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True):
+        bounds += known.get(name, [])
+        ranges[name] = [min(bounds), max(bounds)]
+    return ranges
 
 
 def _update(

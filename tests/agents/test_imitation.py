@@ -240,6 +240,17 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
     assert (policy.card["num_env_steps"], policy.card["num_inner_steps"]) == (160, 768)
 
 
+def test_a_policy_that_goes_on_has_seen_what_it_saw_before() -> None:
+    experts = search_experts(TASK, seeds=[1], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
+    options: dict[str, Any] = {**IMITATION, "num_rounds": 1, "lstm_units": 0}
+    first, second = (imitate(TASK, SETTINGS, experts, **options, seed=seed) for seed in (0, 1))
+    on = imitate(TASK, SETTINGS, experts, **options, seed=1, init_from=first)
+
+    ranges = [policy.card["feature_range"]["recent_noise"] for policy in (first, second, on)]
+    assert ranges[0] != ranges[1]
+    assert ranges[2][0] <= ranges[0][0] <= ranges[0][1] <= ranges[2][1]
+
+
 def test_caution_lowers_what_a_policy_does_where_it_cannot_know() -> None:
     """Its experts disagree, in states that it cannot tell from each other."""
     experts = experts_of([-1.0, 0.0, 0.0], [0.0, 0.0, -1.0])
