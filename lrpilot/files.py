@@ -45,8 +45,9 @@ def write_whole(
             if previous is not None and path.exists():
                 path.replace(previous)
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 def append(path: str | os.PathLike[str], text: str) -> None:

@@ -4,10 +4,10 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -79,7 +79,7 @@ def train(
     seed: int,
     total_steps: int | None = None,
     disturbance: Disturbance = UNDISTURBED,
-    goes_on: Callable[[int, Run], bool] = lambda num_steps, run: True,
+    goes_on: Callable[[int, Run], bool] | None = None,
 ) -> Result:
     """Train one run to its end, or to divergence, and measure its final state.
 
@@ -94,7 +94,8 @@ def train(
         seed: of the run.
         total_steps: horizon T; default the task's.
         disturbance: what changes midway, of which the scheduler is not told.
-        goes_on: asked after every step, with the number of steps; False ends the run there.
+        goes_on: asked after every step, with the number of steps; False ends the run there. By
+            default nobody is asked.
 
     Raises:
         ValueError: if `total_steps` is below 1, or the run cannot be disturbed so.
@@ -115,16 +116,25 @@ def train(
     if isinstance(scheduler, LineSearchLR):
         _search_in(run, scheduler)
     is_adaptive = isinstance(scheduler, AdaptiveLR)
-    lrs, losses = [], []
+    lrs: list[float] = []
+    losses: list[float] = []
     start = time.perf_counter()
-    first_disturbed, as_it_is = disturbance.first_step(total_steps), nullcontext()
+    first_disturbed = disturbance.first_step(total_steps)
+
+    def step() -> Tensor:
+        loss = run.step()
+        # a search, or a hypergradient, sets it within the step
+        lrs.append(float(optimizer.param_groups[0]["lr"]))
+        return loss
+
     for t in range(total_steps):
-        if t == first_disturbed:
-            disturbance.begin(run)
-        with as_it_is if t < first_disturbed else disturbance.around_step(optimizer):
-            loss = run.step()
-            # a search, or a hypergradient, sets it within the step
-            lrs.append(float(optimizer.param_groups[0]["lr"]))
+        if t < first_disturbed:
+            loss = step()
+        else:
+            if t == first_disturbed:
+                disturbance.begin(run)
+            with disturbance.around_step(optimizer):
+                loss = step()
         value = float(loss)
         losses.append(value)
         if not math.isfinite(value):
@@ -133,7 +143,7 @@ def train(
             scheduler.step(loss)
         else:
             scheduler.step()
-        if not goes_on(t + 1, run):
+        if goes_on is not None and not goes_on(t + 1, run):
             break
     seconds = time.perf_counter() - start
     if hasattr(optimizer, "eval"):
