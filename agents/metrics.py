@@ -83,7 +83,7 @@ class RolloutRecorder(BaseCallback):
         total_env_steps: budget, for the progress bar.
         tracker: also gets every row.
         earlier: `text()` of the run that is resumed.
-        feature_range: of that run, too.
+        feature_range: of that run, too, or of the policy that the agent began with.
         show_progress: whether to draw the bar.
     """
 

@@ -188,7 +188,7 @@ def _start(
         return model, {name: known[name] for name in names}
     env.seed(seed)
     model = algorithm(env=env, seed=seed, device="cpu")
-    began = {
+    began: dict[str, Any] = {
         "metrics": "",
         "feature_range": None,
         "init_from": None,
@@ -197,6 +197,10 @@ def _start(
     if init_from is None:
         return model, began
     import_policy(model, init_from, observation=settings.observation, action=settings.action)
+    known_range, names = init_from.card.get("feature_range", {}), settings.observation.names
+    if set(names) <= set(known_range):
+        bounds = zip(*(known_range[name] for name in names), strict=True)
+        began["feature_range"] = list(map(list, bounds))
     return model, {**began, "init_from": init_from.fingerprint}
 
 

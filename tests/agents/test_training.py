@@ -172,6 +172,19 @@ def test_a_card_has_the_range_of_every_feature_in_training(tmp_path: Path, algor
     assert len({low for low, _ in expected.values()}) > 5
 
 
+@every_algorithm
+def test_a_refined_policy_has_seen_what_it_saw_before(tmp_path: Path, algorithm: Any) -> None:
+    run(tmp_path / "first", total_steps=48, algorithm=algorithm)
+    given = Policy.load(tmp_path / "first")
+    given.card["feature_range"]["log_loss"] = [-4.0, 3.0]
+    run(tmp_path / "second", total_steps=48, init_from=given, seed=1, algorithm=algorithm)
+
+    refined = Policy.load(tmp_path / "second").card["feature_range"]
+    assert refined["log_loss"] == [-4.0, 3.0]
+    for name, (low, high) in given.card["feature_range"].items():
+        assert refined[name][0] <= low <= high <= refined[name][1]
+
+
 def test_checkpoints_of_sac_hold_the_filled_part_of_its_replay_buffer(tmp_path: Path) -> None:
     run(tmp_path, total_steps=48, algorithm=partial(SAC_TINY, buffer_size=100_000))
     snapshot = checkpoint.read_snapshot(tmp_path / checkpoint.FILE_NAME)
