@@ -85,9 +85,10 @@ class MixtureTask(Task):
         """That of the run's own task."""
         return self.member_of_seed(seed).reward_scale_of(seed)
 
-    def at_lr(self, lr: float) -> Self:
+    def at_lr(self, lr: float, optimizer: OptimizerFactory | None = None) -> Self:
         """The mixture of the same tasks, all with this initial learning rate."""
-        return replace(self, tasks={name: task.at_lr(lr) for name, task in self.tasks.items()})
+        tasks = {name: task.at_lr(lr, optimizer) for name, task in self.tasks.items()}
+        return replace(self, tasks=tasks)
 
     def start(self, seed: int) -> Run:
         """A new run of the task of this seed."""

@@ -2,10 +2,9 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, overload
 
 from lrpilot.arguments import require_count
 from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
@@ -13,21 +12,35 @@ from lrpilot.tasks.runs import BatchedRuns, OptimizerFactory, Run
 _T = TypeVar("_T")
 
 
-class shared_property(cached_property[_T]):
-    """Computed once for a task and its copies at other learning rates (`Task.at_lr`)."""
+class shared_property(Generic[_T]):
+    """A property that is computed once for a task and all its copies by `Task.at_lr`.
 
-    def __get__(self, task: Any, owner: type[Any] | None = None) -> _T:  # type: ignore[override]
+    It must not depend on the learning rate, nor on the optimizer.
+    """
+
+    def __init__(self, find: Callable[[Any], _T]) -> None:
+        self._find = find
+        self.__doc__ = find.__doc__
+
+    @overload
+    def __get__(self, task: None, owner: type[Any]) -> Self: ...
+
+    @overload
+    def __get__(self, task: "Task", owner: type[Any]) -> _T: ...
+
+    def __get__(self, task: "Task | None", owner: type[Any]) -> Self | _T:
         """The value, which is computed if none of the copies was asked for it."""
         if task is None:
-            return self  # type: ignore[return-value]
-        found = _found_by(task)
-        if self.attrname not in found:
-            found[self.attrname] = self.func(task)
-        return found[self.attrname]  # type: ignore[no-any-return]
+            return self
+        found, name = _found_by(task), self._find.__name__
+        if name not in found:
+            found[name] = self._find(task)
+        value: _T = found[name]
+        return value
 
 
-def _found_by(task: "Task") -> dict[str | None, Any]:
-    found: dict[str | None, Any] = task.__dict__.setdefault("_found", {})
+def _found_by(task: "Task") -> dict[str, Any]:
+    found: dict[str, Any] = task.__dict__.setdefault("_found", {})
     return found
 
 
@@ -76,8 +89,12 @@ class Task(ABC):
     def start(self, seed: int) -> Run:
         """A new run; the seed fixes its initial state, its minibatches and its noise."""
 
-    def at_lr(self, lr: float) -> Self:
+    def at_lr(self, lr: float, optimizer: OptimizerFactory | None = None) -> Self:
         """This task with another initial learning rate; what it has loaded or drawn is shared.
+
+        Args:
+            lr: the initial learning rate.
+            optimizer: replaces the task's.
 
         Raises:
             ValueError: if the learning rate is not positive.
@@ -85,6 +102,7 @@ class Task(ABC):
         task = copy.copy(self)
         object.__setattr__(task, "_found", _found_by(self))
         object.__setattr__(task, "base_lr", lr)
+        object.__setattr__(task, "optimizer", optimizer or self.optimizer)
         Task.__post_init__(task)
         return task
 

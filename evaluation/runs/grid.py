@@ -4,7 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -105,9 +105,7 @@ def train(
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
     initial_lr = (method.base_lr or task.base_lr) * initial_lr_factor
-    if method.optimizer is not None:
-        task = replace(task, optimizer=method.optimizer)
-    run = task.at_lr(initial_lr).start(seed)
+    run = task.at_lr(initial_lr, method.optimizer).start(seed)
     optimizer: Any = run.optimizer
     if hasattr(optimizer, "train"):  # schedule-free optimizers train at another point
         optimizer.train()

@@ -1,4 +1,4 @@
-"""Random data for small trainings: vectors, images, patches of images, and sequences of symbols."""
+"""Data for small trainings: vectors, images, patches of images, sequences of symbols, and text."""
 
 import math
 from collections import Counter
@@ -96,7 +96,10 @@ def draw_sequences(
 
 @cache
 def manual() -> Tensor:
-    """Python's own manual, as characters by their rank of frequency, (characters,)."""
+    """Python's own manual, as characters by their rank of frequency, (characters,).
+
+    Another version of Python has another one.
+    """
     from pydoc_data.topics import topics  # a megabyte that nobody else reads
 
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -132,7 +135,7 @@ def draw_examples(
         sizes: how many there are of each.
         generator: of all draws.
         noise: share of the labels that are replaced by random ones, or the standard deviation of
-            the values' noise; a random grammar has its own.
+            the values' noise; a random grammar has its own, and text none.
     """
     total = sum(sizes)
     if ends.kind == "text":

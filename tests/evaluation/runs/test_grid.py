@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lrpilot import ClockSpec, ObservationSpec, Policy, PolicyLR
 from lrpilot.envs.lr_control import FIRST_EVALUATION_SEED
 from lrpilot.evaluation.methods import schedules
 from lrpilot.evaluation.runs.cell import grid_of
 from lrpilot.evaluation.runs.grid import Method, Result, train
+from lrpilot.tasks import from_model
 from lrpilot.tasks.images.task import ImageTask
 from lrpilot.tasks.mixture import MixtureTask
 from lrpilot.tasks.nmf.task import NMFTask
@@ -108,6 +110,30 @@ def test_a_run_of_the_grid_does_not_depend_on_its_neighbours() -> None:
     alone = train(task, METHODS[1], initial_lr_factor=1.0, seed=SEEDS[1])
 
     assert grid[-1].losses == alone.losses
+
+
+def test_a_run_makes_its_own_network_and_no_second_one() -> None:
+    made: list[nn.Module] = []
+
+    def network() -> nn.Module:
+        made.append(nn.Linear(4, 3))
+        return made[-1]
+
+    task = from_model(
+        model=network,
+        loss=nn.functional.cross_entropy,
+        data=(torch.zeros(60, 4), torch.arange(60) % 3),
+        optimizer=torch.optim.SGD,
+        base_lr=0.1,
+        total_steps=2,
+        batch_size=16,
+    )
+    adam = Method("adam", schedules.constant, optimizer=torch.optim.Adam)
+    train(task, CONSTANT, initial_lr_factor=1.0, seed=0)  # finds out what the network does
+    made.clear()
+    for method in (CONSTANT, adam):
+        train(task, method, initial_lr_factor=3.0, seed=0)
+    assert len(made) == 2
 
 
 def test_a_constant_schedule_is_a_plain_run() -> None:
