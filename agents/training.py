@@ -197,9 +197,9 @@ def _start(
     if init_from is None:
         return model, began
     import_policy(model, init_from, observation=settings.observation, action=settings.action)
-    known_range, names = init_from.card.get("feature_range", {}), settings.observation.names
-    if set(names) <= set(known_range):
-        bounds = zip(*(known_range[name] for name in names), strict=True)
+    known_range = init_from.card.get("feature_range", {})
+    if set(settings.observation.names) <= set(known_range):
+        bounds = zip(*(known_range[name] for name in settings.observation.names), strict=True)
         began["feature_range"] = list(map(list, bounds))
     return model, {**began, "init_from": init_from.fingerprint}
 
