@@ -75,8 +75,8 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
 
 def refining(cfg: DictConfig, run_dir: Path) -> list[str]:
     """Arguments of `train_agent.py` for an agent that goes on from here, on the same trainings."""
-    given = [shlex.quote(o.removeprefix("++")) for o in given_overrides()]
-    same = [o for o in given if key_of(o).startswith(("task", "env"))]
+    given = [o.removeprefix("++") for o in given_overrides()]
+    same = [shlex.quote(o) for o in given if key_of(o).startswith(("task", "env"))]
     chosen = {
         "task": cfg.task.name,
         "env": "recent",

@@ -36,4 +36,6 @@ def test_the_command_that_is_named_next_trains_an_agent_from_there(
     started = Policy.load(tmp_path / "im")
     refined = Policy.load(tmp_path / "agent")
     assert refined.card["init_from_fingerprint"] == started.fingerprint
+    assert refined.clock == started.clock  # the same trainings, of the same lengths
+    assert {o for o in SMALL if o.startswith(("task", "env"))} <= set(given)
     assert [w.shape for w, _ in refined.layers] == [w.shape for w, _ in started.layers]
