@@ -2,7 +2,8 @@
 
 For many trainings of the task, a search finds the best peak of a fixed schedule (experts.csv); a
 policy then learns to bring every training's learning rate to where its expert has it, from any
-initial one. The run folder holds experts.csv, policy.safetensors, metrics.csv and config.yaml.
+initial one. The run folder holds experts.csv, policy.safetensors, metrics.csv, config.yaml, and
+rollouts/, what was noted in each round: `rollouts_from=[<run folder>]` learns from that, too.
 `train_agent.py agent.init_from=<run folder>` goes on from there, by reward.
 """
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.imitation import Experts, imitate, search_experts
+from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, write_rollout
 from lrpilot.envs.episodes import FIRST_EVALUATION_SEED, settings_for
 from lrpilot.evaluation.runs.provenance import describe_provenance
 from lrpilot.files import write_whole
@@ -60,12 +62,13 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         **plain(cfg.imitation),
         seed=cfg.seed,
         init_from=Policy.load(cfg.init_from) if cfg.init_from else None,
+        earlier=[r for path in cfg.rollouts_from for r in read_rollouts(Path(path), settings)],
         card={
             **{name: config[name] for name in ("task", "env", "imitation")},
             **describe_provenance(),
         },
         show_progress=cfg.show_progress,
-        report=partial(write_results, run_dir),
+        report=partial(write_results, run_dir, settings),
     )
     print(f"\nexperts      {len(experts)}, {-experts.levels.min(1).mean():.3f} nats each")
     print((run_dir / METRICS_FILE).read_text().strip())
@@ -124,8 +127,11 @@ def find_experts(cfg: DictConfig, task: Task, settings: ControlSettings, run_dir
     return experts
 
 
-def write_results(run_dir: Path, policy: Policy, metrics: str) -> None:
-    """Keep the policy of the last round, and the rows so far."""
+def write_results(
+    run_dir: Path, settings: ControlSettings, policy: Policy, metrics: str, rollout: Rollout
+) -> None:
+    """Keep the policy of the last round, the rows so far, and what was noted in the round."""
+    write_rollout(run_dir, rollout, settings)
     policy.save(run_dir / POLICY_FILE)
     write_whole(run_dir / METRICS_FILE, metrics)
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.control import train_controlled
 from lrpilot.agents.imitation.experts import Experts, decay_to_zero
+from lrpilot.agents.imitation.rollouts import Rollout, join
 from lrpilot.envs.reward import has_diverged
 from lrpilot.policy.controller import Controller
 from lrpilot.redaction import without_folders
@@ -35,22 +36,6 @@ _LEAST_STAKE = 0.05
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
-
-
-class Rollout(NamedTuple):
-    """What was seen in B runs of S decisions."""
-
-    observations: torch.Tensor
-    """(S, B, features)."""
-    wanted: torch.Tensor
-    """Actions of the experts, (S, B)."""
-    weights: torch.Tensor
-    """Of the states, (S, B); 0 after a divergence."""
-
-    def padded(self, num_steps: int) -> "Rollout":
-        """The same, followed by states of weight 0."""
-        left = num_steps - len(self.wanted)
-        return Rollout(*(torch.cat((part, part.new_zeros(left, *part.shape[1:]))) for part in self))
 
 
 def roll_out(
@@ -146,9 +131,10 @@ def imitate(
     caution: float,
     seed: int = 0,
     init_from: Policy | None = None,
+    earlier: Sequence[Rollout] = (),
     card: Mapping[str, Any] | None = None,
     show_progress: bool = True,
-    report: Callable[[Policy, str], None] = lambda policy, metrics: None,
+    report: Callable[[Policy, str, Rollout], None] = lambda policy, metrics, rollout: None,
 ) -> Policy:
     """Learn to bring the learning rate to where each training's expert has it, by DAgger.
 
@@ -175,9 +161,12 @@ def imitate(
         seed: of the draws and the weights.
         init_from: policy to go on from, of the same shapes, that sees and does the same; then no
             expert acts.
+        earlier: what was noted in other imitations, of policies that saw and did the same; the
+            policy is fitted to it before the first round, too, and no expert acts.
         card: what the policy file says besides.
         show_progress: whether to draw a progress bar.
-        report: is given the policy and the rows of metrics so far (CSV) after every round.
+        report: is given the policy, the rows of metrics so far (CSV), and what was noted in the
+            round, after every round.
 
     References:
         Ross et al. A reduction of imitation learning and structured prediction to no-regret online
@@ -194,7 +183,7 @@ def imitate(
         actor.load(init_from, settings)
     optimizer = torch.optim.Adam(actor.parameters(), lr=_LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, 0.1, total_iters=num_rounds * updates_per_round
+        optimizer, 1.0, 0.1, total_iters=(num_rounds + bool(earlier)) * updates_per_round
     )
     given = without_folders(dict(card or {"task": {"name": task.name}}))
     trained_on: dict[str, Any] = {
@@ -204,6 +193,7 @@ def imitate(
         "num_experts": len(experts),
         "num_env_steps": 0,
         "num_inner_steps": 0,
+        "num_earlier_env_steps": sum(rollout.wanted.numel() for rollout in earlier),
         "seed": seed,
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
@@ -212,9 +202,18 @@ def imitate(
     if init_from is not None:
         trained_on["init_from_fingerprint"] = init_from.fingerprint
         known_range = init_from.card.get("feature_range", {})
+    rollouts = list(earlier)
+
+    def fit() -> float:
+        whole = join(rollouts)
+        steps = range(updates_per_round)
+        return float(np.mean([_update(actor, optimizer, whole, decay, caution) for _ in steps]))
+
+    if rollouts:
+        fit()
     policy = actor.policy(settings, trained_on)
+    is_taught = init_from is None and not rollouts
     horizons: list[int] = []
-    rollouts: list[Rollout] = []
     metrics = io.StringIO()
     writer = csv.DictWriter(metrics, FIELDS)
     writer.writeheader()
@@ -231,17 +230,12 @@ def imitate(
             policy,
             num_runs=num_runs,
             peak_error=peak_error,
-            expert_share=0.5**k if init_from is None else 0.0,
+            expert_share=0.5**k if is_taught else 0.0,
             noise=action_noise,
             rng=rng,
         )
         rollouts.append(rollout)
-        longest = max(len(rollout.wanted) for rollout in rollouts)
-        padded = [rollout.padded(longest) for rollout in rollouts]
-        whole = Rollout(*(torch.cat(parts, 1) for parts in zip(*padded, strict=True)))
-        losses = [
-            _update(actor, optimizer, whole, decay, caution) for _ in range(updates_per_round)
-        ]
+        error = fit()
         trained_on["feature_range"] = _feature_range(rollouts, names, known_range)
         trained_on["num_env_steps"] += rollout.wanted.numel()
         trained_on["num_inner_steps"] += num_runs * total_steps
@@ -250,13 +244,13 @@ def imitate(
             "round": k,
             "total_steps": total_steps,
             "num_states": trained_on["num_env_steps"],
-            "error": round(float(np.mean(losses)), 4),
+            "error": round(error, 4),
             "regret": round(float(regrets.mean()), 4) if len(regrets) else "",
             "seconds": round(time.perf_counter() - start, 1),
         }
         writer.writerow(row)
         bar.set_postfix_str(f"error {row['error']}, regret {row['regret']}")
-        report(policy, metrics.getvalue())
+        report(policy, metrics.getvalue(), rollout)
     return policy
 
 

@@ -230,7 +230,7 @@ def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
         experts,
         **{**IMITATION, "num_rounds": 8, "updates_per_round": 100},
         lstm_units=lstm_units,
-        report=lambda _, metrics: rows.append(metrics),
+        report=lambda _, metrics, rollout: rows.append(metrics),
     )
     errors = [float(line.split(",")[3]) for line in rows[-1].splitlines()[1:]]
     assert errors[-1] < errors[0] / 3
