@@ -12,6 +12,7 @@ from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.dagger import roll_out
 from lrpilot.agents.imitation.experts import decay_to_zero, log_levels
+from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, write_rollout
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 PEAKS = np.array([0.1, 1.0, 10.0])
@@ -249,6 +250,55 @@ def test_a_policy_that_goes_on_has_seen_what_it_saw_before() -> None:
     ranges = [policy.card["feature_range"]["recent_noise"] for policy in (first, second, on)]
     assert ranges[0] != ranges[1]
     assert ranges[2][0] <= ranges[0][0] <= ranges[0][1] <= ranges[2][1]
+
+
+def test_what_was_noted_in_a_round_is_read_as_it_was_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    written = [
+        Rollout(torch.randn(3, 2, 4), torch.randn(3, 2), torch.rand(3, 2)) for _ in range(12)
+    ]
+    for rollout in written:
+        write_rollout(tmp_path, rollout, SETTINGS)
+    for rollout, again in zip(written, read_rollouts(tmp_path, SETTINGS), strict=True):
+        assert all(map(torch.equal, rollout, again))
+
+
+def test_what_was_noted_of_other_observations_is_refused(tmp_path: Path) -> None:
+    write_rollout(tmp_path, Rollout(*torch.zeros(3, 2, 1, 1)), SETTINGS)
+    other = replace(SETTINGS, observation=ObservationSpec(groups=("progress",)))
+    with pytest.raises(ValueError, match="`rollouts_from` must have been seen and decided as"):
+        read_rollouts(tmp_path, other)
+
+
+def test_a_folder_without_rollouts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`rollouts_from` must be run folders with rollouts/, got"):
+        read_rollouts(tmp_path, SETTINGS)
+
+
+def test_a_policy_acts_from_the_first_round_as_earlier_rollouts_teach() -> None:
+    experts = search_experts(TASK, seeds=[1, 2, 3], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
+    noted: list[Rollout] = []
+    errors: list[str] = []
+    options: dict[str, Any] = {**IMITATION, "lstm_units": 0, "updates_per_round": 200}
+    imitate(TASK, SETTINGS, experts, **options, report=lambda _, __, rollout: noted.append(rollout))
+    policy = imitate(
+        TASK,
+        SETTINGS,
+        experts,
+        **{**options, "num_rounds": 1},
+        seed=1,
+        earlier=noted,
+        report=lambda _, metrics, __: errors.extend(metrics.splitlines()),
+    )
+    untaught = imitate(TASK, SETTINGS, experts, **{**options, "num_rounds": 1}, seed=1)
+
+    # of 3 rounds with 4 runs of 5 decisions
+    assert (policy.card["num_earlier_env_steps"], policy.card["num_env_steps"]) == (60, 20)
+    assert len(noted) == 3
+    seen = torch.cat([rollout.observations.flatten(0, 1) for rollout in noted])
+    asked = torch.cat([rollout.wanted.flatten() for rollout in noted]).numpy()
+    mistakes = [np.abs(p.act_batch(seen.numpy()) - asked).mean() for p in (policy, untaught)]
+    assert mistakes[0] < mistakes[1] / 2
 
 
 def test_caution_lowers_what_a_policy_does_where_it_cannot_know() -> None:

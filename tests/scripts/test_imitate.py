@@ -39,3 +39,16 @@ def test_the_command_that_is_named_next_trains_an_agent_from_there(
     assert refined.clock == started.clock  # the same trainings, of the same lengths
     assert {o for o in SMALL if o.startswith(("task", "env"))} <= set(given)
     assert [w.shape for w, _ in refined.layers] == [w.shape for w, _ in started.layers]
+
+
+@pytest.mark.slow
+def test_an_imitation_learns_from_what_others_noted(tmp_path: Path) -> None:
+    first = ["imitate.py", *SMALL, "hydra.run.dir=first"]
+    second = ["imitate.py", *SMALL, "seed=1", "hydra.run.dir=second"]
+    given = ["rollouts_from=[first]", "experts.path=first/experts.csv"]
+    for command in (first, [*second, *given]):
+        ((code, _, err),) = run_scripts([command], tmp_path)
+        assert code == 0, err
+    cards = [Policy.load(tmp_path / name).card for name in ("first", "second")]
+    earlier = [card["num_earlier_env_steps"] for card in cards]
+    assert earlier == [0, cards[0]["num_env_steps"]]
