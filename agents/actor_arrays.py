@@ -11,7 +11,6 @@ from lrpilot import Policy
 
 Array = NDArray[np.float32]
 Layer = tuple[Array, Array]
-Memory = nn.LSTM | nn.LSTMCell
 
 
 def shapes_of(policy: Policy) -> list[tuple[int, ...]]:
@@ -21,7 +20,7 @@ def shapes_of(policy: Policy) -> list[tuple[int, ...]]:
 
 
 def read_actor(
-    layers: Sequence[nn.Linear], lstm: Memory | None
+    layers: Sequence[nn.Linear], lstm: nn.LSTM | None
 ) -> tuple[list[Layer], Layer | None]:
     """The layers and the LSTM as a `Policy` takes them."""
     memory = None
@@ -33,7 +32,7 @@ def read_actor(
 
 
 @torch.no_grad()
-def write_actor(policy: Policy, layers: Sequence[nn.Linear], lstm: Memory | None) -> None:
+def write_actor(policy: Policy, layers: Sequence[nn.Linear], lstm: nn.LSTM | None) -> None:
     """Copy a policy into layers, and an LSTM, of its shapes."""
     if lstm is not None and policy.lstm is not None:
         input_weight, hidden_weight, input_bias, hidden_bias = lstm.parameters()

@@ -85,9 +85,10 @@ def refining(cfg: DictConfig, run_dir: Path) -> list[str]:
         "env": "recent",
         "agent": "recurrent_ppo" if cfg.imitation.lstm_units else "ppo",
     }
-    sizes: dict[str, object] = {"net_arch": list(cfg.imitation.hidden_sizes)}
+    members = cfg.imitation.num_members
+    sizes: dict[str, object] = {"net_arch": [members * n for n in cfg.imitation.hidden_sizes]}
     if cfg.imitation.lstm_units:
-        sizes["lstm_hidden_size"] = cfg.imitation.lstm_units
+        sizes["lstm_hidden_size"] = members * cfg.imitation.lstm_units
     return [
         *(f"{key}={value}" for key, value in chosen.items() if not _names(given, key)),
         *same,

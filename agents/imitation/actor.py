@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrpilot import ControlSettings, Policy
@@ -22,7 +21,7 @@ class Actor(nn.Module):
 
     def __init__(self, num_features: int, *, lstm_units: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
-        self.cell = nn.LSTMCell(num_features, lstm_units) if lstm_units else None
+        self.lstm = nn.LSTM(num_features, lstm_units) if lstm_units else None
         sizes = [lstm_units or num_features, *hidden_sizes, 1]
         self._layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
         self.layers = nn.ModuleList(self._layers)
@@ -33,12 +32,8 @@ class Actor(nn.Module):
         Args:
             x: observations, (S, M, n).
         """
-        if self.cell is not None:
-            state, states = None, []
-            for observations in x:
-                state = self.cell(observations, state)
-                states.append(state[0])
-            x = torch.stack(states)
+        if self.lstm is not None:
+            x, _ = self.lstm(x)
         *hidden, last = self._layers
         for layer in hidden:
             x = layer(x).tanh()
@@ -59,11 +54,11 @@ class Actor(nn.Module):
         ):
             if expected != given:
                 raise ValueError(f"`init_from` must have the {name} {expected}, got {given}")
-        write_actor(policy, self._layers, self.cell)
+        write_actor(policy, self._layers, self.lstm)
 
     def policy(self, settings: ControlSettings, card: dict[str, Any]) -> Policy:
         """The frozen policy that acts as this network does."""
-        layers, lstm = read_actor(self._layers, self.cell)
+        layers, lstm = read_actor(self._layers, self.lstm)
         return Policy(
             layers, settings.observation, settings.action, settings.clock, card=card, lstm=lstm
         )

@@ -20,6 +20,7 @@ from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.control import train_controlled
 from lrpilot.agents.imitation.experts import Experts, decay_to_zero
+from lrpilot.agents.imitation.mean import mean_policy
 from lrpilot.agents.imitation.rollouts import Rollout, join
 from lrpilot.envs.reward import has_diverged
 from lrpilot.policy.controller import Controller
@@ -126,6 +127,7 @@ def imitate(
     updates_per_round: int,
     lstm_units: int,
     hidden_sizes: Sequence[int],
+    num_members: int,
     action_noise: float,
     peak_error: float,
     caution: float,
@@ -155,12 +157,14 @@ def imitate(
         updates_per_round: minibatches of about 3,000 states that it is fitted to.
         lstm_units: of an LSTM cell before the layers, so that the policy remembers; 0 for none.
         hidden_sizes: units of the layers.
+        num_members: how many networks learn, each from minibatches of its own; the policy acts as
+            the mean of them.
         action_noise: standard deviation of noise in all actions, so that more is seen.
         peak_error: of `Experts.best_peaks`.
         caution: how much worse it is to be above the expert's action than below it; 1 for the mean.
         seed: of the draws and the weights.
-        init_from: policy to go on from, of the same shapes, that sees and does the same; then no
-            expert acts.
+        init_from: policy that every member goes on from, of the same shapes, that sees and does the
+            same; then no expert acts.
         earlier: what was noted in other imitations, of policies that saw and did the same; the
             policy is fitted to it before the first round, too, and no expert acts.
         card: what the policy file says besides.
@@ -178,10 +182,15 @@ def imitate(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     names = settings.observation.names
-    actor = Actor(len(names), lstm_units=lstm_units, hidden_sizes=hidden_sizes)
+    actors = [
+        Actor(len(names), lstm_units=lstm_units, hidden_sizes=hidden_sizes)
+        for _ in range(num_members)
+    ]
     if init_from is not None:
-        actor.load(init_from, settings)
-    optimizer = torch.optim.Adam(actor.parameters(), lr=_LEARNING_RATE)
+        for actor in actors:
+            actor.load(init_from, settings)
+    parameters = [parameter for actor in actors for parameter in actor.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, 0.1, total_iters=(num_rounds + bool(earlier)) * updates_per_round
     )
@@ -207,11 +216,15 @@ def imitate(
     def fit() -> float:
         whole = join(rollouts)
         steps = range(updates_per_round)
-        return float(np.mean([_update(actor, optimizer, whole, decay, caution) for _ in steps]))
+        return float(np.mean([_update(actors, optimizer, whole, decay, caution) for _ in steps]))
+
+    def mean() -> Policy:
+        members = [actor.policy(settings, {}) for actor in actors]
+        return mean_policy(members, dict(trained_on))
 
     if rollouts:
         fit()
-    policy = actor.policy(settings, trained_on)
+    policy = mean()
     is_taught = init_from is None and not rollouts
     horizons: list[int] = []
     metrics = io.StringIO()
@@ -239,7 +252,7 @@ def imitate(
         trained_on["feature_range"] = _feature_range(rollouts, names, known_range)
         trained_on["num_env_steps"] += rollout.wanted.numel()
         trained_on["num_inner_steps"] += num_runs * total_steps
-        policy = actor.policy(settings, dict(trained_on))
+        policy = mean()
         row = {
             "round": k,
             "total_steps": total_steps,
@@ -267,23 +280,25 @@ def _feature_range(
 
 
 def _update(
-    actor: Actor,
+    actors: Sequence[Actor],
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     decay: torch.optim.lr_scheduler.LRScheduler,
     caution: float,
 ) -> float:
-    """Fit the actor to some whole runs; returns their weighted mean squared error."""
+    """Fit every actor to some whole runs; returns their weighted mean squared error."""
     num_steps, num_runs = rollout.wanted.shape
-    index = torch.randint(num_runs, (max(1, _BATCH_SIZE // num_steps),))
-    observations, wanted, weights = (part[:, index] for part in rollout)
-    excess = actor(observations) - wanted
-    weights = torch.where(excess > 0.0, caution * weights, weights)
-    loss = (weights * excess.square()).sum() / weights.sum().clamp(min=1e-6)
     optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(actor.parameters(), _MAX_GRADIENT_NORM)
+    errors = []
+    for actor in actors:
+        index = torch.randint(num_runs, (max(1, _BATCH_SIZE // num_steps),))
+        observations, wanted, weights = (part[:, index] for part in rollout)
+        excess = actor(observations) - wanted
+        weights = torch.where(excess > 0.0, caution * weights, weights)
+        loss = (weights * excess.square()).sum() / weights.sum().clamp(min=1e-6)
+        loss.backward()
+        nn.utils.clip_grad_norm_(actor.parameters(), _MAX_GRADIENT_NORM)
+        errors.append(loss.item())
     optimizer.step()
     decay.step()
-    error: float = loss.item()
-    return error
+    return float(np.mean(errors))

@@ -12,6 +12,7 @@ from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
 from lrpilot.agents.imitation.dagger import roll_out
 from lrpilot.agents.imitation.experts import decay_to_zero, log_levels
+from lrpilot.agents.imitation.mean import mean_policy
 from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, write_rollout
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
@@ -37,6 +38,7 @@ IMITATION: dict[str, Any] = {
     "num_rounds": 3,
     "updates_per_round": 30,
     "hidden_sizes": [8],
+    "num_members": 1,
     "action_noise": 0.1,
     "peak_error": 0.5,
     "caution": 1.0,
@@ -213,6 +215,31 @@ def test_an_actor_that_takes_a_policy_is_that_policy(lstm_units: int) -> None:
     assert second.policy(SETTINGS, {}).fingerprint == policy.fingerprint
 
 
+@pytest.mark.parametrize("lstm_units", [0, 5])
+def test_the_mean_of_policies_acts_as_the_mean_of_what_they_do(lstm_units: int) -> None:
+    torch.manual_seed(0)
+    size = len(SETTINGS.observation.names)
+    policies = [
+        Actor(size, lstm_units=lstm_units, hidden_sizes=[6, 4]).policy(SETTINGS, {})
+        for _ in range(3)
+    ]
+    mean = mean_policy(policies, {"task": "mean"})
+    memories = [policy.initial_memory(2) for policy in policies]
+    memory = mean.initial_memory(2)
+    for observations in torch.randn(7, 2, size).numpy():
+        actions = [p.act_batch(observations, m) for p, m in zip(policies, memories, strict=True)]
+        assert mean.act_batch(observations, memory) == pytest.approx(np.mean(actions, 0), abs=1e-6)
+    assert mean.card == {"task": "mean"}
+
+
+def test_policies_of_other_shapes_have_no_mean() -> None:
+    small, large = (
+        Actor(len(SETTINGS.observation.names), lstm_units=0, hidden_sizes=[size]) for size in (3, 4)
+    )
+    with pytest.raises(ValueError, match="`policies` must have equal shapes, got"):
+        mean_policy([small.policy(SETTINGS, {}), large.policy(SETTINGS, {})], {})
+
+
 def test_an_actor_does_not_take_a_policy_of_other_shapes() -> None:
     small, large = (
         Actor(len(SETTINGS.observation.names), lstm_units=0, hidden_sizes=[size]) for size in (3, 4)
@@ -221,15 +248,15 @@ def test_an_actor_does_not_take_a_policy_of_other_shapes() -> None:
         small.load(large.policy(SETTINGS, {}), SETTINGS)
 
 
-@pytest.mark.parametrize("lstm_units", [0, 4])
-def test_a_policy_learns_what_its_experts_do(lstm_units: int) -> None:
+@pytest.mark.parametrize(("lstm_units", "num_members"), [(0, 1), (4, 1), (4, 2)])
+def test_a_policy_learns_what_its_experts_do(lstm_units: int, num_members: int) -> None:
     experts = search_experts(TASK, seeds=[1, 2, 3], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
     rows: list[str] = []
     policy = imitate(
         TASK,
         SETTINGS,
         experts,
-        **{**IMITATION, "num_rounds": 8, "updates_per_round": 100},
+        **{**IMITATION, "num_rounds": 8, "updates_per_round": 100, "num_members": num_members},
         lstm_units=lstm_units,
         report=lambda _, metrics, rollout: rows.append(metrics),
     )

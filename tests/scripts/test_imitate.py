@@ -16,7 +16,9 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [["lstm_units=32"], ["lstm_units=0", "hidden_sizes=[8,4]"]])
+@pytest.mark.parametrize(
+    "sizes", [["lstm_units=8", "num_members=2"], ["lstm_units=0", "hidden_sizes=[8,4]"]]
+)
 def test_the_command_that_is_named_next_trains_an_agent_from_there(
     tmp_path: Path, sizes: list[str]
 ) -> None:
