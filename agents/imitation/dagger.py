@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,19 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.export import versions
 from lrpilot.agents.imitation.actor import Actor
-from lrpilot.agents.imitation.control import train_controlled
-from lrpilot.agents.imitation.experts import Experts, decay_to_zero
+from lrpilot.agents.imitation.experts import Experts
 from lrpilot.agents.imitation.mean import mean_policy
-from lrpilot.agents.imitation.rollouts import Rollout, join
-from lrpilot.envs.reward import has_diverged
-from lrpilot.policy.controller import Controller
+from lrpilot.agents.imitation.rollouts import Rollout, join, roll_out
 from lrpilot.redaction import without_folders
 from lrpilot.tasks.task import Task
 
@@ -32,89 +27,6 @@ FIELDS = ("round", "total_steps", "num_states", "error", "regret", "seconds")
 _BATCH_SIZE = 3072
 _LEARNING_RATE = 2e-3
 _MAX_GRADIENT_NORM = 1.0
-# so that experts which see no difference between the peaks count, too
-_LEAST_STAKE = 0.05
-
-Array = NDArray[np.float32]
-Floats = NDArray[np.float64]
-
-
-def roll_out(
-    task: Task,
-    settings: ControlSettings,
-    experts: Experts,
-    policy: Policy,
-    *,
-    num_runs: int,
-    peak_error: float,
-    expert_share: float,
-    noise: float,
-    rng: np.random.Generator,
-) -> tuple[Rollout, Floats]:
-    """Let a policy control whole trainings, and ask at every decision what their experts would do.
-
-    Args:
-        task: of the experts.
-        settings: what the policy sees and does, and the range of initial learning rates.
-        experts: all of one horizon.
-        policy: acts.
-        num_runs: B; each training runs about as often as the others.
-        peak_error: see `Experts.best_peaks`.
-        expert_share: chance of a run that its expert acts.
-        noise: standard deviation of what is added to all actions.
-        rng: of the initial learning rates, the noise, and of who acts.
-
-    Returns:
-        What was seen, and how much the log held-out loss at the end is above that of the best
-        peak, of the runs in which the policy acted.
-
-    Raises:
-        ValueError: if the horizon is so short that nothing is decided.
-    """
-    total_steps = int(experts.total_steps[0])
-    index = np.resize(rng.permutation(len(experts)), num_runs)
-    peaks = experts.best_peaks(peak_error)[index]
-    weights = experts.stakes()[index] + _LEAST_STAKE
-    low, high = map(math.log, settings.initial_lr_factors)
-    initial_lrs = task.base_lr * np.exp(rng.uniform(low, high, num_runs))
-    follows = rng.random(num_runs) < expert_share
-    memory = policy.initial_memory(num_runs)
-    parts: list[tuple[Array, Floats, Floats]] = []
-
-    def act(controller: Controller, observations: Array) -> Floats:
-        nonlocal weights
-        progress = controller.progress
-        wanted = settings.action.action_for(
-            peaks * decay_to_zero(progress) / initial_lrs,
-            multiplier=controller.multiplier,
-            progress=progress,
-        ).clip(-1.0, 1.0)
-        weights = weights * ~has_diverged(controller.observer, settings.divergence_factor)
-        parts.append((observations.copy(), wanted, weights))
-        actions: Floats = np.where(follows, wanted, policy.act_batch(observations, memory))
-        return actions + noise * rng.standard_normal(num_runs)
-
-    levels = train_controlled(
-        task,
-        act,
-        observation=settings.observation,
-        action=settings.action,
-        clock=settings.clock,
-        seeds=experts.task_seeds[index].tolist(),
-        initial_lrs=initial_lrs,
-        total_steps=total_steps,
-    )
-    if not parts:
-        raise ValueError(
-            f"`experts` must have horizons with a decision, got {total_steps} steps with none"
-        )
-    seen, asked, weight = (np.stack(part) for part in zip(*parts, strict=True))
-    rollout = Rollout(
-        torch.tensor(seen),
-        torch.tensor(asked, dtype=torch.float32),
-        torch.tensor(weight, dtype=torch.float32),
-    )
-    return rollout, (levels - experts.levels.min(1)[index])[~follows]
 
 
 def imitate(

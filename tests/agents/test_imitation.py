@@ -10,10 +10,9 @@ import torch
 from lrpilot import ActionSpec, ControlSettings, ObservationSpec
 from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
-from lrpilot.agents.imitation.dagger import roll_out
 from lrpilot.agents.imitation.experts import decay_to_zero, log_levels
 from lrpilot.agents.imitation.mean import mean_policy
-from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, write_rollout
+from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, roll_out, write_rollout
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 PEAKS = np.array([0.1, 1.0, 10.0])
