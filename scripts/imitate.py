@@ -62,13 +62,17 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         **plain(cfg.imitation),
         seed=cfg.seed,
         init_from=Policy.load(cfg.init_from) if cfg.init_from else None,
-        earlier=[r for path in cfg.rollouts_from for r in read_rollouts(Path(path), settings)],
+        earlier=[
+            rollout
+            for path in cfg.rollouts_from
+            for rollout in read_rollouts(Path(path), settings, cfg.imitation.schedule)
+        ],
         card={
             **{name: config[name] for name in ("task", "env", "imitation")},
             **describe_provenance(),
         },
         show_progress=cfg.show_progress,
-        report=partial(write_results, run_dir, settings),
+        report=partial(write_results, run_dir, settings, cfg.imitation.schedule),
     )
     print(f"\nexperts      {len(experts)}, {-experts.levels.min(1).mean():.3f} nats each")
     print((run_dir / METRICS_FILE).read_text().strip())
@@ -129,10 +133,15 @@ def find_experts(cfg: DictConfig, task: Task, settings: ControlSettings, run_dir
 
 
 def write_results(
-    run_dir: Path, settings: ControlSettings, policy: Policy, metrics: str, rollout: Rollout
+    run_dir: Path,
+    settings: ControlSettings,
+    schedule: str,
+    policy: Policy,
+    metrics: str,
+    rollout: Rollout,
 ) -> None:
     """Keep the policy of the last round, the rows so far, and what was noted in the round."""
-    write_rollout(run_dir, rollout, settings)
+    write_rollout(run_dir, rollout, settings, schedule)
     policy.save(run_dir / POLICY_FILE)
     write_whole(run_dir / METRICS_FILE, metrics)
 

@@ -43,6 +43,7 @@ def imitate(
     action_noise: float,
     peak_error: float,
     caution: float,
+    schedule: str,
     seed: int = 0,
     init_from: Policy | None = None,
     earlier: Sequence[Rollout] = (),
@@ -55,7 +56,7 @@ def imitate(
     In round i, the policy controls the experts' trainings of one horizon from random initial
     learning rates, but for a share 2^-i of the runs, in which the experts act. In every state that
     is seen, the expert's action a* is noted: it brings the learning rate to the best peak times
-    `decay_to_zero(p)`, as far as one decision reaches. Then the policy is fitted to all that were
+    the schedule at p, as far as one decision reaches. Then the policy is fitted to all that were
     noted so far: Adam minimizes the mean of (a - a*)^2, weighted by what is at stake for the
     expert, and by `caution` where a is above a*: what it learns is an expectile of a*, which is
     low where the state does not tell what is best.
@@ -74,6 +75,7 @@ def imitate(
         action_noise: standard deviation of noise in all actions, so that more is seen.
         peak_error: of `Experts.best_peaks`.
         caution: how much worse it is to be above the expert's action than below it; 1 for the mean.
+        schedule: that the experts follow to the best peak, of `SCHEDULES`.
         seed: of the draws and the weights.
         init_from: policy that every member goes on from, of the same shapes, that sees and does the
             same; then no expert acts.
@@ -155,6 +157,7 @@ def imitate(
             policy,
             num_runs=num_runs,
             peak_error=peak_error,
+            schedule=schedule,
             expert_share=0.5**k if is_taught else 0.0,
             noise=action_noise,
             rng=rng,

@@ -13,35 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrpilot.agents.imitation.schedules import decay_to_zero
 from lrpilot.envs.reward import LEVEL_FLOOR
 from lrpilot.files import write_whole
-from lrpilot.policy.elementwise import Numbers, at_least, where
 from lrpilot.tasks.task import Task
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-WARMUP_SHARE = 0.1
-_LEAST_PROGRESS = 1e-3
 _LARGEST_RISE = 2.0
 _FINE = 101
 _COLUMNS = ("task_seed", "total_steps")
-
-
-def decay_to_zero(progress: Numbers) -> Numbers:
-    """Warm-up, then decay to zero: p / 0.1 up to p = 0.1, then (1 - p) / 0.9.
-
-    Progress below 0.001 counts as that much, so that the factor is positive until the end.
-
-    References:
-        Bergsma et al. Straight to zero: Why linearly decaying the learning rate to zero works best
-        for LLMs. 2025.
-
-    >>> [decay_to_zero(p) for p in (0.05, 0.1, 0.325, 1.0)]
-    [0.5, 1.0, 0.75, 0.0]
-    """
-    warmup = at_least(_LEAST_PROGRESS, progress) / WARMUP_SHARE
-    return where(progress < WARMUP_SHARE, warmup, (1.0 - progress) / (1.0 - WARMUP_SHARE))
 
 
 def log_levels(losses: Tensor, first: Tensor) -> Floats:

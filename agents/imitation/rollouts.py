@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lrpilot import ControlSettings, Policy
 from lrpilot.agents.imitation.control import train_controlled
-from lrpilot.agents.imitation.experts import Experts, decay_to_zero
+from lrpilot.agents.imitation.experts import Experts
+from lrpilot.agents.imitation.schedules import SCHEDULES
 from lrpilot.envs.reward import has_diverged
 from lrpilot.files import write_whole
 from lrpilot.policy.controller import Controller
@@ -25,6 +26,8 @@ FOLDER = "rollouts"
 
 # so that experts which see no difference between the peaks count, too
 _LEAST_STAKE = 0.05
+# schedules are 0 at the end
+_LATEST = 0.9999
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -54,6 +57,7 @@ def roll_out(
     *,
     num_runs: int,
     peak_error: float,
+    schedule: str,
     expert_share: float,
     noise: float,
     rng: np.random.Generator,
@@ -67,6 +71,7 @@ def roll_out(
         policy: acts.
         num_runs: B; each training runs about as often as the others.
         peak_error: see `Experts.best_peaks`.
+        schedule: that the experts follow, of `SCHEDULES`.
         expert_share: chance of a run that its expert acts.
         noise: standard deviation of what is added to all actions.
         rng: of the initial learning rates, the noise, and of who acts.
@@ -92,7 +97,7 @@ def roll_out(
         nonlocal weights
         progress = controller.progress
         wanted = settings.action.action_for(
-            peaks * decay_to_zero(progress) / initial_lrs,
+            peaks * SCHEDULES[schedule](progress) / initial_lrs,
             multiplier=controller.multiplier,
             progress=progress,
         ).clip(-1.0, 1.0)
@@ -131,16 +136,19 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout(*(torch.cat(parts, 1) for parts in zip(*padded, strict=True)))
 
 
-def write_rollout(run_dir: Path, rollout: Rollout, settings: ControlSettings) -> None:
+def write_rollout(
+    run_dir: Path, rollout: Rollout, settings: ControlSettings, schedule: str
+) -> None:
     """Add a file to the rollouts of a run folder."""
     folder = run_dir / FOLDER
     tensors = {name: part.contiguous() for name, part in rollout._asdict().items()}
-    content = safetensors.torch.save(tensors, {"control": _control(settings)})
-    write_whole(folder / f"{len(list(folder.glob('*.safetensors'))) + 1:04}.safetensors", content)
+    metadata = {"control": _control(settings), "schedule": schedule}
+    path = folder / f"{len(list(folder.glob('*.safetensors'))) + 1:04}.safetensors"
+    write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def read_rollouts(run_dir: Path, settings: ControlSettings) -> list[Rollout]:
-    """All rollouts of a run folder, in their order.
+def read_rollouts(run_dir: Path, settings: ControlSettings, schedule: str) -> list[Rollout]:
+    """All rollouts of a run folder, in their order, with what experts of a schedule had done.
 
     Raises:
         ValueError: if there are none, or their policies saw or did something else, or decided at
@@ -152,14 +160,55 @@ def read_rollouts(run_dir: Path, settings: ControlSettings) -> list[Rollout]:
     rollouts = []
     for path in paths:
         with safetensors.safe_open(path, "pt") as file:
-            control = file.metadata()["control"]
-            if control != _control(settings):
+            metadata = file.metadata()
+            if metadata["control"] != _control(settings):
                 raise ValueError(
                     f"`rollouts_from` must have been seen and decided as {_control(settings)}, got "
-                    f"{control}"
+                    f"{metadata['control']}"
                 )
-            rollouts.append(Rollout(*(file.get_tensor(name) for name in Rollout._fields)))
+            rollout = Rollout(*(file.get_tensor(name) for name in Rollout._fields))
+        if metadata["schedule"] != schedule:
+            rollout = relabel(rollout, settings, metadata["schedule"], schedule)
+        rollouts.append(rollout)
     return rollouts
+
+
+def relabel(rollout: Rollout, settings: ControlSettings, given: str, schedule: str) -> Rollout:
+    """What experts with the same peaks had done under another schedule.
+
+    Where an action was not clipped, it tells the expert's peak, with p the progress and s the given
+    schedule::
+
+        log peak = alpha a* + log lr - log s(p)
+
+    The median over a run serves where it was. A run whose actions were all clipped gets weight 0.
+    What the anchor does within a step is left out: late in a run, where it matters, hardly any
+    action is clipped.
+
+    Raises:
+        ValueError: if the policy does not see progress and learning rate, or if its action is no
+            multiplier.
+    """
+    names = settings.observation.names
+    if not {"progress", "log_lr"} <= set(names) or settings.action.kind != "multiplier":
+        raise ValueError(
+            f"`schedule` must be {given!r}, as that of the rollouts, unless the policy multiplies "
+            f"and sees progress and log_lr, got {schedule!r}, {settings.action.kind!r} and {names}"
+        )
+    progress, log_lr = (
+        rollout.observations[..., names.index(name)].double() for name in ("progress", "log_lr")
+    )
+    shares = ((progress + 1.0) / 2.0).clamp(max=_LATEST).numpy()
+    before, after = (torch.as_tensor(np.log(SCHEDULES[name](shares))) for name in (given, schedule))
+    alpha = settings.action.max_log_change
+    log_factor = 2.0 * math.log(10.0) * log_lr
+    is_free = rollout.wanted.abs() < 1.0
+    peaks = torch.where(is_free, alpha * rollout.wanted + log_factor - before, math.nan)
+    peak = peaks.nanmedian(0).values
+    moved = rollout.wanted + (after - before) / alpha
+    wanted = torch.where(is_free, moved, (peak + after - log_factor) / alpha).clamp(-1.0, 1.0)
+    weights = rollout.weights.where(~wanted.isnan(), 0.0)
+    return Rollout(rollout.observations, wanted.nan_to_num(0.0).float(), weights)
 
 
 def _control(settings: ControlSettings) -> str:

@@ -10,9 +10,16 @@ import torch
 from lrpilot import ActionSpec, ControlSettings, ObservationSpec
 from lrpilot.agents.imitation import Experts, imitate, search_experts
 from lrpilot.agents.imitation.actor import Actor
-from lrpilot.agents.imitation.experts import decay_to_zero, log_levels
+from lrpilot.agents.imitation.experts import log_levels
 from lrpilot.agents.imitation.mean import mean_policy
-from lrpilot.agents.imitation.rollouts import Rollout, read_rollouts, roll_out, write_rollout
+from lrpilot.agents.imitation.rollouts import (
+    Rollout,
+    read_rollouts,
+    relabel,
+    roll_out,
+    write_rollout,
+)
+from lrpilot.agents.imitation.schedules import SCHEDULES, decay_to_zero
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 
 PEAKS = np.array([0.1, 1.0, 10.0])
@@ -41,6 +48,7 @@ IMITATION: dict[str, Any] = {
     "action_noise": 0.1,
     "peak_error": 0.5,
     "caution": 1.0,
+    "schedule": "d2z",
     "show_progress": False,
 }
 
@@ -61,12 +69,16 @@ def test_the_action_for_a_factor_gives_this_factor(kind: str) -> None:
     assert again == pytest.approx(action, abs=1e-9)
 
 
-def test_the_schedule_of_experts_is_continuous_and_highest_after_its_warmup() -> None:
+@pytest.mark.parametrize(("name", "share"), [("d2z", 0.1), ("slow_rise", 0.2)])
+def test_a_schedule_of_experts_is_continuous_and_highest_after_its_warmup(
+    name: str, share: float
+) -> None:
     grid = np.linspace(0.0, 1.0, 1001)
-    factors = decay_to_zero(grid)
-    assert np.abs(np.diff(factors)).max() < 0.0101
-    assert grid[factors.argmax()] == pytest.approx(0.1)
+    factors = SCHEDULES[name](grid)
+    assert np.abs(np.diff(factors)).max() < 0.02
+    assert grid[factors.argmax()] == pytest.approx(share)
     assert factors[-1] == 0.0
+    assert factors[:-1].min() > 0.0
 
 
 def test_the_best_peak_of_one_that_follows_exactly_is_the_best_that_ran() -> None:
@@ -156,6 +168,7 @@ def test_an_expert_that_acts_is_followed_to_its_schedule() -> None:
         Actor(len(settings.observation.names), lstm_units=0, hidden_sizes=[2]).policy(settings, {}),
         num_runs=6,
         peak_error=0.5,
+        schedule="d2z",
         expert_share=1.0,
         noise=0.0,
         rng=np.random.default_rng(0),
@@ -183,6 +196,7 @@ def test_states_after_a_divergence_have_no_weight() -> None:
         actor.policy(settings, {}),
         num_runs=3,
         peak_error=0.5,
+        schedule="d2z",
         expert_share=0.0,
         noise=0.0,
         rng=np.random.default_rng(0),
@@ -284,21 +298,56 @@ def test_what_was_noted_in_a_round_is_read_as_it_was_written(tmp_path: Path) -> 
         Rollout(torch.randn(3, 2, 4), torch.randn(3, 2), torch.rand(3, 2)) for _ in range(12)
     ]
     for rollout in written:
-        write_rollout(tmp_path, rollout, SETTINGS)
-    for rollout, again in zip(written, read_rollouts(tmp_path, SETTINGS), strict=True):
+        write_rollout(tmp_path, rollout, SETTINGS, "d2z")
+    for rollout, again in zip(written, read_rollouts(tmp_path, SETTINGS, "d2z"), strict=True):
         assert all(map(torch.equal, rollout, again))
 
 
 def test_what_was_noted_of_other_observations_is_refused(tmp_path: Path) -> None:
-    write_rollout(tmp_path, Rollout(*torch.zeros(3, 2, 1, 1)), SETTINGS)
+    write_rollout(tmp_path, Rollout(*torch.zeros(3, 2, 1, 1)), SETTINGS, "d2z")
     other = replace(SETTINGS, observation=ObservationSpec(groups=("progress",)))
     with pytest.raises(ValueError, match="`rollouts_from` must have been seen and decided as"):
-        read_rollouts(tmp_path, other)
+        read_rollouts(tmp_path, other, "d2z")
 
 
 def test_a_folder_without_rollouts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`rollouts_from` must be run folders with rollouts/, got"):
-        read_rollouts(tmp_path, SETTINGS)
+        read_rollouts(tmp_path, SETTINGS, "d2z")
+
+
+def test_experts_of_another_schedule_are_told_from_what_was_noted() -> None:
+    """As those who were asked in the same runs, but for the anchor's change within a step."""
+    experts = search_experts(TASK, seeds=[1, 2], total_steps=24, peak_factors=[0.1, 1.0, 10.0])
+    settings = replace(SETTINGS, action=ActionSpec(max_log_change=4.0, max_factor=1e6))
+    actor = Actor(len(SETTINGS.observation.names), lstm_units=0, hidden_sizes=[2])
+    options: dict[str, Any] = {"num_runs": 6, "peak_error": 0.5, "expert_share": 0.0, "noise": 0.1}
+    noted, expected = (
+        roll_out(
+            TASK,
+            settings,
+            experts,
+            actor.policy(settings, {}),
+            **options,
+            schedule=schedule,
+            rng=np.random.default_rng(0),
+        )[0]
+        for schedule in ("d2z", "slow_rise")
+    )
+    assert torch.equal(noted.observations, expected.observations)
+    again = relabel(noted, settings, "d2z", "slow_rise")
+    known = again.weights > 0.0
+    assert known.sum() >= 0.5 * known.numel()
+    was_free = known & (noted.wanted.abs() < 1.0)
+    assert 0 < was_free.sum() < known.sum()
+    assert (again.wanted - expected.wanted)[was_free].abs().max() < 1e-5
+    assert (again.wanted - expected.wanted)[known].abs().max() < 0.1
+    assert (noted.wanted - expected.wanted)[known].abs().max() > 0.2
+
+
+def test_another_schedule_needs_a_policy_that_sees_its_learning_rate() -> None:
+    other = replace(SETTINGS, observation=ObservationSpec(groups=("progress",)))
+    with pytest.raises(ValueError, match="`schedule` must be 'd2z', as that of the rollouts, unl"):
+        relabel(Rollout(*torch.zeros(3, 2, 1, 1)), other, "d2z", "slow_rise")
 
 
 def test_a_policy_acts_from_the_first_round_as_earlier_rollouts_teach() -> None:
