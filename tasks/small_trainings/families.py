@@ -136,6 +136,50 @@ class CNN(Family):
 
 
 @dataclass(frozen=True)
+class LeNet(Family):
+    """Stages of 3 x 3 convolutions that halve the image, then hidden layers; nothing is normalized.
+
+    As in LeNet, a stage ends with max-pooling; or its last convolution has a stride of 2. Since
+    torch's initial weights shrink what goes through each layer, training begins on a plateau: the
+    outputs hardly depend on the inputs, until in few steps they do.
+    """
+
+    kinds = (("images", "classes"),)
+    size_factor = 4
+    num_stages: int
+    depth: int
+    width: int
+    num_hidden: int
+    activation: str
+    has_pooling: bool
+
+    @classmethod
+    def draw(cls, dice: Dice, size: Size) -> Self:
+        """1 to 3 stages of 1 or 2 convolutions, small ones with 4 to 16 channels."""
+        return cls(
+            num_stages=dice.integer((1, 3)),
+            depth=dice.integer((1, 2)),
+            width=2 * dice.log_uniform_integer(size.half_channels),
+            num_hidden=dice.integer((0, 2)),
+            activation=dice.choice(("relu", "relu", "gelu", "tanh")),
+            has_pooling=dice.uniform((0, 1)) < 0.5,
+        )
+
+    def outputs(self, layers: Layers, x: Tensor, ends: Ends) -> Tensor:
+        """Outputs (R, examples, outputs)."""
+        activation = ACTIVATIONS[self.activation]
+        for _ in range(self.num_stages):
+            for depth in range(self.depth):
+                is_strided = depth == self.depth - 1 and not self.has_pooling
+                x = activation(layers.convolve(x, self.width, stride=2 if is_strided else 1))
+            x = layers.max_pool(x) if self.has_pooling else x
+        x = x.flatten(2)
+        for _ in range(self.num_hidden):
+            x = layers.drop(activation(layers.linear(x, 4 * self.width)))
+        return layers.linear(layers.drop(x), ends.num_outputs)
+
+
+@dataclass(frozen=True)
 class Transformer(Family):
     """Blocks of self-attention and a hidden layer, each residual and normalized before or after.
 
@@ -248,4 +292,5 @@ FAMILIES: dict[str, type[Family]] = {
     "transformer": Transformer,
     "rnn": RNN,
     "gpt": GPT,
+    "lenet": LeNet,
 }

@@ -79,6 +79,11 @@ class Layers:
         patches: Tensor = _Patches.apply(x, stride)  # type: ignore[no-untyped-call]
         return self.linear(patches, num_channels)
 
+    def max_pool(self, x: Tensor) -> Tensor:
+        """The largest of each 2 x 2 pixels of images (R, examples, height, width, channels)."""
+        height, width = x.shape[2:4]
+        return x.view(*x.shape[:2], height // 2, 2, width // 2, 2, -1).amax((3, 5))
+
     def _scaled(self, x: Tensor) -> Tensor:
         """The trained scale and shift that follow a normalization."""
         size = x.shape[-1]

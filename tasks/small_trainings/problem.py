@@ -58,6 +58,8 @@ class SmallTrainingProblem(DeviceTask):
     | gpt         | transformers whose weights begin at a     | text: the next character;       |
     |             | standard deviation of .02, biases at 0    | symbols: the next; patches:     |
     |             |                                           | classes                         |
+    | lenet       | plain convolutions that halve the image,  | images: classes                 |
+    |             | hidden layers                             |                                 |
 
     A run draws one of the setups, and by itself: data (scikit-learn's digits, Python's manual, or
     synthetic ones, see `draw_examples`), their noise, the scale of the initial weights (0.5 to 2,
@@ -68,10 +70,10 @@ class SmallTrainingProblem(DeviceTask):
 
     Args:
         optimizer: `OptimizerDraws`, or one optimizer for all runs.
-        families: some of "mlp", "cnn", "transformer", "rnn" and "gpt".
+        families: some of "mlp", "cnn", "transformer", "rnn", "gpt" and "lenet".
         sizes: some of "small" (500 to 10,000 parameters) and "wide" (10,000 to 100,000, which cost
-            up to ten times as much), of the family gpt up to six times as many; with both, half of
-            each family's setups are wide.
+            up to ten times as much), of the family gpt up to six and of lenet up to four times as
+            many; with both, half of each family's setups are wide.
         num_train_range: training examples, log-uniform. With few, a long run learns them by
             heart, and the best that it can do is to stop.
         label_noise_range: share of random labels, uniform.

@@ -31,6 +31,14 @@ def test_a_convolution_is_torchs(stride: int) -> None:
         torch.testing.assert_close(got, wanted)
 
 
+def test_max_pooling_is_torchs() -> None:
+    x = randn(RUNS, EXAMPLES, 8, 4, 3)
+    found = Layers([]).max_pool(x)
+    for run in range(RUNS):
+        expected = functional.max_pool2d(x[run].permute(0, 3, 1, 2), 2)
+        assert torch.equal(found[run].permute(0, 3, 1, 2), expected)
+
+
 def test_batch_normalization_is_torchs_in_training_and_measuring() -> None:
     x, weight, bias = randn(RUNS, EXAMPLES, 4, 4, 3), randn(RUNS, 3), randn(RUNS, 3)
     statistics = [torch.zeros(RUNS, 3).double(), torch.ones(RUNS, 3).double()]

@@ -14,7 +14,7 @@ from lrpilot.tasks.small_trainings.optimizer import KINDS, OptimizerDraws
 from lrpilot.tasks.small_trainings.task import SmallTrainingTask
 from tests.running import check_batched_environments, check_batched_runs, through_file
 
-FAMILIES = ("mlp", "cnn", "transformer", "rnn", "gpt")
+FAMILIES = ("mlp", "cnn", "transformer", "rnn", "gpt", "lenet")
 NUM_RUNS = 12
 SEEDS = list(range(NUM_RUNS))
 EVERYONE = torch.ones(NUM_RUNS, dtype=torch.bool)
@@ -111,7 +111,7 @@ def test_dropout_differs_from_step_to_step() -> None:
 
 
 def test_everything_that_may_be_drawn_is_drawn() -> None:
-    task = make_task(num_setups=200)
+    task = make_task(num_setups=40 * len(FAMILIES))
     setups = task.setups
     assert Counter(type(s.family).__name__.lower() for s in setups) == dict.fromkeys(FAMILIES, 40)
     assert {s.ends.kind for s in setups} == {"vectors", "images", "patches", "symbols", "text"}
@@ -165,12 +165,13 @@ def test_setups_are_small() -> None:
 
 
 def test_half_of_each_familys_setups_are_wide_where_both_sizes_are_asked_for() -> None:
-    setups = make_task(sizes=("small", "wide"), num_setups=20).setups
+    setups = make_task(sizes=("small", "wide"), num_setups=24).setups
     small, wide = SIZES["small"].num_parameters, SIZES["wide"].num_parameters
     for k, setup in enumerate(setups):
-        fewest, most = small if k % 10 < 5 else wide
+        fewest, most = small if k % 12 < 6 else wide
         assert fewest <= setup.blueprint.num_parameters <= most * setup.family.size_factor
-    assert [type(setup.family) for setup in setups[:5]] == [type(s.family) for s in setups[5:10]]
+    families = [type(setup.family) for setup in setups[:12]]
+    assert families[:6] == families[6:]
 
 
 def test_small_setups_are_the_same_without_wide_ones() -> None:
