@@ -8,6 +8,8 @@ from lrpilot.state import Stateful, state_fields
 _NUM_FIRST = 5
 _NUM_SLOW = 100
 _MEMORY = 0.9
+_JUMP = 2.0
+_NUM_JUMPED = 5
 _LARGEST = 1e300  # sums of larger losses would overflow
 
 
@@ -19,10 +21,14 @@ class Brake(Stateful):
 
         divergence:  m > r + 9 r'
         explosion:   m > M + 9 max(M', r' / 10)
+        jump:        L > r + r' and L > M + 2 max(M', r' / 10), five times in a row
 
     So positive losses raise an alarm at ten times their first values, or at ten times their recent
-    ones, if that is about what they were at the start: losses near zero may fluctuate. A third
-    rule, nan, is a loss that is not finite.
+    ones, if that is about what they were at the start: losses near zero may fluctuate. A jump is to
+    twice the first losses and three times the recent ones: a few steps at such gradients kill a
+    network of ReLUs, long before m has seen them. So the first four of them hold the weights
+    where they are, and only five minibatches that agree are an alarm. Another rule, nan, is a loss
+    that is not finite.
 
     No other single loss decides: in m it counts at most as five times the threshold, and the slow
     means take it as at most twice their value. If one of the first losses is below 1e-4 of the
@@ -47,9 +53,11 @@ class Brake(Stateful):
         slow_size="_slow_size",
         least_size="_least_size",
         highest="_highest",
+        least_jump="_least_jump",
         ceiling="_ceiling",
         excess="_excess",
         is_lost="_is_lost",
+        num_jumped="_num_jumped",
     )
 
     def __init__(self) -> None:
@@ -64,12 +72,13 @@ class Brake(Stateful):
         self.relief = 1.0
         """What to leave of the next step. After an alarm: threshold / loss, where a high loss is
         forgotten by a tenth per step, as momentum forgets its gradient. 0 after a loss above the
-        threshold before any alarm, so that the next ones tell whether the training explodes, and
-        after one that is not finite. Else 1."""
+        threshold before any alarm, so that the next ones tell whether the training explodes, after
+        those of a jump, and after one that is not finite. Else 1."""
         self._excess = 1.0
+        self._num_jumped = 0
         self._is_lost = False
         self._slow_mean = self._slow_size = self._least_size = 0.0
-        self._highest = math.inf
+        self._highest = self._least_jump = math.inf
         self._ceiling = -math.inf
 
     def update(self, loss: float) -> str | None:
@@ -92,6 +101,9 @@ class Brake(Stateful):
         rule = "explosion"
         if threshold >= self._highest:
             threshold, rule = self._highest, "divergence"
+        jump = slow + _JUMP * unit
+        if jump < self._least_jump:
+            jump = self._least_jump
         most = 5.0 * threshold
         counted = loss if -most < loss < most else math.copysign(most, loss)
         self.mean += 0.1 * (counted - self.mean)
@@ -119,7 +131,28 @@ class Brake(Stateful):
             self._ceiling = -math.inf
         if loss > threshold:
             self._shorten(loss / threshold)
+        if is_alarm:
+            self._num_jumped = _NUM_JUMPED
+        elif loss > jump:
+            if self._count_jump(loss, jump):
+                return "jump"
+        elif self._num_jumped < _NUM_JUMPED or loss < 0.5 * jump:
+            self._num_jumped = 0
         return rule if is_alarm else None
+
+    def _count_jump(self, loss: float, jump: float) -> bool:
+        """Hold the weights until enough losses agree; returns whether that is an alarm."""
+        if self._num_jumped == _NUM_JUMPED:
+            return False
+        self._num_jumped += 1
+        if self._num_jumped < _NUM_JUMPED:
+            self.relief = 0.0
+            return False
+        self.loss, self.threshold = loss, jump
+        self.num_alarms += 1
+        self._excess = loss / jump
+        self.relief = 1.0 / self._excess
+        return True
 
     def _shorten(self, excess: float) -> None:
         if not self.is_high:
@@ -164,10 +197,12 @@ class Brake(Stateful):
         """Take the slow means as those of the first losses."""
         self._highest = self._slow_mean + (DIVERGENCE_FACTOR - 1.0) * self._slow_size
         self._least_size = 0.1 * self._slow_size
+        self._least_jump = self._slow_mean + self._slow_size
 
     def rewind(self) -> None:
         """Expect losses of the recent past again: the weights have been put back to it."""
         self.mean = self._slow_mean
         self._ceiling = -math.inf
         self.relief = self._excess = 1.0
+        self._num_jumped = 0
         self._is_lost = False

@@ -39,7 +39,8 @@ class Guard(LossDrivenLR):
       since the last alarm, more than twice as far as then;
     - "explosion" or "divergence": the mean of the last losses is ten times the recent ones or the
       first ones (`Brake`), however noisy they are. As long as it stays there no step is healthy,
-      and after `recovery_steps` it is a divergence again, so that a run that died ends in an error.
+      and after `recovery_steps` it is a divergence again, so that a run that died ends in an error;
+    - "jump": five losses in a row are three times the recent and twice the first ones.
 
     The log's other rules are "recovered", "rollback" (signal: the steps lost) and "cap", where the
     cap begins to limit the wrapped scheduler or limits it at another value.

@@ -58,6 +58,37 @@ def test_a_sudden_rise_over_the_recent_past_is_an_explosion_though_the_first_los
     assert min(found) >= 600
 
 
+def test_a_jump_to_three_times_the_recent_losses_and_twice_the_first_is_an_alarm_at_the_fifth() -> (
+    None
+):
+    falling = [2.3 * 0.99**step for step in range(100)]
+    assert alarms([*falling, *[4.8] * 4]) == {}
+    assert alarms([*falling, *[4.8] * 5]) == {104: "jump"}
+    # below twice the first losses, or three times the recent ones
+    assert alarms([*falling, *[4.2] * 50]) == {}
+    assert alarms([2.3] * 100 + [6.0] * 8) == {}
+
+
+def test_a_jump_holds_the_weights_until_five_losses_agree() -> None:
+    brake = Brake()
+    alarms([2.3 * 0.99**step for step in range(100)], brake)
+    reliefs = []
+    for loss in [6.0, 6.0, 6.0, 6.0, 6.0, 1.5, 6.0, 1.5]:
+        brake.update(loss)
+        reliefs.append(brake.relief)
+    assert reliefs[:4] == [0.0] * 4
+    assert 0.5 < reliefs[4] < 1.0
+    assert brake.num_alarms == 1
+    # a single one, among others
+    assert reliefs[6] == 0.0
+    assert reliefs[7] == 1.0
+
+
+def test_a_jump_that_stays_raises_one_alarm() -> None:
+    falling = [2.3 * 0.99**step for step in range(100)]
+    assert list(alarms([*falling, *[5.0] * 500]).values()) == ["jump"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_an_alarm_at_once(value: float) -> None:
     assert alarms([value]) == {0: "nan"}
@@ -146,9 +177,15 @@ def test_alarms_do_not_depend_on_the_scale(seed: int, exponent: int) -> None:
 # ---- the rest
 
 
-@pytest.mark.parametrize("num_losses", [0, 3, 51, 57, 80])
+@pytest.mark.parametrize("num_losses", [0, 3, 51, 53, 61, 67, 90])
 def test_a_brake_goes_on_from_its_state(num_losses: int) -> None:
-    losses = [*noisy(50, 0.5, 0), *(3.0**step for step in range(10)), *noisy(60, 2.0, 1)]
+    losses = [
+        *noisy(50, 0.5, 0),
+        *[4.0] * 4,
+        *noisy(6, 0.5, 2),
+        *(3.0**step for step in range(10)),
+        *noisy(60, 2.0, 1),
+    ]
     whole, resumed = Brake(), Brake()
     alarms(losses[:num_losses], whole)
     resumed.load_state_dict(through_file(whole.state_dict()))

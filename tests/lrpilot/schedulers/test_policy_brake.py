@@ -68,13 +68,13 @@ class Regression:
 @quietly
 def test_regressions_at_thirty_times_the_usual_rate_do_not_end_at_a_huge_loss() -> None:
     ends = []
-    for seed in range(3):
+    for seed in range(8):
         regression = Regression(seed)
         scheduler = PolicyLR(regression.optimizer, "cifar", total_steps=300)
         ends.append(regression.train(scheduler, 300))
         assert "brake" in {entry.rule for entry in scheduler.log}
-    # one may be lost to a single step, which only a rollback can undo
-    assert sum(end < 10.0 for end in ends) >= 2
+    # some are lost to a single step, which only a rollback can undo
+    assert sum(end < 10.0 for end in ends) >= 6
 
 
 def test_with_a_guard_that_rolls_back_the_regression_ends_below_its_first_loss() -> None:

@@ -581,7 +581,7 @@ def test_what_was_trained_is_freed_with_its_scheduler(groups: tuple[str, ...]) -
 
     def train() -> weakref.ref[torch.nn.Parameter]:
         weight = torch.nn.Parameter(torch.ones(3))
-        optimizer = torch.optim.SGD([weight], lr=0.1)
+        optimizer = torch.optim.SGD([weight], lr=0.001)
         clock = ClockSpec(num_decisions=4, least_interval=5)
         scheduler = PolicyLR(optimizer, random_policy(groups=groups, clock=clock), total_steps=20)
         for _ in range(20):
