@@ -68,7 +68,8 @@ def measure_shares(task: ImageTask, num_turns: int) -> dict[str, float]:
         ).step
         for interval_steps in DEPLOYED_INTERVAL_STEPS
     }
-    schedulers["cifar, T = 10,000"] = PolicyLR(run.optimizer, "cifar", total_steps=LONG).step
+    for name in ("cifar", "small_trainings"):
+        schedulers[f"{name}, T = 10,000"] = PolicyLR(run.optimizer, name, total_steps=LONG).step
     cosine = CosineAnnealingLR(run.optimizer, ENDLESS)
     schedulers["torch cosine"] = lambda loss: cosine.step()
     schedulers[EMPTY] = lambda loss: None

@@ -22,7 +22,7 @@ from lrpilot.policy.policy_file import PolicyFileError, content_digest, read_pol
 
 FILE_NAME = "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
-DEFAULT_POLICY = "cifar"
+DEFAULT_POLICY = "small_trainings"
 """The shipped policy that runs where none is named."""
 FORMAT_VERSION = 3
 OUTPUTS = ("clip", "tanh")

