@@ -220,7 +220,7 @@ def test_an_optimizer_that_is_given_trains_every_run_at_the_given_learning_rate(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_most_trainings_can_be_learned(family: str) -> None:
     task = make_task(
-        families=(family,), num_setups=8, dtype="float32", num_privileged=256, base_lr=0.2
+        families=(family,), num_setups=4, dtype="float32", num_privileged=256, base_lr=0.2
     )
     runs = task.start_batch(16)
     runs.reset(list(range(16)), list(range(16)))
