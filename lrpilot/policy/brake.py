@@ -1,6 +1,7 @@
 """Brake: which losses say that a training diverges."""
 
 import math
+from typing import Any
 
 from lrpilot.loss import DIVERGENCE_FACTOR
 from lrpilot.state import Stateful, state_fields
@@ -206,3 +207,12 @@ class Brake(Stateful):
         self.relief = self._excess = 1.0
         self._num_jumped = 0
         self._is_lost = False
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`, also from one of a time before there were jumps."""
+        # highest is r + 9 r', and least_size r' / 10
+        before = {
+            "num_jumped": 0,
+            "least_jump": state["highest"] - 80.0 * state["least_size"],
+        }
+        super().load_state_dict(before | state)

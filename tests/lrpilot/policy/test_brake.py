@@ -192,6 +192,17 @@ def test_a_brake_goes_on_from_its_state(num_losses: int) -> None:
     assert alarms(losses[num_losses:], resumed) == alarms(losses[num_losses:], whole)
 
 
+@pytest.mark.parametrize("num_losses", [0, 3, 50])
+def test_a_state_of_a_time_before_jumps_is_read(num_losses: int) -> None:
+    losses = [2.3 * 0.99**step for step in range(100)] + [6.0] * 8
+    whole, resumed = Brake(), Brake()
+    alarms(losses[:num_losses], whole)
+    state = whole.state_dict()
+    del state["num_jumped"], state["least_jump"]
+    resumed.load_state_dict(through_file(state))
+    assert alarms(losses[num_losses:], resumed) == alarms(losses[num_losses:], whole)
+
+
 def test_after_a_rewind_the_next_explosion_is_an_alarm_at_once() -> None:
     brake = Brake()
     explosion = [1.0] * 50 + [100.0] * 5

@@ -309,7 +309,7 @@ def test_a_resumed_training_continues_bit_identically(name: str, num_steps: int)
 @pytest.mark.filterwarnings("ignore:the training diverges")
 @pytest.mark.parametrize("group", FEATURES)
 def test_a_resumed_training_continues_bit_identically_with_each_group_alone(group: str) -> None:
-    policy = random_policy(5, groups=(group,))
+    policy = random_policy(6, groups=(group,))
     whole = Training(OPTIMIZERS["momentum"], policy, {"total_steps": 50})
     resumed = Training(OPTIMIZERS["momentum"], policy, {"total_steps": 50})
     for _ in range(17):
