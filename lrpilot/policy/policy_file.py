@@ -44,7 +44,7 @@ def read_policy_file(path: Path) -> tuple[str, dict[str, Array]]:
             if len(metadata["lrpilot"]) > LARGEST_HEADER:
                 raise PolicyFileError(f"{path} is no lrpilot policy: its header is too long")
             tensors = {}
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118 (no mapping)
                 kind = file.get_slice(name).get_dtype()
                 if kind != "F32":
                     raise PolicyFileError(
